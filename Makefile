@@ -1,0 +1,53 @@
+# `make demo` and `make test` work on a fresh checkout: each makes its own virtual environment first.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+export OMP_NUM_THREADS ?= 2
+
+.PHONY: help demo test test-slow bench lint types contracts format clean
+help:
+	@echo "make demo        install, then learn and publish domain weights on a small lake of real text"
+	@echo "make test        install, lint, types, contracts and the whole unmarked test suite"
+	@echo "make test-slow   the tests marked slow"
+	@echo "make bench       the benchmarks, each against a named peer or limit"
+	@echo "make format      rewrite the code in the project's format"
+
+$(VENV)/.train: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --editable '.[train]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.train
+	$(BIN)/python -m pip --disable-pip-version-check install --quiet --upgrade 'pip>=25.1'
+	$(PIP) --group dev
+	@touch $@
+
+demo: $(VENV)/.train
+	$(BIN)/curator demo
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+contracts: $(VENV)/.dev
+	$(BIN)/lint-imports
+
+test: lint types contracts
+	$(BIN)/pytest
+
+test-slow: $(VENV)/.dev
+	$(BIN)/pytest -m slow
+
+bench: $(VENV)/.dev
+	@for file in tests/bench/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist

@@ -1,0 +1,1 @@
+"""Object storage and Parquet ↔ DuckDB. Private to `curator`; never imports torch."""

@@ -1,0 +1,1 @@
+"""Lake Curator: what every domain and every row of a lake is worth for a target."""

@@ -1,0 +1,1 @@
+"""Bilevel data reweighting: tensors in, tensors out. Private to `curator`; no files, no SQL."""
