@@ -1,0 +1,101 @@
+"""AdamW whose states exist for the active block only, shared by every backend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from optim.backend import AdamWSettings
+
+
+@dataclass
+class _State:
+    """Moments of one parameter, shaped like it, float32; `master` is a float32 copy of a lower-precision parameter."""
+
+    step: int
+    first: Tensor
+    second: Tensor
+    master: Tensor | None
+
+    def to(self, device: torch.device) -> _State:
+        master = None if self.master is None else self.master.to(device)
+        return _State(self.step, self.first.to(device), self.second.to(device), master)
+
+
+class BlockAdamW:
+    """AdamW (Loshchilov & Hutter, arXiv 1711.05101) over the parameters it was last given.
+
+    What becomes of the moments of a parameter that is left is `settings.moments_on_switch`; a parameter that comes
+    back finds them again unless they were dropped.
+    """
+
+    def __init__(self, settings: AdamWSettings) -> None:
+        self._settings = settings
+        self._active: dict[str, Tensor] = {}
+        self._states: dict[str, _State] = {}
+        self._parked: dict[str, _State] = {}
+
+    @property
+    def active(self) -> Mapping[str, Tensor]:
+        """The parameters that an update changes, by name."""
+        return self._active
+
+    def activate(self, parameters: Mapping[str, Tensor]) -> None:
+        """Make `parameters` the active block."""
+        for name in [name for name in self._states if name not in parameters]:
+            state = self._states.pop(name)
+            if self._settings.moments_on_switch == "keep":
+                self._parked[name] = state
+            elif self._settings.moments_on_switch == "offload":
+                self._parked[name] = state.to(torch.device("cpu"))
+        for name, parameter in parameters.items():
+            if name not in self._states:
+                parked = self._parked.pop(name, None)
+                self._states[name] = parked.to(parameter.device) if parked else _new_state(parameter)
+        self._active = dict(parameters)
+
+    @torch.no_grad()
+    def update(self, learning_rate: float, *, grad_scale: float = 1.0) -> None:
+        """One step with the gradients in `.grad`, each multiplied by `grad_scale`; an absent gradient counts as 0."""
+        by_age: dict[int, list[tuple[Tensor, _State]]] = {}
+        for name, parameter in self._active.items():
+            state = self._states[name]
+            state.step += 1
+            by_age.setdefault(state.step, []).append((parameter, state))
+        for age, items in by_age.items():
+            self._update_group(items, age, learning_rate, grad_scale)
+
+    def _update_group(self, items: list[tuple[Tensor, _State]], age: int, lr: float, grad_scale: float) -> None:
+        beta1, beta2 = self._settings.betas
+        weights = [parameter if state.master is None else state.master for parameter, state in items]
+        grads = [_grad32(parameter) for parameter, _ in items]
+        if grad_scale != 1.0:
+            grads = list(torch._foreach_mul(grads, grad_scale))
+        first, second = [s.first for _, s in items], [s.second for _, s in items]
+        if self._settings.weight_decay:
+            torch._foreach_mul_(weights, 1 - lr * self._settings.weight_decay)
+        torch._foreach_lerp_(first, grads, 1 - beta1)
+        torch._foreach_mul_(second, beta2)
+        torch._foreach_addcmul_(second, grads, grads, 1 - beta2)
+        denominator = torch._foreach_sqrt(second)
+        torch._foreach_div_(denominator, (1 - beta2**age) ** 0.5)
+        torch._foreach_add_(denominator, self._settings.eps)
+        torch._foreach_addcdiv_(weights, first, denominator, -lr / (1 - beta1**age))
+        for parameter, state in items:
+            if state.master is not None:
+                parameter.copy_(state.master)
+
+
+def _new_state(parameter: Tensor) -> _State:
+    zeros = torch.zeros_like(parameter, dtype=torch.float32)
+    master = None if parameter.dtype == torch.float32 else parameter.detach().float().clone()
+    return _State(0, zeros, zeros.clone(), master)
+
+
+def _grad32(parameter: Tensor) -> Tensor:
+    if parameter.grad is None:
+        return torch.zeros_like(parameter, dtype=torch.float32)
+    return parameter.grad.float()

@@ -1,0 +1,85 @@
+"""How the workers share a model: a value checked before anything starts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from optim.errors import LayoutError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Sizes of the parallel axes; the world is their product.
+
+    Axis order (fastest first) is tensor, data, pipeline, as in Megatron-Core.
+    """
+
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    data_parallel: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("tensor_parallel", "pipeline_parallel", "data_parallel"):
+            if getattr(self, name) < 1:
+                raise LayoutError(f"{name}={getattr(self, name)} is not a number of workers; use 1 or more")
+
+    @property
+    def world_size(self) -> int:
+        """Number of worker processes."""
+        return self.tensor_parallel * self.pipeline_parallel * self.data_parallel
+
+    def __str__(self) -> str:
+        return f"TP={self.tensor_parallel} PP={self.pipeline_parallel} DP={self.data_parallel}"
+
+
+def check_layout_fits_model(layout: Layout, hf_config: Mapping[str, Any]) -> None:
+    """Check that heads, feed-forward width and layers divide among the workers.
+
+    Raises:
+        LayoutError: naming the axis, the model's number and the sizes that would be allowed.
+    """
+    heads = int(hf_config.get("num_attention_heads") or hf_config["n_head"])
+    layers = int(hf_config.get("num_hidden_layers") or hf_config["n_layer"])
+    hidden = int(hf_config.get("hidden_size") or hf_config["n_embd"])
+    groups = int(hf_config.get("num_key_value_heads") or heads)
+    width = int(hf_config.get("intermediate_size") or hf_config.get("n_inner") or 4 * hidden)
+    tensor, pipeline = layout.tensor_parallel, layout.pipeline_parallel
+    splits = [t for t in _divisors(math.gcd(heads, width)) if groups % t == 0 or t % groups == 0]
+    if tensor not in splits:
+        raise LayoutError(
+            f"tensor_parallel={tensor} cannot split a model with {heads} attention heads, {groups} key-value heads "
+            f"and a feed-forward width of {width}; this model allows {_listed(splits)}"
+        )
+    if layers % pipeline:
+        raise LayoutError(
+            f"pipeline_parallel={pipeline} cannot split {layers} layers into equal stages; "
+            f"this model allows {_listed(_divisors(layers))}"
+        )
+
+
+def check_layout_fits_machine(layout: Layout, *, num_devices: int, device: str) -> None:
+    """Check that this machine can run `layout.world_size` workers on `num_devices` devices of kind `device`.
+
+    A GPU runs one worker. CPU workers may outnumber the cores (tests of a layout do), but not more than four to one.
+
+    Raises:
+        LayoutError: with the world asked for and the largest one allowed.
+    """
+    limit = num_devices if device == "cuda" else 4 * num_devices
+    if layout.world_size > limit:
+        unit = f"{num_devices} GPUs" if device == "cuda" else f"{num_devices} CPU cores (at most 4 workers a core)"
+        raise LayoutError(
+            f"{layout} needs {layout.world_size} workers, but this machine has {unit}; "
+            f"choose sizes whose product is at most {limit}"
+        )
+
+
+def _divisors(number: int) -> list[int]:
+    return [d for d in range(1, number + 1) if number % d == 0]
+
+
+def _listed(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers))
