@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 
-def initial_tensor(name: str, shape: tuple[int, ...], *, seed: int, std: float = 0.02, norm_offset: bool = False) -> Tensor:
+def initial_tensor(
+    name: str, shape: tuple[int, ...], *, seed: int, std: float = 0.02, norm_offset: bool = False
+) -> Tensor:
     """The full initial tensor of the Hugging Face parameter `name`, float32 on the CPU.
 
     Norm weights are 1 (0 where the family adds 1 itself, `norm_offset`), biases 0, all else N(0, std²) from a

@@ -1,0 +1,101 @@
+"""Domain weights on the simplex: logits ↔ weights, and the optimizers that move them. Pure functions, float64.
+
+λ has its own optimizer and never any weight decay. Shapes: D domains.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from optim.objective import logit_grad
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataWeightSettings:
+    """How λ moves.
+
+    `optimizer`: `eg`, exponentiated gradient (mirror descent on the simplex: λ ← λ − lr·g_p), or `adam` on the logits
+    (what the ScaleBiO paper uses). `prior_pull` in [0, 1) is the share of λ − log(prior) that every update takes
+    away, a KL proximal term. `floor` is the least weight a domain can have; D·floor < 1.
+    """
+
+    optimizer: Literal["eg", "adam"] = "eg"
+    learning_rate: float = 0.1
+    prior_pull: float = 0.0
+    floor: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.99)
+    eps: float = 1e-12
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate={self.learning_rate} of the data weights must be above 0")
+        if not 0 <= self.prior_pull < 1:
+            raise ValueError(f"prior_pull={self.prior_pull} must lie in [0, 1)")
+        if self.floor < 0:
+            raise ValueError(f"floor={self.floor} must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataWeightState:
+    """λ and what its optimizer remembers; each tensor is (D,) float64."""
+
+    logits_D: Tensor
+    first_D: Tensor
+    second_D: Tensor
+    num_updates: int
+
+
+def initial_state(prior_D: Tensor) -> DataWeightState:
+    """λ = log(prior), so that the weights start at the prior."""
+    zeros_D = torch.zeros_like(prior_D, dtype=torch.float64)
+    return DataWeightState(logits_D=prior_D.double().log(), first_D=zeros_D, second_D=zeros_D.clone(), num_updates=0)
+
+
+def weights(logits_D: Tensor, floor: float = 0.0) -> Tensor:
+    """p = floor + (1 − D·floor)·softmax(λ), (D,), at least `floor` each, sums to 1."""
+    return floor + (1.0 - logits_D.numel() * floor) * torch.softmax(logits_D, dim=0)
+
+
+def update(
+    state: DataWeightState, weight_grad_D: Tensor, prior_D: Tensor, settings: DataWeightSettings
+) -> DataWeightState:
+    """One descent step of λ along `weight_grad_D`, the gradient in p; returns the new state, centred logits."""
+    moved = (
+        _exponentiated(state, weight_grad_D, settings)
+        if settings.optimizer == "eg"
+        else _adam(state, weight_grad_D, settings)
+    )
+    pull = settings.prior_pull
+    logits_D = (1 - pull) * moved.logits_D + pull * prior_D.double().log()
+    return replace(moved, logits_D=logits_D - logits_D.logsumexp(0), num_updates=state.num_updates + 1)
+
+
+def reachable_logit_range(settings: DataWeightSettings, num_updates: int) -> float:
+    """How far one logit can travel at most in `num_updates` steps; Adam's steps are bounded by its learning rate.
+
+    `inf` for exponentiated gradient, whose steps grow with the gradient.
+    """
+    return settings.learning_rate * num_updates if settings.optimizer == "adam" else math.inf
+
+
+def _exponentiated(state: DataWeightState, grad_D: Tensor, settings: DataWeightSettings) -> DataWeightState:
+    """Kivinen & Warmuth 1997: p ∝ p·exp(−lr·g)."""
+    return replace(state, logits_D=state.logits_D - settings.learning_rate * grad_D.double())
+
+
+def _adam(state: DataWeightState, grad_D: Tensor, settings: DataWeightSettings) -> DataWeightState:
+    """Adam (arXiv 1412.6980) on the logits, without weight decay."""
+    beta1, beta2 = settings.betas
+    age = state.num_updates + 1
+    grad_D = logit_grad(grad_D.double(), torch.softmax(state.logits_D, 0), settings.floor)
+    first_D = beta1 * state.first_D + (1 - beta1) * grad_D
+    second_D = beta2 * state.second_D + (1 - beta2) * grad_D**2
+    scaled_D = first_D / (1 - beta1**age) / ((second_D / (1 - beta2**age)).sqrt() + settings.eps)
+    return replace(
+        state, logits_D=state.logits_D - settings.learning_rate * scaled_D, first_D=first_D, second_D=second_D
+    )

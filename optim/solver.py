@@ -1,0 +1,199 @@
+"""ScaleBiO: learn domain weights by bilevel optimisation as a first-order block-coordinate minimax.
+
+Every step draws one batch that both copies see, lets one random block of layers train, moves w and u, and, after a
+warm-up in which u falls behind w on the target, moves λ. Source: arXiv 2406.19976, algorithm 1.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from optim import data_weights, diagnostics
+from optim.backend import Backend, Copy
+from optim.batch import BatchSource, StepData
+from optim.blocks import BlockSchedule
+from optim.data_weights import DataWeightSettings
+from optim.diagnostics import StepRecord, Summary, Verdict
+from optim.errors import DivergedError
+from optim.objective import target_token_weights
+from optim.schedules import LearningRate
+from optim.state import SolverState, averaged
+from optim.step import StepResult, bilevel_step
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolverSettings:
+    """One run of the solver.
+
+    λ stands still for the first `warmup_steps` steps and then moves every `inner_steps` steps along the mean gradient
+    since its last move. The reported weights are the average of p over the last `average_share` of the steps.
+    `penalty` is α. Every `eval_period` steps the target loss of u and ‖w − u‖ are measured (an extra forward pass).
+    """
+
+    num_steps: int
+    blocks: BlockSchedule
+    learning_rate: LearningRate
+    warmup_steps: int = 0
+    penalty: float = 1.0
+    inner_steps: int = 1
+    average_share: float = 0.5
+    eval_period: int = 20
+    data_weights: DataWeightSettings = field(default_factory=DataWeightSettings)
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1:
+            raise ValueError(f"num_steps={self.num_steps} must be at least 1")
+        if not 0 <= self.warmup_steps < self.num_steps:
+            raise ValueError(f"warmup_steps={self.warmup_steps} must lie in 0..{self.num_steps - 1} (num_steps - 1)")
+        if self.penalty <= 0:
+            raise ValueError(f"penalty={self.penalty} must be above 0")
+        if self.inner_steps < 1:
+            raise ValueError(f"inner_steps={self.inner_steps} must be at least 1")
+        if not 0 < self.average_share <= 1:
+            raise ValueError(f"average_share={self.average_share} must lie in (0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solution:
+    """What a run found: the averaged weights (D,) float64, its records, figures and verdict."""
+
+    weights_D: Tensor
+    state: SolverState
+    records: list[StepRecord]
+    summary: Summary
+    verdict: Verdict
+
+
+def solve(
+    backend: Backend,
+    source: BatchSource,
+    prior_D: Tensor,
+    settings: SolverSettings,
+    *,
+    on_step: Callable[[StepRecord], None] = lambda _: None,
+) -> Solution:
+    """Learn the domain weights.
+
+    Args:
+        backend: the two copies, equal at the start.
+        source: draws each step's data.
+        prior_D: (D,) starting weights, positive, summing to 1; also what `prior_pull` pulls to.
+        settings: the run.
+        on_step: called after every step with its record.
+
+    Raises:
+        DivergedError: a loss or gradient left the finite numbers.
+
+    Collective: every rank, with equal arguments.
+    """
+    state = SolverState.initial(prior_D)
+    records: list[StepRecord] = []
+    pending: list[Tensor] = []
+    started = time.monotonic()
+    for step in range(settings.num_steps):
+        data = source.at(step)
+        backend.set_block(settings.blocks.at(step))
+        weights_D = data_weights.weights(state.data_weights.logits_D, settings.data_weights.floor)
+        result = bilevel_step(
+            backend, data, weights_D, penalty=settings.penalty, learning_rate=settings.learning_rate.at(step)
+        )
+        _check_finite(step, result)
+        pending.append(result.weight_grad_D)
+        state = _advance(state, pending, result, prior_D, settings)
+        record = _record(state, result, settings, seconds=time.monotonic() - started)
+        if step % settings.eval_period == 0 or step == settings.num_steps - 1:
+            record = replace(record, aux_val_loss=_aux_val_loss(backend, data), distance=backend.distance())
+        records.append(record)
+        on_step(record)
+    return _solution(state, records, settings)
+
+
+def _advance(
+    state: SolverState, pending: list[Tensor], result: StepResult, prior_D: Tensor, settings: SolverSettings
+) -> SolverState:
+    """The state after a step; consumes `pending` when λ moves."""
+    step, logits = state.step, state.data_weights
+    if step < settings.warmup_steps:
+        pending.clear()
+    elif len(pending) >= settings.inner_steps:
+        mean_D = torch.stack(pending).mean(dim=0)
+        pending.clear()
+        logits = data_weights.update(logits, mean_D, prior_D, settings.data_weights)
+    average_D, num_averaged = state.average_D, state.num_averaged
+    weights_D = data_weights.weights(logits.logits_D, settings.data_weights.floor)
+    if step >= _average_from(settings):
+        average_D, num_averaged = (
+            averaged(average_D if num_averaged else weights_D, num_averaged, weights_D),
+            num_averaged + 1,
+        )
+    return SolverState(
+        step=step + 1,
+        data_weights=logits,
+        average_D=average_D,
+        num_averaged=num_averaged,
+        tokens_D=state.tokens_D + result.tokens_D,
+    )
+
+
+def _average_from(settings: SolverSettings) -> int:
+    moving = settings.num_steps - settings.warmup_steps
+    return settings.num_steps - max(1, round(settings.average_share * moving))
+
+
+def _record(state: SolverState, result: StepResult, settings: SolverSettings, *, seconds: float) -> StepRecord:
+    weights_D = data_weights.weights(state.data_weights.logits_D, settings.data_weights.floor)
+    return StepRecord(
+        step=state.step - 1,
+        weights=weights_D.tolist(),
+        average_weights=state.average_D.tolist(),
+        gaps=result.gap_D.tolist(),
+        val_loss=result.val_loss,
+        aux_val_loss=None,
+        train_loss=result.train_loss,
+        aux_train_loss=result.aux_train_loss,
+        distance=None,
+        grad_norm=result.model_update.grad_norm,
+        aux_grad_norm=result.aux_update.grad_norm,
+        clipped=result.model_update.clipped or result.aux_update.clipped,
+        weight_grad_norm=float(result.weight_grad_D.norm()),
+        entropy=diagnostics.entropy(np.asarray(weights_D)),
+        tokens=int(state.tokens_D.sum()),
+        seconds=seconds,
+    )
+
+
+def _aux_val_loss(backend: Backend, data: StepData) -> float:
+    return float(target_token_weights(data.target) @ backend.losses(Copy.AUX, data.target))
+
+
+def _solution(state: SolverState, records: list[StepRecord], settings: SolverSettings) -> Solution:
+    moves = max(1, (settings.num_steps - settings.warmup_steps) // settings.inner_steps)
+    reachable = data_weights.reachable_logit_range(settings.data_weights, moves)
+    summary = diagnostics.summarize(records, warmup_steps=settings.warmup_steps, reachable_range=reachable)
+    return Solution(
+        weights_D=state.average_D / state.average_D.sum(),
+        state=state,
+        records=records,
+        summary=summary,
+        verdict=diagnostics.judge(records, summary),
+    )
+
+
+def _check_finite(step: int, result: StepResult) -> None:
+    values: Iterable[float] = (
+        result.val_loss,
+        result.train_loss,
+        result.aux_train_loss,
+        float(result.gap_D.sum()),
+    )
+    if not np.isfinite(list(values)).all():
+        raise DivergedError(
+            f"step {step}: a loss became NaN or infinite (target {result.val_loss}, train {result.train_loss}, "
+            f"auxiliary {result.aux_train_loss}); lower learning_rate or penalty"
+        )
