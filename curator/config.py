@@ -1,0 +1,192 @@
+"""Settings: one TOML or YAML file, environment variables and keyword arguments → frozen values.
+
+Later wins: defaults, file, `CURATOR__SECTION__KEY` environment variables, arguments. An unknown key is an error that
+names the nearest known one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from curator.errors import ConfigError
+
+ENV_PREFIX = "CURATOR__"
+DEFAULT_FILE = "curator.toml"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LakeConfig(_Section):
+    """Where the corpus is and which columns matter."""
+
+    url: str = Field("", description="folder, file or glob of Parquet files; any fsspec URL")
+    text: str = Field("text", description="column with the text of a row")
+    domain: str = Field("domain", description="column (or hive partition) with the domain of a row")
+    key: str | None = Field(None, description="column with a unique, stable key; None: a hash of domain and text")
+    destination: str | None = Field(None, description="where versions are published; None: _curator inside the lake")
+    skip_bad_rows: bool = Field(False, description="leave out rows without text or domain instead of refusing them")
+    min_domain_rows: int = Field(8, ge=1, description="least usable rows of a domain")
+    storage_options: dict[str, Any] = Field(default_factory=dict, description="passed to fsspec", repr=False)
+
+
+class TargetConfig(_Section):
+    """The small set of what the model should be good at."""
+
+    url: str = Field("", description="folder, file or glob of Parquet files")
+    text: str | None = Field(None, description="column with the text; None: the lake's")
+
+
+class WeightsConfig(_Section):
+    """How the domain weights move."""
+
+    optimizer: Literal["eg", "adam"] = Field("eg", description="exponentiated gradient, or Adam on the logits")
+    learning_rate: float = Field(0.1, gt=0, description="step of the weights' optimizer")
+    prior: Literal["uniform", "natural"] = Field("uniform", description="where the weights start")
+    prior_pull: float = Field(0.0, ge=0, lt=1, description="share of the way back to the prior at every update")
+    floor: float = Field(0.0, ge=0, lt=1, description="least weight of a domain")
+    warmup_share: float = Field(0.15, ge=0, lt=1, description="share of the steps before the weights move")
+    average_share: float = Field(0.5, gt=0, le=1, description="share of the later steps that is averaged")
+    inner_steps: int = Field(1, ge=1, description="model steps for each step of the weights")
+
+
+class BlocksConfig(_Section):
+    """Randomized block coordinates: which layers train at a time."""
+
+    size: int = Field(0, ge=0, description="layers that train at a time; 0: all")
+    period: int = Field(5, ge=1, description="steps between two draws")
+    edges: Literal["always", "sampled", "frozen"] = Field("always", description="embedding, final norm and head")
+    moments: Literal["drop", "keep", "offload"] = Field("drop", description="Adam moments of a block that is left")
+
+
+class LearnConfig(_Section):
+    """One learning run."""
+
+    model: str = Field("tiny", description="preset (tiny, small) or a Hugging Face model folder")
+    granularity: Literal["domain"] = Field("domain", description="what gets a learned weight")
+    steps: int = Field(300, ge=1, description="steps of the solver")
+    seed: int = Field(0, ge=0, description="seed of initial weights, data order and blocks")
+    sequence_length: int = Field(128, ge=8, description="target tokens of a sequence at most")
+    rows_per_domain: int = Field(4, ge=1, description="sequences of each domain in a step")
+    domains_per_step: int = Field(32, ge=2, description="domains in a step at most")
+    target_rows: int = Field(16, ge=1, description="target sequences in a step")
+    penalty: float = Field(1.0, gt=0, description="α of the penalty objective")
+    learning_rate: float = Field(2e-3, gt=0, description="peak AdamW learning rate of both copies")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay of both copies")
+    vocab_size: int = Field(2048, ge=300, description="BPE vocabulary that presets train on the lake")
+    micro_batch_rows: int = Field(16, ge=1, description="sequences in one forward pass")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="number format of the parameters")
+    tensor_parallel: int = Field(1, ge=1)
+    pipeline_parallel: int = Field(1, ge=1)
+    data_parallel: int = Field(1, ge=1)
+    weights: WeightsConfig = Field(default_factory=lambda: WeightsConfig())
+    blocks: BlocksConfig = Field(default_factory=lambda: BlocksConfig())
+
+
+class Config(_Section):
+    """A whole configuration file."""
+
+    lake: LakeConfig = Field(default_factory=lambda: LakeConfig())
+    target: TargetConfig = Field(default_factory=lambda: TargetConfig())
+    learn: LearnConfig = Field(default_factory=lambda: LearnConfig())
+
+
+Section = TypeVar("Section", bound=BaseModel)
+
+
+def load_config(path: str | Path | None, *, environ: Mapping[str, str] | None = None) -> Config:
+    """The settings of a file (None: defaults alone) under the environment's overrides.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds an unknown key or a value that is not allowed.
+    """
+    values = _read(Path(path)) if path is not None else {}
+    source = str(path) if path is not None else "the environment"
+    return parse(Config, _merged(values, _from_environment(os.environ if environ is None else environ)), source)
+
+
+def parse(section: type[Section], values: Mapping[str, Any], source: str) -> Section:
+    """`values` as a settings object; errors name `source`, the key, what is allowed and the nearest known key."""
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(section, item, source) for item in error.errors())) from error
+
+
+def override(settings: Section, **values: Any) -> Section:
+    """`settings` with the values that are not None replaced, checked anew."""
+    given = {name: value for name, value in values.items() if value is not None}
+    return parse(type(settings), _merged(settings.model_dump(), given), "the arguments")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix in (".yaml", ".yml"):
+            return dict(_parse_yaml(text) or {})
+        return tomllib.loads(text)
+    except FileNotFoundError:
+        raise ConfigError(f"no configuration file {path}; `curator init LAKE_URL` writes one") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, ValueError, TypeError) as error:
+        raise ConfigError(f"{path} cannot be read as configuration: {error}") from error
+
+
+def _parse_yaml(text: str) -> Any:
+    try:
+        import yaml
+    except ModuleNotFoundError:
+        raise ConfigError("a YAML configuration needs PyYAML: pip install pyyaml, or write TOML") from None
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    """`CURATOR__LEARN__STEPS=100` → {"learn": {"steps": "100"}}; pydantic turns the strings into numbers."""
+    values: dict[str, Any] = {}
+    for name, value in sorted(environ.items()):
+        if not name.startswith(ENV_PREFIX):
+            continue
+        *parents, leaf = name.removeprefix(ENV_PREFIX).lower().split("__")
+        place = values
+        for part in parents:
+            place = place.setdefault(part, {})
+        place[leaf] = value
+    return values
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merged(merged[key], value) if nested else value
+    return merged
+
+
+def _explain(section: type[BaseModel], item: Any, source: str) -> str:
+    path = [str(part) for part in item["loc"]]
+    where = f"{source}: {'.'.join(path)}"
+    if item["type"] == "extra_forbidden":
+        known = _known_keys(section, path[:-1])
+        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(known)}"
+        return f"{where} is not a known key; {hint}"
+    return f"{where}={item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"
+
+
+def _known_keys(section: type[BaseModel], parents: list[str]) -> list[str]:
+    for name in parents:
+        nested = section.model_fields[name].annotation
+        assert isinstance(nested, type)
+        assert issubclass(nested, BaseModel)
+        section = nested
+    return sorted(section.model_fields)

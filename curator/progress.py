@@ -1,0 +1,26 @@
+"""How long work tells how far it is: one callback, rendered by whoever passed it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+Stage = Literal["ingest", "tokenize", "learn", "publish"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """`done` of `total` units of a stage (None: not known beforehand), and a few words on its state."""
+
+    stage: Stage
+    done: int
+    total: int | None = None
+    detail: str = ""
+
+
+ProgressCallback = Callable[[Progress], None]
+
+
+def silent(_: Progress) -> None:
+    """Tell nobody."""
