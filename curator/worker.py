@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -93,10 +92,11 @@ def solver_settings(learn: LearnConfig, num_layers: int) -> SolverSettings:
     )
 
 
-def run_worker(rank: int, world_size: int, job: WorkerJob) -> WorkerResult | None:
-    """One rank's whole run; rank 0 returns the result. Collective: all `world_size` ranks."""
+def run_worker(job: WorkerJob) -> WorkerResult | None:
+    """One rank's whole run; rank 0 returns the result. Collective: every rank of the torch.distributed world."""
     from optim.mcore.backend import mcore_backend
 
+    rank = torch.distributed.get_rank()
     learn = job.learn
     sampler = Sampler(
         TokenCache.open(job.corpus),
@@ -136,9 +136,4 @@ def _trajectory(run_dir: Path, rank: int) -> Iterator[Callable[[StepRecord], Non
         yield lambda _: None
         return
     with (run_dir / TRAJECTORY).open("a", encoding="utf-8", buffering=1) as sink:
-        yield lambda record: print(_line(record), file=sink, flush=True)
-
-
-def _line(record: StepRecord) -> str:
-    values: dict[str, Any] = dataclasses.asdict(record)
-    return json.dumps(values)
+        yield lambda record: print(json.dumps(dataclasses.asdict(record)), file=sink, flush=True)

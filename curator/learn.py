@@ -1,0 +1,392 @@
+"""One learning run: tokenize → start workers → read their result → a run folder with the weight artifact."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from connectors.parquet import check_schemas, iter_batches
+from connectors.plain import Corpus, list_parquet
+from curator.config import LearnConfig, TargetConfig
+from curator.errors import ConfigError, InputError, InterruptedRunError, StorageError
+from curator.progress import Progress, ProgressCallback
+from curator.tokens import RowBatch, TokenCache, load_tokenizer, train_tokenizer, write_cache
+from curator.weights import WeightTable, from_domain_weights
+from optim import launch
+from optim.layout import check_layout_fits_machine, check_layout_fits_model
+from optim.presets import PRESETS, preset
+
+if TYPE_CHECKING:
+    from curator.lake import Lake
+    from curator.worker import WorkerJob, WorkerResult
+    from optim.backend import ModelSource
+
+SCHEMA_VERSION = 1
+RECORD = "run.json"
+WEIGHTS = "weights.parquet"
+_TOKENIZER_CHARS = 4_000_000
+"""Characters that a preset's tokenizer is trained on, in equal parts from every domain and the target."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """What is known before anything is tokenized."""
+
+    target: Corpus
+    target_text: str
+    domains: list[tuple[str, int]]
+
+
+def learn(
+    lake: Lake, target: TargetConfig, config: LearnConfig, run_dir: Path | None, on_progress: ProgressCallback
+) -> str:
+    """Learn domain weights of `lake` for `target` and record the run; returns its id.
+
+    Everything is written under the run folder first; the record that makes the run known to the lake comes last.
+    """
+    started = time.monotonic()
+    launch.check_train_extra()
+    hf_config = _model_config(config)
+    device = _check_layout(config, hf_config)
+    run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+    folder = _new_run_dir(run_dir or lake.workdir / "runs" / run_id)
+    try:
+        lake.ingest(on_progress)
+        plan = _plan(lake, target)
+        corpus, target_cache = _tokenized(lake, plan, config, on_progress)
+        job = _job(folder, corpus, target_cache, config, hf_config)
+        lake.release()
+        result = _run_workers(job, config, device, on_progress)
+    except KeyboardInterrupt:
+        raise InterruptedRunError(
+            f"stopped before the run ended; nothing was published, what it wrote so far is in {folder}"
+        ) from None
+    except BaseException:
+        _remove_if_empty(folder)
+        raise
+    table = _weight_table(corpus, result)
+    pq.write_table(table.samples, folder / WEIGHTS, compression="zstd")
+    record = _record(run_id, lake, plan, config, result, table, target_cache, folder, time.monotonic() - started)
+    write_atomically(folder / RECORD, json.dumps(record, indent=1))
+    lake.record_run(folder, record)
+    return run_id
+
+
+def _model_config(config: LearnConfig) -> dict[str, Any]:
+    """The Hugging Face configuration of the preset or folder that `config.model` names."""
+    if config.model in PRESETS:
+        return preset(config.model, vocab_size=config.vocab_size, sequence_length=config.sequence_length)
+    path = Path(config.model) / "config.json"
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"model {config.model!r} is neither a preset ({', '.join(PRESETS)}) nor a Hugging Face model folder: "
+            f"{path} cannot be read ({type(error).__name__})"
+        ) from error
+    return values
+
+
+def _check_layout(config: LearnConfig, hf_config: dict[str, Any]) -> str:
+    """Refuse a layout or solver setting that cannot work before any data is touched; returns the device's kind."""
+    import torch
+
+    from curator.worker import layout_of, solver_settings
+
+    layout = layout_of(config)
+    try:
+        check_layout_fits_model(layout, hf_config)
+        num_layers = int(hf_config.get("num_hidden_layers") or hf_config["n_layer"])
+        solver_settings(config, num_layers)
+    except KeyError as error:
+        raise InputError(f"the model's config.json lacks {error}; it is not a decoder this engine knows") from error
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    check_layout_fits_machine(layout, num_devices=launch.device_count(device), device=device)
+    return device
+
+
+def _new_run_dir(folder: Path) -> Path:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"run folder {folder} is not an empty folder; name a new one, nothing is overwritten")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"run folder {folder} cannot be created ({error.strerror}); choose another with --run-dir"
+        ) from error
+    return folder.resolve()
+
+
+def _plan(lake: Lake, target: TargetConfig) -> _Plan:
+    """Check that the domains can be told apart and that there is a target outside the lake."""
+    config = lake.config
+    domains = lake.domain_counts()
+    if not domains:
+        raise InputError(f"{lake.url} has no row with text; nothing can be learned from it")
+    if len(domains) < 2:
+        raise InputError(
+            f"column {config.domain!r} of {lake.url} holds one domain only, {domains[0][0]!r}; weights are learned "
+            "between at least two: name another column with --domain"
+        )
+    for name, rows in domains:
+        if rows < config.min_domain_rows:
+            raise InputError(
+                f"domain {name!r} of {lake.url} has {rows} usable rows, fewer than min_domain_rows="
+                f"{config.min_domain_rows}; merge it into another domain, add rows, or lower --min-domain-rows"
+            )
+    if not target.url:
+        raise ConfigError("no target was named; pass --target URL or set target.url")
+    corpus = list_parquet(target.url, config.storage_options)
+    text = target.text or config.text
+    check_schemas(corpus.files, text=text)
+    inside = {lake.corpus.store.full_path(file.path) for file in lake.corpus.files}
+    shared = [file.path for file in corpus.files if corpus.store.full_path(file.path) in inside]
+    if shared:
+        raise InputError(
+            f"target file {shared[0]!r} is also a file of the lake {lake.url}; weights would reward copies of the "
+            "target: keep it outside the lake"
+        )
+    return _Plan(target=corpus, target_text=text, domains=domains)
+
+
+def _tokenized(
+    lake: Lake, plan: _Plan, config: LearnConfig, on_progress: ProgressCallback
+) -> tuple[TokenCache, TokenCache]:
+    """Token caches of corpus and target; kept in the lake's work folder for the next run on the same data."""
+    texts = _target_texts(plan)
+    if not texts:
+        raise InputError(
+            f"column {plan.target_text!r} of target {plan.target.store.url} has no row with text; "
+            "the target needs rows of the kind the model should be good at"
+        )
+    tokenizer = None if config.model in PRESETS else load_tokenizer(Path(config.model))
+    spec = tokenizer.fingerprint if tokenizer else f"bpe-{config.vocab_size}"
+    digest = hashlib.blake2b("\0".join([lake.snapshot_id, spec, *texts]).encode(), digest_size=10).hexdigest()
+    folder = lake.workdir / "tokens" / digest
+    if not folder.exists():
+        names = [name for name, _ in plan.domains]
+        tokenizer = tokenizer or train_tokenizer(_tokenizer_sample(lake, names, texts), config.vocab_size)
+        with _appearing_whole(folder) as place:
+            corpus, target = place / "corpus", place / "target"
+            corpus.mkdir()
+            target.mkdir()
+            total = sum(rows for _, rows in plan.domains)
+            write_cache(corpus, tokenizer, _counted(lake.text_batches(names), total, on_progress), names)
+            write_cache(target, tokenizer, [_target_batch(texts)], ["target"])
+    return TokenCache.open(folder / "corpus"), TokenCache.open(folder / "target")
+
+
+def _target_texts(plan: _Plan) -> list[str]:
+    """The usable texts of the target, distinct, in an order that does not depend on its files."""
+    texts: set[str] = set()
+    for file in plan.target.files:
+        for batch in iter_batches(plan.target.store, file, [plan.target_text]):
+            texts.update(
+                text for text in batch[plan.target_text].cast(pa.string()).to_pylist() if text and text.strip()
+            )
+    return sorted(texts)
+
+
+def _tokenizer_sample(lake: Lake, names: Sequence[str], target: Sequence[str]) -> Iterator[str]:
+    budget = _TOKENIZER_CHARS // (len(names) + 1)
+    yield from lake.text_sample(budget)
+    used = 0
+    for text in target:
+        yield text
+        used += len(text)
+        if used > budget:
+            return
+
+
+def _target_batch(texts: Sequence[str]) -> RowBatch:
+    ids = pa.array([xxhash.xxh3_128_hexdigest(text.encode()) for text in texts])
+    return RowBatch(sample_id=ids, text=texts, domain=np.zeros(len(texts), dtype=np.int32))
+
+
+def _counted(batches: Iterable[RowBatch], total: int, on_progress: ProgressCallback) -> Iterator[RowBatch]:
+    done = 0
+    for batch in batches:
+        yield batch
+        done += len(batch.text)
+        on_progress(Progress(stage="tokenize", done=done, total=total, detail="rows"))
+
+
+@contextmanager
+def _appearing_whole(folder: Path) -> Iterator[Path]:
+    """A folder that appears under its name only when it is complete; a parallel maker of the same one may win."""
+    place = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}")
+    place.mkdir(parents=True)
+    try:
+        yield place
+        try:
+            place.rename(folder)
+        except OSError:
+            if not folder.exists():
+                raise
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _job(
+    folder: Path, corpus: TokenCache, target: TokenCache, config: LearnConfig, hf_config: dict[str, Any]
+) -> WorkerJob:
+    from curator.worker import WorkerJob
+
+    num_domains = len(corpus.domains)
+    if config.weights.floor * num_domains >= 1:
+        raise ConfigError(
+            f"learn.weights.floor={config.weights.floor} leaves nothing to learn for {num_domains} domains; "
+            f"it must be below {1 / num_domains:.4f}"
+        )
+    tokens = corpus.domain_tokens()
+    natural = tokens / tokens.sum()
+    uniform = np.full(num_domains, 1 / num_domains)
+    return WorkerJob(
+        run_dir=folder,
+        corpus=corpus.folder,
+        target=target.folder,
+        learn=config,
+        model=_model_source(config, hf_config, corpus.vocab_size),
+        prior=(natural if config.weights.prior == "natural" else uniform).tolist(),
+    )
+
+
+def _model_source(config: LearnConfig, hf_config: dict[str, Any], vocab_size: int) -> ModelSource:
+    from optim.backend import ModelSource
+
+    if config.model in PRESETS:
+        return ModelSource(hf_config=hf_config | {"vocab_size": vocab_size}, seed=config.seed)
+    if vocab_size > int(hf_config["vocab_size"]):
+        raise InputError(
+            f"the tokenizer in {config.model} has {vocab_size} tokens, more than the model's vocab_size="
+            f"{hf_config['vocab_size']}; use the tokenizer that belongs to the model"
+        )
+    return ModelSource(hf_config=hf_config, folder=Path(config.model).resolve(), seed=config.seed)
+
+
+def _run_workers(job: WorkerJob, config: LearnConfig, device: str, on_progress: ProgressCallback) -> WorkerResult:
+    from curator.worker import TRAJECTORY, layout_of
+
+    follow = _Follower(job.run_dir / TRAJECTORY, TokenCache.open(job.corpus).domains, config.steps, on_progress)
+    results: list[WorkerResult] = launch.launch(
+        "curator.worker:run_worker",
+        job,
+        world_size=layout_of(config).world_size,
+        device="cuda" if device == "cuda" else "cpu",
+        on_poll=follow,
+        log=job.run_dir / "workers.log",
+    )
+    follow()
+    return results[0]
+
+
+class _Follower:
+    """Reads new lines of a growing trajectory and tells of the last one."""
+
+    def __init__(self, path: Path, domains: Sequence[str], total: int, on_progress: ProgressCallback) -> None:
+        self._path = path
+        self._domains = domains
+        self._total = total
+        self._tell = on_progress
+        self._offset = 0
+
+    def __call__(self) -> None:
+        try:
+            with self._path.open("rb") as source:
+                source.seek(self._offset)
+                fresh = source.read()
+        except FileNotFoundError:
+            return
+        complete, newline, _ = fresh.rpartition(b"\n")
+        if not newline:
+            return
+        self._offset += len(complete) + 1
+        record = json.loads(complete.rpartition(b"\n")[2])
+        self._tell(
+            Progress(
+                stage="learn", done=record["step"] + 1, total=self._total, detail=_described(record, self._domains)
+            )
+        )
+
+
+def _described(record: dict[str, Any], domains: Sequence[str]) -> str:
+    top = sorted(zip(record["weights"], domains, strict=True), reverse=True)[:3]
+    speed = record["tokens"] / max(record["seconds"], 1e-9)
+    leading = ", ".join(f"{name} {weight:.2f}" for weight, name in top)
+    return f"target loss {record['val_loss']:.3f}, {speed:,.0f} tokens/s, {leading}"
+
+
+def _weight_table(corpus: TokenCache, result: WorkerResult) -> WeightTable:
+    return from_domain_weights(
+        corpus.sample_ids(),
+        np.asarray(corpus.domain),
+        np.asarray(corpus.num_targets),
+        corpus.domains,
+        np.array(result.weights),
+    )
+
+
+def _record(
+    run_id: str,
+    lake: Lake,
+    plan: _Plan,
+    config: LearnConfig,
+    result: WorkerResult,
+    table: WeightTable,
+    target: TokenCache,
+    folder: Path,
+    seconds: float,
+) -> dict[str, Any]:
+    """Everything worth knowing about a finished run, as JSON."""
+    summary = {k: v if v is None or np.isfinite(v) else None for k, v in dataclasses.asdict(result.summary).items()}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "run_id": run_id,
+        "status": "finished",
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 3),
+        "run_dir": str(folder),
+        "snapshot_id": lake.snapshot_id,
+        "lake": lake.config.model_dump(include={"url", "text", "domain", "key", "skip_bad_rows"}),
+        "target": {
+            "url": plan.target.store.url,
+            "text": plan.target_text,
+            "num_samples": target.num_rows,
+            "num_tokens": int(target.domain_tokens().sum()),
+        },
+        "learn": config.model_dump(mode="json"),
+        "backend": dataclasses.asdict(result.backend),
+        "domains": [dataclasses.asdict(domain) for domain in table.domains],
+        "summary": summary,
+        "verdict": dataclasses.asdict(result.verdict),
+    }
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a small local file so that readers see the old or the new one, never half."""
+    place = path.with_name(f".{path.name}-{os.getpid()}")
+    place.write_text(text, encoding="utf-8")
+    place.replace(path)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
