@@ -13,7 +13,7 @@ from optim.backend import AdamWSettings
 
 @dataclass
 class _State:
-    """Moments of one parameter, shaped like it, float32; `master` is a float32 copy of a lower-precision parameter."""
+    """Moments of one parameter, shaped like it, in `_state_dtype`; `master` is a float32 copy of a lower-precision one."""
 
     step: int
     first: Tensor
@@ -71,7 +71,7 @@ class BlockAdamW:
     def _update_group(self, items: list[tuple[Tensor, _State]], age: int, lr: float, grad_scale: float) -> None:
         beta1, beta2 = self._settings.betas
         weights = [parameter if state.master is None else state.master for parameter, state in items]
-        grads = [_grad32(parameter) for parameter, _ in items]
+        grads = [_gradient(parameter) for parameter, _ in items]
         if grad_scale != 1.0:
             grads = list(torch._foreach_mul(grads, grad_scale))
         first, second = [s.first for _, s in items], [s.second for _, s in items]
@@ -89,13 +89,28 @@ class BlockAdamW:
                 parameter.copy_(state.master)
 
 
+def clip_factor(grad_norm: float, max_grad_norm: float) -> float:
+    """What to multiply the gradients by so that their norm is at most `max_grad_norm` (0: leave them), in (0, 1].
+
+    Source: torch.nn.utils.clip_grad_norm_, whose 1e-6 is kept.
+    """
+    return min(1.0, max_grad_norm / (grad_norm + 1e-6)) if max_grad_norm else 1.0
+
+
+def _state_dtype(parameter: Tensor) -> torch.dtype:
+    """float32, or the parameter's own precision where that is higher."""
+    return torch.promote_types(parameter.dtype, torch.float32)
+
+
 def _new_state(parameter: Tensor) -> _State:
-    zeros = torch.zeros_like(parameter, dtype=torch.float32)
-    master = None if parameter.dtype == torch.float32 else parameter.detach().float().clone()
+    dtype = _state_dtype(parameter)
+    zeros = torch.zeros_like(parameter, dtype=dtype)
+    master = None if parameter.dtype == dtype else parameter.detach().to(dtype)
     return _State(0, zeros, zeros.clone(), master)
 
 
-def _grad32(parameter: Tensor) -> Tensor:
+def _gradient(parameter: Tensor) -> Tensor:
+    dtype = _state_dtype(parameter)
     if parameter.grad is None:
-        return torch.zeros_like(parameter, dtype=torch.float32)
-    return parameter.grad.float()
+        return torch.zeros_like(parameter, dtype=dtype)
+    return parameter.grad.to(dtype)

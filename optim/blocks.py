@@ -21,6 +21,19 @@ class Block:
     edges: bool
 
 
+def check_block(block: Block, *, num_layers: int) -> None:
+    """Check that `block` is a non-empty part of a model of `num_layers` layers.
+
+    Raises:
+        ValueError: if nothing would train, or a layer does not exist.
+    """
+    if not block.layers and not block.edges:
+        raise ValueError("a block without layers and without edges leaves nothing to train")
+    outside = sorted(layer for layer in block.layers if not 0 <= layer < num_layers)
+    if outside:
+        raise ValueError(f"block has layer {outside[0]}, but the model's layers are 0..{num_layers - 1}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class BlockSchedule:
     """Draws the active block.

@@ -1,0 +1,186 @@
+"""Start worker processes for one call, and bring back their results or the first real error.
+
+A helper process imports the program once and forks the ranks from it (CPU), or starts one process per GPU: CUDA does
+not survive a fork. Ranks meet through a file in the job's temporary directory, so no port is opened. Nothing here
+re-imports the caller's script, so no `if __name__ == "__main__"` is asked of it and a notebook can call it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal
+
+from optim.errors import MissingExtraError, OptimError, WorkerError
+from optim.job import Failure, Job
+
+_TRAIN_PACKAGES = ("torch", "transformers", "safetensors", "megatron.core")
+_GRACE_SECONDS = 2.0
+
+
+def launch(
+    target: str,
+    payload: Any,
+    *,
+    world_size: int,
+    threads: int | None = None,
+    device: Literal["cpu", "cuda"] = "cpu",
+    on_poll: Callable[[], None] | None = None,
+    poll_seconds: float = 0.2,
+    log: Path | None = None,
+) -> list[Any]:
+    """Call `target(payload)` in `world_size` processes joined by torch.distributed; return their results by rank.
+
+    Either every rank's result comes back, or an exception and no process is left: when one rank fails the others are
+    ended, when this process is interrupted or dies all of them are.
+
+    Args:
+        target: "package.module:function"; imported in the workers.
+        payload: Handed to every rank; pickled.
+        world_size: Number of ranks.
+        threads: Threads of each rank; by default the cores shared out.
+        device: "cuda" gives rank r the r-th GPU; "cpu" hides GPUs.
+        on_poll: Called in this process about every `poll_seconds`; an exception it raises ends the workers.
+        poll_seconds: How often to look after the workers.
+        log: File that the workers' output is appended to; None: this process's stderr.
+
+    Raises:
+        MissingExtraError: if a package that workers need is not installed.
+        WorkerError: if a rank raised, was killed, or returned something that cannot be pickled. An exception of this
+            distribution is raised as itself, with the WorkerError as its cause.
+    """
+    check_train_extra()
+    with tempfile.TemporaryDirectory(prefix="lake-curator-") as folder:
+        job = Job(Path(folder))
+        job.write(target, payload, world_size=world_size, device=device)
+        threads = threads or max(1, device_count("cpu") // world_size)
+        _supervise(job, _environment(threads, device), on_poll, poll_seconds, log)
+        failures = job.failures(world_size)
+        if failures:
+            _raise_first(failures, world_size, log)
+        return [job.result(rank) for rank in range(world_size)]
+
+
+def device_count(device: Literal["cpu", "cuda"]) -> int:
+    """CPU cores that this process may use, or its GPUs."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.device_count()
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def check_train_extra() -> None:
+    """Check, without importing them, that the packages of the `train` extra are there.
+
+    Raises:
+        MissingExtraError: naming the package and how to install it.
+    """
+    for name in _TRAIN_PACKAGES:
+        try:
+            found = importlib.util.find_spec(name) is not None
+        except ModuleNotFoundError:  # the parent of a dotted name
+            found = False
+        if not found:
+            raise MissingExtraError(f"training needs {name!r}: pip install 'lake-curator[train]'")
+
+
+def _environment(threads: int, device: str) -> dict[str, str]:
+    environment = dict(os.environ)
+    environment["PYTHONPATH"] = os.pathsep.join(entry or os.getcwd() for entry in sys.path)  # noqa: PTH109
+    environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(threads)
+    environment["PYTHONUNBUFFERED"] = "1"
+    if device == "cpu":
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+    return environment
+
+
+def _supervise(
+    job: Job,
+    environment: dict[str, str],
+    on_poll: Callable[[], None] | None,
+    poll_seconds: float,
+    log: Path | None,
+) -> None:
+    """Run the helper to its end; end its whole process group if anything goes wrong here."""
+    with ExitStack() as stack:
+        # fd 2 rather than sys.stderr: a notebook's sys.stderr is no file, and stdout is left to the caller's results
+        output = 2 if log is None else stack.enter_context(log.open("ab"))
+        helper = subprocess.Popen(  # noqa: S603 - our own program
+            [sys.executable, "-m", "optim.worker", str(job.folder), str(os.getpid())],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+        stack.callback(_end_group, helper)
+        _poll_until_done(helper, on_poll, poll_seconds)
+        job.note_helper_exit(helper.returncode)
+
+
+def _poll_until_done(helper: subprocess.Popen[bytes], on_poll: Callable[[], None] | None, poll_seconds: float) -> None:
+    while True:
+        try:
+            helper.wait(poll_seconds)
+        except subprocess.TimeoutExpired:
+            if on_poll is not None:
+                on_poll()
+        else:
+            return
+
+
+def _end_group(helper: subprocess.Popen[bytes]) -> None:
+    """End the helper and every rank: politely, then not."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(helper.pid, number)
+        except (ProcessLookupError, PermissionError):
+            break  # nobody is left in the group
+        deadline = time.monotonic() + _GRACE_SECONDS
+        while helper.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if number == signal.SIGTERM:
+            time.sleep(0.01)
+    helper.wait()
+
+
+def _raise_first(failures: list[Failure], world_size: int, log: Path | None) -> None:
+    """Raise the failure that the others follow from."""
+    first = min(failures, key=lambda failure: (failure.is_consequence, failure.time_ns))
+    where = f"; its output is in {log}" if log else ""
+    message = f"worker {first.rank} of {world_size} failed: {first.cause}{where}"
+    if not first.traceback and first.rank < 0:
+        message = f"the workers failed: {first.cause}{where}"
+    worker_error = WorkerError(message, rank=first.rank, traceback=first.traceback)
+    own = first.own_exception()
+    if own is None:
+        if first.traceback:
+            worker_error.add_note(first.traceback)
+        raise worker_error
+    worker_error.add_note(first.traceback)
+    raise own from worker_error
+
+
+def reraisable(error: BaseException) -> bytes | None:
+    """`error` pickled, if it is an exception of this distribution that survives the journey; else None."""
+    package = type(error).__module__.partition(".")[0]
+    if not isinstance(error, OptimError) and package not in ("curator", "connectors", "optim"):
+        return None
+    try:
+        data = pickle.dumps(error)
+        pickle.loads(data)  # noqa: S301 - just made
+    except Exception:  # noqa: BLE001
+        return None
+    return data

@@ -1,0 +1,227 @@
+"""The Megatron-Core backend: two copies of one model over tensor × pipeline × data parallel workers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from optim import pretrained
+from optim.backend import AdamWSettings, BackendInfo, Copy, ModelSource, Term, UpdateReport
+from optim.batch import Batch
+from optim.block_adamw import BlockAdamW, clip_factor
+from optim.blocks import Block, check_block
+from optim.errors import DivergedError
+from optim.layout import Layout, check_layout_fits_model
+from optim.mcore import parallel, schedule
+from optim.mcore.block import set_active
+from optim.mcore.config import DecoderConfig, decoder_config
+from optim.mcore.device import (
+    fast_float32_matmul,
+    megatron_on_this_device,
+    megatron_warnings_dropped,
+    pick_device,
+)
+from optim.mcore.model import Decoder
+from optim.mcore.parallel import ProcessGroups
+from optim.mcore.weights import WeightMap, over_stages
+
+
+@contextmanager
+def mcore_backend(
+    source: ModelSource,
+    *,
+    layout: Layout,
+    optimizer: AdamWSettings,
+    micro_batch_rows: int,
+    dtype: str = "float32",
+) -> Iterator[McoreBackend]:
+    """A running `McoreBackend`; everything it set up in this process is undone on exit.
+
+    Uses the torch.distributed world that is there; without one, a world of this process alone. `dtype` is
+    float32 or bfloat16 (then with a float32 master copy of the active block).
+
+    Collective: every rank, with equal arguments.
+
+    Raises:
+        LayoutError: if the layout does not divide the model or is not the size of the world.
+        ModelError: if the model is of an unsupported family or its folder is not what its configuration says.
+    """
+    hf = pretrained.model_config(source.hf_config)
+    check_layout_fits_model(layout, hf.to_dict())
+    config = decoder_config(hf, layout, pretrained.torch_dtype(dtype, allowed=("float32", "bfloat16")))
+    with (
+        megatron_on_this_device(),
+        fast_float32_matmul(),
+        parallel.process_world(),
+        parallel.model_parallel(layout) as groups,
+    ):
+        yield McoreBackend(source, config, groups, optimizer=optimizer, micro_batch_rows=micro_batch_rows, layout=layout)
+
+
+class McoreBackend:
+    """Two copies of one model on Megatron-Core (see `optim.backend.Backend`); made by `mcore_backend`.
+
+    Every rank is given whole batches and takes its own part of them.
+    """
+
+    def __init__(
+        self,
+        source: ModelSource,
+        config: DecoderConfig,
+        groups: ProcessGroups,
+        *,
+        layout: Layout,
+        optimizer: AdamWSettings,
+        micro_batch_rows: int,
+    ) -> None:
+        self._config = config
+        self._groups = groups
+        self._layout = layout
+        self._settings = optimizer
+        self._micro_batch_rows = micro_batch_rows
+        self._device = pick_device()
+        self._weights = WeightMap(config, groups)
+        self._decoders = {copy: self._load_decoder(source) for copy in Copy}
+        self._copies = schedule.TwoCopies(self._decoders)
+        self._optimizers = {copy: BlockAdamW(optimizer) for copy in Copy}
+        self._active: dict[Copy, dict[str, torch.nn.Parameter]] = {}
+        self._num_parameters = self._count_parameters()
+        self.set_block(Block(layers=frozenset(range(config.num_layers)), edges=True))
+
+    @property
+    def info(self) -> BackendInfo:
+        """What is running where."""
+        name = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "cpu"
+        return BackendInfo(
+            name="megatron-core",
+            num_layers=self._config.num_layers,
+            num_parameters=self._num_parameters,
+            layout=str(self._layout),
+            device=name,
+            versions={name: version(name) for name in ("torch", "transformers", "megatron-core")},
+        )
+
+    def set_block(self, block: Block) -> None:
+        """Let exactly `block` train, in both copies."""
+        check_block(block, num_layers=self._config.num_layers)
+        for copy, decoder in self._decoders.items():
+            self._active[copy] = set_active(decoder, block)
+            self._optimizers[copy].activate(self._active[copy])
+
+    def forward_backward(self, terms: Sequence[Term]) -> list[Tensor]:
+        """Add the gradient of the sum of `terms`; return each term's summed token losses, (B,) float64.
+
+        Raises:
+            DivergedError: on all ranks, if a loss is not finite.
+        """
+        return self._run(terms, forward_only=False)
+
+    def losses(self, copy: Copy, batch: Batch) -> Tensor:
+        """Summed token losses of one copy, (B,) float64, without gradients.
+
+        Raises:
+            DivergedError: on all ranks, if a loss is not finite.
+        """
+        with torch.no_grad():
+            return self._run([schedule.evaluation_term(copy, batch)], forward_only=True)[0]
+
+    def update(self, copy: Copy, *, learning_rate: float) -> UpdateReport:
+        """Clip, take one AdamW step on the active block of `copy`, and clear its gradients.
+
+        Raises:
+            DivergedError: on all ranks, if the gradient norm is not finite.
+        """
+        active, tied = self._active[copy], self._config.tied
+        parallel.sync_gradients(active, self._groups, tied=tied)
+        counted = [
+            parameter.grad
+            for name, parameter in active.items()
+            if parameter.grad is not None and parallel.is_counted_here(name, parameter, self._groups, tied=tied)
+        ]
+        norm = parallel.global_norm(counted, self._groups)
+        if not math.isfinite(norm):
+            raise DivergedError(f"the gradient norm of {copy} is {norm}; lower its learning rate or the penalty")
+        factor = clip_factor(norm, self._settings.max_grad_norm)
+        self._optimizers[copy].update(learning_rate, grad_scale=factor)
+        for parameter in active.values():
+            parameter.grad = None
+        return UpdateReport(grad_norm=norm, clipped=factor < 1.0)
+
+    @torch.no_grad()
+    def distance(self) -> float:
+        """‖w − u‖₂ over all parameters."""
+        aux = self._decoders[Copy.AUX].named_global_parameters()
+        differences = (w - aux[name] for name, w in self._counted_parameters())
+        return parallel.global_norm(differences, self._groups)
+
+    def parameters(self, copy: Copy) -> Iterator[tuple[str, Tensor]]:
+        """(Hugging Face name, full tensor on the CPU) of every parameter of `copy`; exhaust it on every rank."""
+        decoder = self._decoders[copy]
+        local = self._weights.full_tensors(decoder, decoder.named_global_parameters())
+        for name, tensor in over_stages(local, self._groups):
+            yield name, tensor.clone()
+
+    def _load_decoder(self, source: ModelSource) -> Decoder:
+        with torch.random.fork_rng(devices=[]), megatron_warnings_dropped():
+            decoder = Decoder(self._config, self._groups).to(self._device)
+        if source.folder is not None:
+            folder = pretrained.FolderTensors(source.folder)
+            self._weights.load(decoder, folder.read)
+            pretrained.check_none_left(source.folder, self._left_on_every_stage(folder), tied=self._config.tied)
+        else:
+            initial = pretrained.InitialTensors(seed=source.seed, norm_offset=self._config.norm_plus_one)
+            self._weights.load(decoder, initial.read)
+        return decoder
+
+    def _left_on_every_stage(self, folder: pretrained.FolderTensors) -> set[str]:
+        """Tensors of `folder` that no stage has read."""
+        unread: list[set[str]] = [set() for _ in range(self._groups.num_stages)]
+        dist.all_gather_object(unread, folder.unread, group=self._groups.pipeline)
+        return set.intersection(*unread)
+
+    def _run(self, terms: Sequence[Term], *, forward_only: bool) -> list[Tensor]:
+        for term in terms:
+            pretrained.check_batch(
+                term.batch, vocab_size=self._config.vocab_size, max_positions=self._config.max_positions
+            )
+        micro_batches = schedule.split_terms(
+            terms, self._groups, micro_batch_rows=self._micro_batch_rows, device=self._device
+        )
+        losses = schedule.run_schedule(self._copies, micro_batches, forward_only=forward_only)
+        num_rows = [term.batch.num_rows for term in terms]
+        total = schedule.gather_losses(losses, micro_batches, sum(num_rows), self._groups, self._device)
+        _check_finite(total, terms)
+        return list(total.split(num_rows))
+
+    def _counted_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """Parameters of w that this rank counts in sums over one whole model."""
+        for name, parameter in self._decoders[Copy.MODEL].named_global_parameters().items():
+            if parallel.is_counted_here(name, parameter, self._groups, tied=self._config.tied):
+                yield name, parameter
+
+    def _count_parameters(self) -> int:
+        """Elements of the whole model, a tied embedding once."""
+        decoder = self._decoders[Copy.MODEL]
+        total = torch.tensor(self._weights.num_elements(decoder), dtype=torch.int64, device=self._device)
+        dist.all_reduce(total, group=self._groups.pipeline)
+        return int(total)
+
+
+def _check_finite(loss_N: Tensor, terms: Sequence[Term]) -> None:
+    """Every rank has the same losses, so all raise together."""
+    if torch.isfinite(loss_N).all():
+        return
+    row = int((~torch.isfinite(loss_N)).nonzero()[0])
+    value = float(loss_N[row])
+    for term in terms:
+        if row < term.batch.num_rows:
+            raise DivergedError(
+                f"the loss of row {row} under {term.copy} is {value}; lower the learning rates or the penalty"
+            )
+        row -= term.batch.num_rows

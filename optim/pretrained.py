@@ -1,0 +1,165 @@
+"""What a `ModelSource` says, for every backend: the configuration, tensors by Hugging Face name, and limits on a batch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import AutoConfig
+
+from optim.backend import ModelSource
+from optim.batch import Batch
+from optim.errors import ModelError
+from optim.initial import initial_tensor
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+
+# Buffers that older checkpoints carry and no model needs.
+_BUFFER_SUFFIXES = (".inv_freq", ".attn.bias", ".attn.masked_bias")
+
+
+def model_config(hf_config: Mapping[str, Any]) -> Any:
+    """The transformers configuration of a `config.json` mapping, with every default filled in.
+
+    Raises:
+        ModelError: without `model_type`, of an unknown one, or with values that its family does not accept.
+    """
+    settings = dict(hf_config)
+    model_type = settings.pop("model_type", None)
+    if model_type is None:
+        raise ModelError("the model's configuration has no model_type; pass the contents of a config.json")
+    try:
+        return AutoConfig.for_model(model_type, **settings)
+    except (TypeError, ValueError, KeyError) as error:
+        raise ModelError(f"transformers does not accept this {model_type!r} configuration: {error}") from error
+
+
+def torch_dtype(name: str, *, allowed: Iterable[str]) -> torch.dtype:
+    """The torch dtype called `name`.
+
+    Raises:
+        ModelError: if it is not among `allowed`.
+    """
+    if name not in allowed:
+        raise ModelError(f"dtype {name!r} is not supported here; use one of {', '.join(allowed)}")
+    return DTYPES[name]
+
+
+def adds_one_to_norms(config: Any) -> bool:
+    """Whether the family multiplies by 1 + weight in its norms, so that a norm starts at 0."""
+    return str(config.model_type).startswith("gemma")
+
+
+def max_positions(config: Any) -> int:
+    """Longest input the model can take, in tokens."""
+    return int(config.max_position_embeddings)
+
+
+def check_batch(batch: Batch, *, vocab_size: int, max_positions: int) -> None:
+    """Check that the model has an embedding for every token and position of `batch`.
+
+    Raises:
+        ModelError: naming the offending number and the model's limit.
+    """
+    tokens_BS = batch.tokens_BS
+    if tokens_BS.numel() == 0:
+        raise ModelError(f"a batch of shape {tuple(tokens_BS.shape)} has no tokens")
+    lowest, highest = (int(value) for value in torch.aminmax(tokens_BS))
+    if lowest < 0 or highest >= vocab_size:
+        wrong = lowest if lowest < 0 else highest
+        raise ModelError(
+            f"token id {wrong} is outside the model's vocabulary 0..{vocab_size - 1}; "
+            "were the texts tokenized with another model's tokenizer?"
+        )
+    length = tokens_BS.shape[1] - 1
+    if length > max_positions:
+        raise ModelError(
+            f"sequences of {length} tokens are longer than the model's {max_positions} positions; cut the texts shorter"
+        )
+
+
+class InitialTensors:
+    """Initial weights drawn by name: the same full tensor in every layout."""
+
+    def __init__(self, *, seed: int, norm_offset: bool) -> None:
+        self._seed = seed
+        self._norm_offset = norm_offset
+
+    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """The full tensor of the Hugging Face parameter `name`."""
+        return initial_tensor(name, shape, seed=self._seed, norm_offset=self._norm_offset)
+
+
+class FolderTensors:
+    """Tensors of a folder of safetensors (one file, or several with an index), read one at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._file_of = _files_of_tensors(folder)
+        self._open: dict[str, Any] = {}
+        self._read: set[str] = set()
+
+    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """The full tensor of the Hugging Face parameter `name`.
+
+        A checkpoint of the bare model, whose names lack the first component, is understood too.
+
+        Raises:
+            ModelError: if it is absent or not of `shape`.
+        """
+        stored = next((n for n in (name, name.partition(".")[2]) if n in self._file_of), None)
+        if stored is None:
+            raise ModelError(f"{self._folder} has no tensor {name!r}, which its config.json calls for")
+        tensor: Tensor = self._file(self._file_of[stored]).get_tensor(stored)
+        if tuple(tensor.shape) != shape:
+            raise ModelError(
+                f"tensor {name!r} in {self._folder} has shape {tuple(tensor.shape)}, but its config.json says {shape}"
+            )
+        self._read.add(stored)
+        return tensor
+
+    @property
+    def unread(self) -> set[str]:
+        """Stored names that nothing has asked for."""
+        return self._file_of.keys() - self._read
+
+    def _file(self, name: str) -> Any:
+        if name not in self._open:
+            try:
+                self._open[name] = safe_open(self._folder / name, framework="pt")
+            except (OSError, SafetensorError) as error:
+                raise ModelError(f"cannot read {self._folder / name}: {error}") from error
+        return self._open[name]
+
+
+def check_none_left(folder: Path, unread: Iterable[str], *, tied: bool) -> None:
+    """Check that no tensor of `folder` was ignored: a model that has more is not the one we compute.
+
+    Raises:
+        ModelError: naming the first tensors left over.
+    """
+    left = [name for name in unread if not name.endswith(_BUFFER_SUFFIXES) and not (tied and name == "lm_head.weight")]
+    if left:
+        raise ModelError(
+            f"{folder} holds {len(left)} tensors that this model family has no place for "
+            f"({', '.join(sorted(left)[:3])}); its architecture is not supported"
+        )
+
+
+def _files_of_tensors(folder: Path) -> dict[str, str]:
+    """File name of every tensor in `folder`."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        return dict(json.loads(index.read_text())["weight_map"])
+    single = folder / "model.safetensors"
+    if not single.exists():
+        raise ModelError(
+            f"{folder} has no model.safetensors; save the model there with transformers' save_pretrained"
+        )
+    with safe_open(single, framework="pt") as file:
+        return dict.fromkeys(file.keys(), single.name)
