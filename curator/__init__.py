@@ -1,1 +1,62 @@
-"""Lake Curator: what every domain and every row of a lake is worth for a target."""
+"""Lake Curator: what every domain and every row of a lake is worth for a target.
+
+    import curator
+
+    with curator.open_lake("s3://bucket/corpus/", text="text", domain="source") as lake:
+        run = lake.learn("s3://bucket/target.parquet", steps=300)
+        lake.publish(run)
+        print(lake.sql("SELECT domain, avg(sample_weight) FROM samples GROUP BY ALL"))
+
+Importing this package is cheap: neither torch nor transformers nor polars is loaded before it is needed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from curator.config import Config, LakeConfig, LearnConfig, load_config
+    from curator.errors import CuratorError
+    from curator.lake import Lake, Run, Version, open_lake
+    from curator.publish import Publication
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Config": "curator.config",
+    "CuratorError": "curator.errors",
+    "Lake": "curator.lake",
+    "LakeConfig": "curator.config",
+    "LearnConfig": "curator.config",
+    "Publication": "curator.publish",
+    "Run": "curator.lake",
+    "Version": "curator.lake",
+    "load_config": "curator.config",
+    "open_lake": "curator.lake",
+}
+
+__all__ = [
+    "Config",
+    "CuratorError",
+    "Lake",
+    "LakeConfig",
+    "LearnConfig",
+    "Publication",
+    "Run",
+    "Version",
+    "load_config",
+    "open_lake",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its module on first use (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

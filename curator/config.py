@@ -49,9 +49,9 @@ class WeightsConfig(_Section):
     """How the domain weights move."""
 
     optimizer: Literal["eg", "adam"] = Field("eg", description="exponentiated gradient, or Adam on the logits")
-    learning_rate: float = Field(0.1, gt=0, description="step of the weights' optimizer")
+    learning_rate: float = Field(0.2, gt=0, description="step of the weights' optimizer")
     prior: Literal["uniform", "natural"] = Field("uniform", description="where the weights start")
-    prior_pull: float = Field(0.0, ge=0, lt=1, description="share of the way back to the prior at every update")
+    prior_pull: float = Field(0.02, ge=0, lt=1, description="share of the way back to the prior at every update")
     floor: float = Field(0.0, ge=0, lt=1, description="least weight of a domain")
     warmup_share: float = Field(0.15, ge=0, lt=1, description="share of the steps before the weights move")
     average_share: float = Field(0.5, gt=0, le=1, description="share of the later steps that is averaged")
@@ -124,7 +124,7 @@ def parse(section: type[Section], values: Mapping[str, Any], source: str) -> Sec
 def override(settings: Section, **values: Any) -> Section:
     """`settings` with the values that are not None replaced, checked anew."""
     given = {name: value for name, value in values.items() if value is not None}
-    return parse(type(settings), _merged(settings.model_dump(), given), "the arguments")
+    return parse(type(settings), _merged(settings.model_dump(exclude_unset=True), given), "the arguments")
 
 
 def _read(path: Path) -> dict[str, Any]:

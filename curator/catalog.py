@@ -1,0 +1,176 @@
+"""The DuckDB side of a lake: a catalog file with the row index, and views that answer SQL.
+
+The catalog file caches what ingest read (tables `files` and `sample_index`, see `connectors.duck`); it can be thrown
+away. Runs and versions are truth elsewhere, as records in the destination store, and become temporary tables of a
+session: `runs`, `domain_weights`, `versions`, and the view `samples`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from connectors import duck
+from connectors.commit import Version, read_log, read_manifest
+from connectors.manifest import Manifest
+from connectors.plain import Corpus
+from connectors.store import Store, list_objects, read_bytes
+from curator.errors import StorageError
+
+RUN_FOLDER = "runs"
+WEIGHT_COLUMNS = ("sample_weight", "domain_weight", "weight_run_id")
+
+_RUNS = pa.schema(
+    [
+        ("run_id", pa.string()),
+        ("created_at", pa.string()),
+        ("status", pa.string()),
+        ("model", pa.string()),
+        ("steps", pa.int64()),
+        ("seed", pa.int64()),
+        ("target", pa.string()),
+        ("snapshot_id", pa.string()),
+        ("verdict", pa.string()),
+        ("verdict_reason", pa.string()),
+        ("val_loss", pa.float64()),
+        ("signal_to_noise", pa.float64()),
+        ("seconds", pa.float64()),
+        ("run_dir", pa.string()),
+    ]
+)
+_DOMAIN_WEIGHTS = pa.schema(
+    [
+        ("run_id", pa.string()),
+        ("domain", pa.string()),
+        ("domain_weight", pa.float64()),
+        ("natural_share", pa.float64()),
+        ("ratio", pa.float64()),
+        ("num_samples", pa.int64()),
+        ("num_tokens", pa.int64()),
+    ]
+)
+_VERSIONS = pa.schema(
+    [
+        ("version", pa.int64()),
+        ("created_at", pa.string()),
+        ("run_id", pa.string()),
+        ("snapshot_id", pa.string()),
+        ("num_files", pa.int64()),
+        ("num_rows", pa.int64()),
+        ("location", pa.string()),
+    ]
+)
+
+
+def read_run_records(destination: Store) -> list[dict[str, Any]]:
+    """Every finished run that the lake knows, oldest first."""
+    paths = [
+        info.path
+        for info in list_objects(destination, ".json", prefix=RUN_FOLDER)
+        if info.path.count("/") == 2 and info.path.endswith("/run.json")
+    ]
+    records = [_parse_record(destination, path) for path in paths]
+    return sorted(records, key=lambda record: (record["created_at"], record["run_id"]))
+
+
+def register_records(connection: duck.Connection, destination: Store) -> None:
+    """Make the temporary tables `runs`, `domain_weights` and `versions` out of the destination's records."""
+    records = read_run_records(destination)
+    versions = [(version, read_manifest(destination, version)) for version in read_log(destination)]
+    _create_table(connection, "runs", _RUNS, [_run_row(record) for record in records])
+    domains = [domain | {"run_id": record["run_id"]} for record in records for domain in record["domains"]]
+    _create_table(connection, "domain_weights", _DOMAIN_WEIGHTS, domains)
+    rows = [version_row(destination, version, manifest) for version, manifest in versions]
+    _create_table(connection, "versions", _VERSIONS, rows)
+
+
+def create_samples(connection: duck.Connection, corpus: Corpus, destination: Store) -> None:
+    """Make the view `samples`: every row of the lake with its id, domain, own columns, and published weights.
+
+    The three weight columns come from the newest version, for files that are still as they were when it was made;
+    NULL elsewhere.
+    """
+    log = read_log(destination)
+    published = _published_paths(corpus, read_manifest(destination, log[-1])) if log else {}
+    names = ", ".join(WEIGHT_COLUMNS)
+    if not published:
+        nothing = ", ".join(
+            f"NULL::{kind} AS {name}" for name, kind in zip(WEIGHT_COLUMNS, ("FLOAT", "FLOAT", "VARCHAR"), strict=True)
+        )
+        connection.execute(f"CREATE OR REPLACE TEMP VIEW samples AS SELECT *, {nothing} FROM lake_rows")
+        return
+    duck.register_store(connection, destination)
+    duck.create_published_view(connection, "published_weights", destination, published, WEIGHT_COLUMNS)
+    connection.execute(
+        f"CREATE OR REPLACE TEMP VIEW samples AS SELECT r.* EXCLUDE (file_id, row), {names} "
+        "FROM lake_rows r LEFT JOIN published_weights p ON r.file_id = p.file_id AND r.row = p.row"
+    )
+
+
+def version_row(destination: Store, version: Version, manifest: Manifest) -> dict[str, Any]:
+    """One version as a row of the table `versions`."""
+    return {
+        "version": version.number,
+        "created_at": version.committed_at,
+        "run_id": version.run_id,
+        "snapshot_id": version.snapshot_id,
+        "num_files": len(manifest.files),
+        "num_rows": sum(file.num_rows for file in manifest.files),
+        "location": destination.describe(str(manifest.extra.get("folder", ""))),
+    }
+
+
+def _published_paths(corpus: Corpus, manifest: Manifest) -> dict[str, str]:
+    """Source path → published path of the files that have not changed since the version was made."""
+    now = {file.path: (file.size_bytes, file.version) for file in corpus.files}
+    return {
+        file.source_path: file.published_path
+        for file in manifest.files
+        if now.get(file.source_path) == (file.source_size_bytes, file.source_version)
+    }
+
+
+def _run_row(record: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "run_id": record["run_id"],
+        "created_at": record["created_at"],
+        "status": record["status"],
+        "model": record["learn"]["model"],
+        "steps": record["learn"]["steps"],
+        "seed": record["learn"]["seed"],
+        "target": record["target"]["url"],
+        "snapshot_id": record["snapshot_id"],
+        "verdict": record["verdict"]["status"],
+        "verdict_reason": record["verdict"]["reason"],
+        "val_loss": record["summary"]["val_loss_last"],
+        "signal_to_noise": record["summary"]["signal_to_noise"],
+        "seconds": record["seconds"],
+        "run_dir": record["run_dir"],
+    }
+
+
+def _create_table(connection: duck.Connection, name: str, schema: pa.Schema, rows: Sequence[dict[str, Any]]) -> None:
+    connection.register("incoming", pa.Table.from_pylist(list(rows), schema=schema))
+    connection.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS SELECT * FROM incoming")
+    connection.unregister("incoming")
+
+
+def _parse_record(destination: Store, path: str) -> dict[str, Any]:
+    try:
+        record: dict[str, Any] = json.loads(read_bytes(destination, path))
+        _run_row(record)
+    except (ValueError, KeyError, TypeError) as error:
+        raise StorageError(
+            f"{destination.describe(path)} is not a run record ({type(error).__name__}: {error}); "
+            "restore it, or remove its folder to forget the run"
+        ) from error
+    return record
+
+
+def catalog_path(workdir: Path) -> Path:
+    """The catalog file of a lake."""
+    return workdir / "catalog.duckdb"

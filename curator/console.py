@@ -1,0 +1,131 @@
+"""What the command line shows: tables on stdout, progress on stderr, one JSON object when asked."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from curator.progress import Progress, ProgressCallback
+
+_SECONDS_BETWEEN_LINES = 10.0
+_TITLES = {"ingest": "ingest", "tokenize": "tokenize", "learn": "learn", "publish": "publish"}
+
+
+def out() -> Console:
+    """The console of results."""
+    return Console(file=sys.stdout, highlight=False, soft_wrap=True)
+
+
+def err() -> Console:
+    """The console of progress and errors."""
+    return Console(file=sys.stderr, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def progress() -> Iterator[ProgressCallback]:
+    """A bar with an ETA per stage on a terminal, else a line now and then."""
+    console = err()
+    if not console.is_terminal:
+        yield _lines()
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description:<9}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        TextColumn("[dim]{task.fields[detail]}"),
+    )
+    with Bar(*columns, console=console) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def tell(state: Progress) -> None:
+            if state.stage not in tasks:
+                tasks[state.stage] = bar.add_task(_TITLES[state.stage], total=state.total, detail="")
+            bar.update(tasks[state.stage], completed=state.done, total=state.total, detail=escape(state.detail))
+
+        yield tell
+
+
+def _lines() -> ProgressCallback:
+    """Progress as log lines: the end of a stage always, its middle every few seconds with an ETA."""
+    last: dict[str, float] = {}
+    started: dict[str, float] = {}
+
+    def tell(state: Progress) -> None:
+        now = time.monotonic()
+        begun = started.setdefault(state.stage, now)
+        finished = state.total is not None and state.done >= state.total
+        if not finished and now - last.setdefault(state.stage, begun) < _SECONDS_BETWEEN_LINES:
+            return
+        last[state.stage] = now
+        left = ""
+        if state.total and state.done and not finished:
+            left = f", about {(now - begun) * (state.total - state.done) / state.done:.0f} s left"
+        total = f"/{state.total:,}" if state.total is not None else ""
+        print(f"{state.stage} {state.done:,}{total} {state.detail}{left}", file=sys.stderr, flush=True)  # noqa: T201
+
+    return tell
+
+
+def print_json(values: Mapping[str, Any]) -> None:
+    """One JSON object on one line of stdout."""
+    print(json.dumps({"schema_version": 1, **values}, default=str, ensure_ascii=False), flush=True)  # noqa: T201
+
+
+def print_rows(names: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:
+    """A table; numbers to the right."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="bold")
+    for index, name in enumerate(names):
+        numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
+        table.add_column(escape(name), justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(_cell(value)) for value in row))
+    out().print(table)
+
+
+def print_domains(record: Mapping[str, Any]) -> None:
+    """The domain table of a run, largest weight first."""
+    rows = sorted(record["domains"], key=lambda row: -row["domain_weight"])
+    print_rows(
+        ["domain", "natural share", "learned weight", "ratio", "rows", "tokens"],
+        [
+            [
+                row["domain"],
+                f"{row['natural_share']:.3f}",
+                f"{row['domain_weight']:.3f}",
+                f"{row['ratio']:.2f}",
+                f"{row['num_samples']:,}",
+                f"{row['num_tokens']:,}",
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "NULL"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return str(value)

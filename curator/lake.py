@@ -1,0 +1,498 @@
+"""Lake: one corpus in object storage, one place where its versions go, and one DuckDB catalog.
+
+The session object of the SDK. Everything the command line does goes through it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from connectors import duck
+from connectors.commit import read_log, read_manifest
+from connectors.parquet import check_schemas
+from connectors.plain import Corpus, lake_root, list_parquet
+from connectors.store import Store, open_object, open_store, substore, write_object
+from curator import catalog
+from curator.config import LakeConfig, LearnConfig, TargetConfig, override, parse
+from curator.errors import InputError, NotFoundError, StorageError, TryAgainError, UsageError, translated
+from curator.progress import Progress, ProgressCallback, silent
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from curator.publish import Publication
+    from curator.tokens import RowBatch
+
+STATE_FOLDER = "_curator"
+_SETTINGS = "lake.json"
+_REMEMBERED = ("text", "domain", "key", "skip_bad_rows")
+
+
+def open_lake(
+    url: str,
+    *,
+    text: str | None = None,
+    domain: str | None = None,
+    key: str | None = None,
+    destination: str | None = None,
+    skip_bad_rows: bool | None = None,
+    min_domain_rows: int | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    config: LakeConfig | None = None,
+) -> Lake:
+    """Open a corpus; nothing is read or written yet but the settings it was last used with.
+
+    Args:
+        url: folder, file or glob of Parquet files; any fsspec URL.
+        text: column with the text; by default as last used, else "text".
+        domain: column or hive partition with the domain; by default as last used, else "domain".
+        key: column with a unique, stable key; by default a hash of domain and text identifies a row.
+        destination: where versions and run records go; by default `_curator` inside the lake.
+        skip_bad_rows: leave out rows without text or domain instead of refusing them.
+        min_domain_rows: least usable rows of a domain that is learned on.
+        storage_options: passed to fsspec (credentials, endpoint); never logged or stored.
+        config: settings to start from, such as those of a file.
+
+    Raises:
+        InputError: there is nothing at a local `url`.
+        MissingExtraError: the URL's scheme needs a package that is not installed.
+    """
+    given = {
+        "text": text,
+        "domain": domain,
+        "key": key,
+        "destination": destination,
+        "skip_bad_rows": skip_bad_rows,
+        "min_domain_rows": min_domain_rows,
+        "storage_options": dict(storage_options) if storage_options else None,
+    }
+    base = config or LakeConfig()
+    with translated():
+        root = lake_root(url, given["storage_options"] or base.storage_options)
+        if root.is_local and not Path(root.path).exists():
+            raise InputError(
+                f"{url} does not exist; give a folder, file or glob of Parquet files, or a URL such as s3://…"
+            )
+        target = destination or base.destination
+        place = open_store(target, base.storage_options) if target else substore(root, STATE_FOLDER)
+        workdir = _workdir(place)
+        chosen = base.model_dump(exclude_unset=True) | {k: v for k, v in given.items() if v is not None}
+        if not {"text", "domain"} <= chosen.keys():
+            chosen = _remembered(workdir, place) | chosen
+        settings = parse(LakeConfig, chosen | {"url": url}, "the arguments")
+        return Lake(settings, root=root, destination=place, workdir=workdir)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    """One published version, as `Lake.history` lists it; `location` is the folder of its Parquet files."""
+
+    version: int
+    created_at: str
+    run_id: str
+    snapshot_id: str
+    num_files: int
+    num_rows: int
+    location: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished learning run of a lake."""
+
+    lake: Lake
+    record: Mapping[str, Any]
+
+    @property
+    def run_id(self) -> str:
+        """The run's name within its lake."""
+        return str(self.record["run_id"])
+
+    @property
+    def run_dir(self) -> Path:
+        """The folder that the run was made in: trajectory, workers' log, record and weights."""
+        return Path(self.record["run_dir"])
+
+    @property
+    def verdict(self) -> str:
+        """converged, not converged or unstable, and why, in a sentence."""
+        return f"{self.record['verdict']['status']}: {self.record['verdict']['reason']}"
+
+    @property
+    def domain_weights(self) -> duck.Relation:
+        """The domain table (domain, domain_weight, natural_share, ratio, num_samples, num_tokens) as a relation."""
+        return self.lake.sql(
+            "SELECT * EXCLUDE run_id FROM domain_weights WHERE run_id = $run_id ORDER BY domain_weight DESC",
+            params={"run_id": self.run_id},
+        )
+
+    def samples(self) -> pa.Table:
+        """The weight of every row (`curator.weights.SCHEMA`), its identities checked."""
+        from curator.learn import WEIGHTS
+        from curator.weights import DomainWeight, WeightTable
+
+        path = f"{catalog.RUN_FOLDER}/{self.run_id}/{WEIGHTS}"
+        with translated(), open_object(self.lake.destination, path) as source:
+            samples = pq.read_table(source)
+        WeightTable(samples=samples, domains=tuple(DomainWeight(**row) for row in self.record["domains"])).check()
+        return samples
+
+    def __repr__(self) -> str:
+        top = sorted(self.record["domains"], key=lambda row: -row["domain_weight"])[:3]
+        leading = ", ".join(f"{row['domain']} {row['domain_weight']:.2f}" for row in top)
+        return f"Run({self.run_id!r}: {leading}; {self.record['verdict']['status']})"
+
+
+class Lake:
+    """A corpus with its catalog; a context manager. Made by `open_lake`."""
+
+    def __init__(self, config: LakeConfig, *, root: Store, destination: Store, workdir: Path) -> None:
+        self.config = config
+        self.destination = destination
+        self.workdir = workdir
+        self._root = root
+        self._corpus: Corpus | None = None
+        self._connection: duck.Connection | None = None
+
+    @property
+    def url(self) -> str:
+        """The lake's address, without credentials."""
+        return self._root.url
+
+    def __enter__(self) -> Lake:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Lake({self.url!r}, text={self.config.text!r}, domain={self.config.domain!r})"
+
+    def close(self) -> None:
+        """Let go of the catalog."""
+        self.release()
+
+    # what is there ------------------------------------------------------------------------------------------------
+
+    @property
+    def corpus(self) -> Corpus:
+        """The lake's files as last listed; listed now if they were not yet."""
+        if self._corpus is None:
+            with translated():
+                self._corpus = list_parquet(self.config.url, self.config.storage_options)
+        return self._corpus
+
+    @property
+    def snapshot_id(self) -> str:
+        """Names the content of the lake: equal for equal files (path, size, version) read by equal settings."""
+        parts = [self.config.text, self.config.domain, self.config.key or "", str(self.config.skip_bad_rows)]
+        parts += [f"{file.path}\0{file.size_bytes}\0{file.version}" for file in self.corpus.files]
+        return hashlib.blake2b("\n".join(parts).encode(), digest_size=6).hexdigest()
+
+    def runs(self) -> list[Run]:
+        """Every finished run, oldest first."""
+        with translated():
+            return [Run(self, record) for record in catalog.read_run_records(self.destination)]
+
+    def run(self, run_id: str) -> Run:
+        """One run, by its id or "latest".
+
+        Raises:
+            NotFoundError: naming the nearest id.
+        """
+        runs = self.runs()
+        if run_id == "latest" and runs:
+            return runs[-1]
+        by_id = {run.run_id: run for run in runs}
+        if run_id not in by_id:
+            near = difflib.get_close_matches(run_id, by_id, n=1) or list(by_id)[-1:]
+            hint = f"the nearest is {near[0]!r}" if near else "it has no run yet: `curator learn` makes one"
+            raise NotFoundError(f"{self.url} has no run {run_id!r}; {hint}")
+        return by_id[run_id]
+
+    def history(self) -> list[Version]:
+        """Every published version, oldest first."""
+        with translated():
+            log = read_log(self.destination)
+            return [
+                Version(**catalog.version_row(self.destination, version, read_manifest(self.destination, version)))
+                for version in log
+            ]
+
+    # work ---------------------------------------------------------------------------------------------------------
+
+    def ingest(self, on_progress: ProgressCallback = silent) -> duck.IngestReport:
+        """Bring the row index up to date with the files: new and changed ones are read, others left alone.
+
+        Raises:
+            InputError: a missing or mistyped column, a corrupt file, or rows that cannot be used.
+            TryAgainError: another process holds the catalog.
+        """
+        with translated():
+            self.release()
+            self._corpus = None
+            corpus, config = self.corpus, self.config
+            check_schemas(corpus.files, text=config.text, domain=config.domain, key=config.key)
+            _make(self.workdir)
+            with duck.connect(catalog.catalog_path(self.workdir)) as connection:
+                report = duck.ingest(
+                    connection,
+                    corpus,
+                    text=config.text,
+                    domain=config.domain,
+                    key=config.key,
+                    bad_rows="skip" if config.skip_bad_rows else "error",
+                    on_progress=lambda done, total: on_progress(
+                        Progress(stage="ingest", done=done, total=total, detail="rows")
+                    ),
+                )
+            self._remember()
+            return report
+
+    def learn(
+        self,
+        target: str | TargetConfig,
+        *,
+        target_text: str | None = None,
+        run_dir: str | os.PathLike[str] | None = None,
+        config: LearnConfig | None = None,
+        on_progress: ProgressCallback = silent,
+        **settings: Any,
+    ) -> Run:
+        """Learn what every domain is worth for `target`; the lake is ingested first if its files changed.
+
+        Args:
+            target: Parquet files of what the model should be good at.
+            target_text: their text column; by default the lake's.
+            run_dir: an empty or new folder for the run; by default one in the lake's work folder.
+            config: settings to start from.
+            on_progress: told how far the work is.
+            **settings: fields of `curator.config.LearnConfig`, such as model, steps, seed, tensor_parallel.
+
+        Raises:
+            ConfigError: an unknown setting, or one that is not allowed.
+            InputError: a lake, target, model or layout that cannot be used.
+            LearningError: the run failed or diverged.
+            InterruptedRunError: stopped by the user.
+        """
+        from curator.learn import learn
+
+        goal = target if isinstance(target, TargetConfig) else TargetConfig(url=target, text=target_text)
+        with translated():
+            run_id = learn(
+                self,
+                goal,
+                override(config or LearnConfig(), **settings),
+                Path(run_dir) if run_dir else None,
+                on_progress,
+            )
+        return self.run(run_id)
+
+    def publish(self, run: Run | str, *, dry_run: bool = False, on_progress: ProgressCallback = silent) -> Publication:
+        """Write a run's weights into new Parquet files and make them the lake's newest version, atomically.
+
+        Raises:
+            NotFoundError: no such run.
+            StorageError: the destination cannot be written; the version before stays.
+        """
+        from curator.publish import publish
+
+        with translated():
+            return publish(self, self.run(run) if isinstance(run, str) else run, on_progress, dry_run=dry_run)
+
+    def sql(self, query: str, params: Mapping[str, Any] | None = None) -> duck.Relation:
+        """Ask the lake: `samples`, `domain_weights`, `runs` and `versions` are its tables.
+
+        The relation is lazy and lives until the lake is closed, ingested or published again; fetch it with `.pl()`,
+        `.df()`, `.to_arrow_table()` or `.fetchall()`.
+
+        Raises:
+            UsageError: the query is not valid, in DuckDB's words.
+        """
+        with translated():
+            try:
+                return self.connection.sql(query, params=dict(params) if params else None)
+            except duck.Error as error:
+                raise UsageError(f"the query cannot be run: {error}") from error
+
+    def fetch(self, query: str) -> tuple[list[str], list[tuple[Any, ...]]]:
+        """The column names and rows of a query's answer."""
+        relation = self.sql(query)
+        with translated():
+            try:
+                table = relation.to_arrow_table() if relation is not None else pa.table({})
+            except duck.Error as error:
+                raise UsageError(f"the query failed: {error}") from error
+        return table.schema.names, list(zip(*(column.to_pylist() for column in table.columns), strict=True))
+
+    def scan(self) -> pl.LazyFrame:
+        """The newest published version as a polars LazyFrame: all columns of the lake and the three weight columns.
+
+        Raises:
+            NotFoundError: nothing was published yet.
+        """
+        import polars as pl
+
+        with translated():
+            log = read_log(self.destination)
+            if not log:
+                raise NotFoundError(f"{self.url} has no published version yet; publish a run first")
+            files = [file.published_path for file in read_manifest(self.destination, log[-1]).files]
+            paths = [self.destination.full_path(path) for path in files]
+            if self.destination.is_local:
+                return pl.scan_parquet(paths, hive_partitioning=True, missing_columns="insert")
+            from pyarrow import dataset, fs
+
+            filesystem = fs.PyFileSystem(fs.FSSpecHandler(self.destination.fs))
+            return pl.scan_pyarrow_dataset(dataset.dataset(paths, filesystem=filesystem, format="parquet"))
+
+    # what the work is built from ----------------------------------------------------------------------------------
+
+    @property
+    def connection(self) -> duck.Connection:
+        """A read-only session of the catalog with the lake's views; opened on first use.
+
+        Raises:
+            InputError: the lake has not been ingested, or its files changed since.
+        """
+        if self._connection is None:
+            path = catalog.catalog_path(self.workdir)
+            if not path.exists():
+                raise InputError(
+                    f"{self.url} has not been ingested yet; run "
+                    f"`curator ingest {self.config.url} --text COLUMN --domain COLUMN`"
+                )
+            self._connection = duck.connect(path, read_only=True)
+            try:
+                self.refresh_views()
+            except BaseException:
+                self.release()
+                raise
+        return self._connection
+
+    def refresh_views(self) -> None:
+        """Let the session see the runs and versions that are there now."""
+        if self._connection is None:
+            return
+        changed = duck.changed_files(self._connection, self.corpus)
+        if changed:
+            raise TryAgainError(
+                f"{len(changed)} file(s) of {self.url} changed since the last ingest, first {changed[0]!r}; "
+                f"run `curator ingest {self.config.url}`"
+            )
+        duck.create_samples_view(
+            self._connection, self.corpus, text=self.config.text, domain=self.config.domain, key=self.config.key
+        )
+        catalog.register_records(self._connection, self.destination)
+        catalog.create_samples(self._connection, self.corpus, self.destination)
+
+    def release(self) -> None:
+        """Close the catalog so that other processes can write it; it opens again by itself."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def domain_counts(self) -> list[tuple[str, int]]:
+        """(domain, usable rows), sorted by name."""
+        rows = self.connection.execute(
+            "SELECT domain, count(*) FROM sample_index WHERE usable GROUP BY domain ORDER BY domain"
+        ).fetchall()
+        return [(str(domain), int(count)) for domain, count in rows]
+
+    def text_batches(self, domains: Sequence[str]) -> Iterator[RowBatch]:
+        """Every usable row in Arrow batches; `domain` as an index into `domains`."""
+        from curator.tokens import RowBatch
+
+        names = pa.array(list(domains))
+        for batch in self._stream("", 1024):
+            yield RowBatch(
+                sample_id=batch["sample_id"],
+                text=batch["text"].to_pylist(),
+                domain=pc.index_in(batch["domain"].cast(pa.string()), names).to_numpy().astype(np.int32),
+            )
+
+    def text_sample(self, num_chars: int) -> Iterator[str]:
+        """Texts of about `num_chars` characters from every domain: the rows whose ids come first."""
+        first = (
+            "SELECT sample_id FROM (SELECT sample_id, sum(num_chars) OVER "
+            "(PARTITION BY domain ORDER BY md5(sample_id), sample_id) - num_chars AS before "
+            f"FROM sample_index WHERE usable) WHERE before < {int(num_chars)}"
+        )
+        for batch in self._stream(f"AND sample_id IN ({first})", 1024):
+            yield from batch["text"].to_pylist()
+
+    def record_run(self, folder: Path, record: Mapping[str, Any]) -> None:
+        """Make a finished run known to the lake: weights first, the record that names it last."""
+        from curator.learn import RECORD, WEIGHTS
+
+        home = f"{catalog.RUN_FOLDER}/{record['run_id']}"
+        for name in (WEIGHTS, RECORD):
+            path = f"{home}/{name}"
+            if self.destination.is_local and Path(self.destination.full_path(path)) == folder / name:
+                continue
+            write_object(self.destination, path, (folder / name).read_bytes())
+        self.release()
+
+    def _stream(self, condition: str, batch_rows: int) -> Iterator[pa.RecordBatch]:
+        text = duck.quote_identifier(self.config.text)
+        relation = self.connection.sql(
+            f"SELECT sample_id, domain, {text} AS text FROM lake_rows WHERE usable {condition}"
+        )
+        yield from relation.to_arrow_reader(batch_rows)
+
+    def _remember(self) -> None:
+        from curator.learn import write_atomically
+
+        kept = self.config.model_dump(include=set(_REMEMBERED))
+        write_atomically(self.workdir / _SETTINGS, json.dumps(kept))
+
+
+def _remembered(workdir: Path, destination: Store) -> dict[str, Any]:
+    """The columns that the lake was last used with: on this machine, else in its newest run."""
+    try:
+        values = json.loads((workdir / _SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        records = catalog.read_run_records(destination)
+        values = records[-1]["lake"] if records else {}
+    return {key: values[key] for key in _REMEMBERED if values.get(key) is not None}
+
+
+def _workdir(destination: Store) -> Path:
+    """Where the catalog, token caches and run folders go: the destination if it is a folder of this machine that can
+    be written, else a folder of the user's cache."""
+    if destination.is_local:
+        path = Path(destination.path)
+        nearest = next(parent for parent in (path, *path.parents) if parent.exists())
+        if nearest.is_dir() and os.access(nearest, os.W_OK):
+            return path
+    home = (
+        os.environ.get("CURATOR_HOME")
+        or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lake-curator"
+    )
+    digest = hashlib.blake2b(destination.url.encode(), digest_size=8).hexdigest()
+    return Path(home) / digest
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"the work folder {folder} cannot be created ({error.strerror}); "
+            "set CURATOR_HOME to a folder that can be written"
+        ) from error

@@ -1,0 +1,182 @@
+"""Data Reweighter: the weights of a run as columns of new Parquet files, made visible by one atomic step.
+
+Source files are never changed. Copies with three more columns are staged under a folder of the destination that no
+version names yet; committing the version is one conditional write. A crash before it leaves the old version, and the
+same call again reuses nothing half-written, since every staged file appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from connectors.commit import commit, read_log, read_manifest
+from connectors.manifest import Manifest, PublishedFile
+from connectors.parquet import ParquetFile, rewrite_with_columns
+from connectors.store import check_put_if_absent, exists, stat_object
+from curator.catalog import WEIGHT_COLUMNS
+from curator.errors import InputError
+from curator.progress import Progress, ProgressCallback
+
+if TYPE_CHECKING:
+    from curator.lake import Lake, Run
+
+WEIGHT_SCHEMA = pa.schema(
+    [
+        pa.field("sample_weight", pa.float32()),
+        pa.field("domain_weight", pa.float32()),
+        pa.field("weight_run_id", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Publication:
+    """A version of the lake with weight columns.
+
+    `created` is False when this run had been published for the same data before, and for a dry run. Rows without a
+    weight (`num_unweighted`) came after the run, or have no text; their three columns are null.
+    """
+
+    version: int | None
+    run_id: str
+    snapshot_id: str
+    location: str
+    num_files: int
+    num_rows: int
+    num_unweighted: int
+    size_bytes: int
+    created: bool
+
+
+def publish(lake: Lake, run: Run, on_progress: ProgressCallback, *, dry_run: bool = False) -> Publication:
+    """Publish the weights of `run` as a new version of `lake`.
+
+    Exactly once for a run and a snapshot: a repeated call returns the version that is there.
+
+    Raises:
+        InputError: the lake has columns of these names, or changed since it was ingested.
+        StorageError: the destination cannot be written.
+        TryAgainError: a source file changed meanwhile, or another writer kept winning.
+    """
+    lake.ingest(on_progress)
+    _check_names(lake)
+    folder = f"data/{run.run_id}-{lake.snapshot_id}"
+    key = f"{run.run_id}/{lake.snapshot_id}"
+    known = next((v for v in read_log(lake.destination) if v.idempotency_key == key), None)
+    weights = RowWeights(lake, run)
+    if dry_run or known:
+        files = read_manifest(lake.destination, known).files if known else ()
+        return _publication(lake, run, weights, folder, files, version=known.number if known else None, created=False)
+    check_put_if_absent(lake.destination)
+    files = _stage(lake, run, weights, folder, on_progress)
+    manifest = Manifest(
+        run_id=run.run_id,
+        snapshot_id=lake.snapshot_id,
+        columns=WEIGHT_COLUMNS,
+        files=files,
+        extra={"folder": folder, "domains": run.record["domains"]},
+    )
+    version = commit(lake.destination, manifest, idempotency_key=key)
+    lake.refresh_views()
+    return _publication(lake, run, weights, folder, files, version=version.number, created=version.created)
+
+
+class RowWeights:
+    """The weights of a run for the rows of every file of the lake, joined by sample id, one file at a time."""
+
+    def __init__(self, lake: Lake, run: Run) -> None:
+        self._run_id = run.run_id
+        self._connection = lake.connection
+        samples = run.samples()
+        self._connection.register("run_samples", samples)
+        self._connection.execute(
+            "CREATE OR REPLACE TEMP TABLE row_weights AS SELECT f.path, i.row, s.sample_weight, s.domain_weight "
+            "FROM sample_index i JOIN files f USING (file_id) LEFT JOIN run_samples s "
+            "ON i.sample_id = s.sample_id AND i.usable ORDER BY f.path, i.row"
+        )
+        self._connection.unregister("run_samples")
+
+    @property
+    def num_unweighted(self) -> int:
+        """Rows of the lake that the run has no weight for."""
+        found = self._connection.execute("SELECT count(*) FROM row_weights WHERE sample_weight IS NULL").fetchone()
+        return int(found[0]) if found else 0
+
+    def of(self, file: ParquetFile) -> pa.Table:
+        """The three columns (`WEIGHT_SCHEMA`) of a file, in the order of its rows."""
+        table = self._connection.sql(
+            "SELECT sample_weight, domain_weight, "
+            "CASE WHEN sample_weight IS NOT NULL THEN $run_id END AS weight_run_id "
+            "FROM row_weights WHERE path = $path ORDER BY row",
+            params={"run_id": self._run_id, "path": file.path},
+        ).to_arrow_table()
+        return table.cast(WEIGHT_SCHEMA)
+
+
+def _check_names(lake: Lake) -> None:
+    clash = [name for name in WEIGHT_COLUMNS if name in lake.corpus.schema.names]
+    if clash:
+        raise InputError(
+            f"{lake.url} has a column {clash[0]!r} already; rename it in the source files, "
+            "publishing never overwrites a column"
+        )
+
+
+def _stage(
+    lake: Lake, run: Run, weights: RowWeights, folder: str, on_progress: ProgressCallback
+) -> tuple[PublishedFile, ...]:
+    """Write a copy with the weight columns of every file of the lake; a copy that is there already is kept."""
+    staged: list[PublishedFile] = []
+    total = lake.corpus.num_rows
+    done = 0
+    for file in lake.corpus.files:
+        path = f"{folder}/{file.path}"
+        if not exists(lake.destination, path):
+            _rewrite(lake, run, file, weights.of(file), path)
+        staged.append(
+            PublishedFile(
+                source_path=file.path,
+                source_size_bytes=file.size_bytes,
+                source_version=file.version,
+                published_path=path,
+                size_bytes=stat_object(lake.destination, path).size_bytes,
+                num_rows=file.num_rows,
+            )
+        )
+        done += file.num_rows
+        on_progress(Progress(stage="publish", done=done, total=total, detail=file.path))
+    return tuple(staged)
+
+
+def _rewrite(lake: Lake, run: Run, file: ParquetFile, weights: pa.Table, path: str) -> None:
+    def columns(_: int, first_row: int, num_rows: int) -> pa.Table:
+        return weights.slice(first_row, num_rows)
+
+    footer = {"lake-curator": f'{{"run_id": "{run.run_id}", "schema_version": 1}}'}
+    rewrite_with_columns(lake.corpus.store, file, lake.destination, path, columns, footer_metadata=footer)
+
+
+def _publication(
+    lake: Lake,
+    run: Run,
+    weights: RowWeights,
+    folder: str,
+    files: tuple[PublishedFile, ...],
+    *,
+    version: int | None,
+    created: bool,
+) -> Publication:
+    return Publication(
+        version=version,
+        run_id=run.run_id,
+        snapshot_id=lake.snapshot_id,
+        location=lake.destination.describe(folder),
+        num_files=len(lake.corpus.files),
+        num_rows=lake.corpus.num_rows,
+        num_unweighted=weights.num_unweighted,
+        size_bytes=sum(file.size_bytes for file in files),
+        created=created,
+    )
