@@ -1,0 +1,129 @@
+"""Connections to DuckDB: the only module of this package that imports it.
+
+Only the part of the API that DuckDB 1.5 and 2.0 share is used. Extensions are never downloaded: remote Parquet is
+read through fsspec.
+"""
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import duckdb
+
+from connectors.errors import (
+    BusyError,
+    ConnectorError,
+    CorruptFileError,
+    InputError,
+    NotFoundError,
+    ReadOnlyError,
+    UnsupportedError,
+)
+from connectors.store import Store
+
+Connection = duckdb.DuckDBPyConnection
+Relation = duckdb.DuckDBPyRelation
+Error = duckdb.Error
+
+_SETTINGS = {"autoinstall_known_extensions": False, "autoload_known_extensions": False}
+_RETRY_SECONDS = 0.1
+
+
+def connect(
+    path: str | Path | None = None, *, read_only: bool = False, lock_timeout_seconds: float = 5.0
+) -> Connection:
+    """A connection to the catalog at `path` (created if missing), or to a new one in memory.
+
+    Raises:
+        BusyError: another process holds the catalog for longer than the timeout; names it if DuckDB does.
+        NotFoundError: the folder, or with `read_only` the catalog, does not exist.
+        CorruptFileError: the file is not a DuckDB catalog.
+    """
+    if path is None and read_only:
+        raise InputError("a catalog in memory cannot be read-only; give the path of one")
+    place = ":memory:" if path is None else str(path)
+    deadline = time.monotonic() + lock_timeout_seconds
+    while True:
+        try:
+            with database_errors(place):
+                return duckdb.connect(place, read_only=read_only, config=dict(_SETTINGS))
+        except BusyError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(_RETRY_SECONDS)
+
+
+def quote_identifier(name: str) -> str:
+    """`name` as an SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def quote_literal(value: str | None) -> str:
+    """`value` as an SQL string, or NULL."""
+    return "NULL" if value is None else "'" + value.replace("'", "''") + "'"
+
+
+def register_store(connection: Connection, store: Store) -> None:
+    """DuckDB reads `store`'s objects through its filesystem; nothing to do for local files.
+
+    A connection holds one filesystem per scheme: registering another replaces it.
+    """
+    if store.is_local:
+        return
+    protocol = store.fs.protocol
+    with database_errors(store.describe()):
+        for name in {protocol} if isinstance(protocol, str) else set(protocol):
+            if name in connection.list_filesystems():
+                connection.unregister_filesystem(name)
+        connection.register_filesystem(store.fs)
+
+
+def duck_path(store: Store, path: str) -> str:
+    """The object's address for `read_parquet`, its wildcards escaped, so that it means this object alone."""
+    protocol = store.fs.protocol if isinstance(store.fs.protocol, str) else store.fs.protocol[0]
+    full = store.full_path(path) if store.is_local else f"{protocol}://{store.full_path(path).lstrip('/')}"
+    return re.sub(r"([*?\[])", r"[\1]", full)
+
+
+@contextmanager
+def transaction(connection: Connection, place: str = "the catalog") -> Iterator[None]:
+    """Atomic: the body's statements are all kept on clean exit, none on an exception or a crash."""
+    with database_errors(place):
+        connection.execute("BEGIN TRANSACTION")
+        try:
+            yield
+            connection.execute("COMMIT")
+        except BaseException:
+            with suppress(duckdb.Error):  # a failed COMMIT has rolled back already
+                connection.execute("ROLLBACK")
+            raise
+
+
+@contextmanager
+def database_errors(place: str) -> Iterator[None]:
+    """Within it, what DuckDB raises leaves as a `ConnectorError` about `place`."""
+    try:
+        yield
+    except duckdb.Error as error:
+        raise _translate(error, place) from error
+
+
+def _translate(error: duckdb.Error, place: str) -> ConnectorError:
+    said = str(error).strip().splitlines()[0]
+    if "Conflicting lock is held" in said:
+        holder = re.search(r"held in (.+?) \(PID (\d+)\)", said)
+        by = f" by process {holder[2]} ({holder[1]})" if holder else " by another process"
+        return BusyError(f"the catalog {place} is in use{by}; try again when it has finished")
+    if "different configuration" in said:
+        return BusyError(f"this process has the catalog {place} open with other settings; close that connection first")
+    if "not a valid DuckDB database" in said:
+        return CorruptFileError(f"{place} is not a DuckDB catalog; move it away and ingest again")
+    if "newer version of DuckDB" in said or "storage version" in said:
+        return UnsupportedError(f"{place} was written by another version of DuckDB ({said}); ingest again")
+    if "No such file or directory" in said or "database does not exist" in said:
+        return NotFoundError(f"there is no catalog at {place}; check the path, or ingest first")
+    if "Permission denied" in said or "read-only mode" in said:
+        return ReadOnlyError(f"{place} cannot be written: {said}")
+    return ConnectorError(f"DuckDB failed on {place}: {said}")

@@ -1,0 +1,88 @@
+"""What leaves the storage libraries becomes a `ConnectorError` here, without credentials in the message."""
+
+import errno
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from connectors.errors import (
+    AccessError,
+    ConflictError,
+    ConnectorError,
+    NotFoundError,
+    ReadOnlyError,
+    UnavailableError,
+)
+
+Action = Literal["list", "read", "write", "delete"]
+
+# Backends let these libraries' exceptions through; an exception from anywhere else is a bug and stays as it is.
+_STORAGE_LIBRARIES = frozenset(
+    {"adlfs", "aiobotocore", "aiohttp", "asyncio", "azure", "botocore", "gcsfs", "google", "s3fs", "urllib3"}
+)
+_SECRET_OPTION = re.compile(r"secret|password|passwd|token|key|sas|credential|connection_string|auth|user", re.I)
+_REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+_RETRYABLE = frozenset({errno.EBUSY, errno.EIO, errno.ETIMEDOUT, errno.ECONNREFUSED, errno.ECONNRESET}) | {
+    getattr(errno, "EREMOTEIO", errno.EIO)
+}
+
+
+def redact_url(url: str) -> str:
+    """`url` without user, password and query; a glob's `?` is kept, since no `key=value` follows it."""
+    url = re.sub(r"://[^/@]*:[^/@]*@", "://", url)
+    return re.sub(r"\?[^/]*=.*$", "", url)
+
+
+def scrub(message: str, options: Mapping[str, Any]) -> str:
+    """The first line of `message` with every secret value of `options`, and URL credentials, replaced by `***`."""
+    lines = message.strip().splitlines()
+    line = lines[0] if lines else ""
+    for secret in sorted(_secret_values(options), key=len, reverse=True):
+        line = line.replace(secret, "***")
+    return re.sub(r"\S+://\S+", lambda match: redact_url(match.group()), line)[:300]
+
+
+def _secret_values(options: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in options.items():
+        if isinstance(value, Mapping):
+            yield from _secret_values(value)
+        elif isinstance(value, str) and len(value) > 3 and _SECRET_OPTION.search(name):
+            yield value
+
+
+@contextmanager
+def storage_errors(place: str, action: Action, options: Mapping[str, Any]) -> Iterator[None]:
+    """Within it, what a storage library raises leaves as a `ConnectorError` about `place`; the rest is untouched."""
+    try:
+        yield
+    except ConnectorError:
+        raise
+    except Exception as error:  # each backend has its own exception classes; those of others are re-raised below
+        if not _is_storage_error(error):
+            raise
+        raise _translate(error, place, action, options) from error
+
+
+def _is_storage_error(error: Exception) -> bool:
+    return isinstance(error, OSError) or type(error).__module__.split(".")[0] in _STORAGE_LIBRARIES
+
+
+def _translate(error: Exception, place: str, action: Action, options: Mapping[str, Any]) -> ConnectorError:
+    said = scrub(str(error), options) or type(error).__name__
+    number = getattr(error, "errno", None)
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return NotFoundError(f"cannot {action} {place}: it does not exist; check the address")
+    if isinstance(error, IsADirectoryError):
+        return NotFoundError(f"cannot {action} {place}: it is a folder; name an object in it")
+    if type(error).__name__ == "FileExpired":  # s3fs: If-Match failed in the middle of a read
+        return ConflictError(f"{place} changed while it was read; list the lake again")
+    if isinstance(error, PermissionError) or number in _REFUSED or type(error).__name__ == "NoCredentialsError":
+        if action in ("write", "delete"):
+            return ReadOnlyError(f"cannot {action} {place}: {said}; choose a destination that you may write")
+        return AccessError(f"cannot {action} {place}: {said}; check the credentials in storage_options")
+    if number == errno.ENOSPC:
+        return ReadOnlyError(f"cannot {action} {place}: the device is full; free some space")
+    if isinstance(error, TimeoutError | ConnectionError) or number in _RETRYABLE or number is None:
+        return UnavailableError(f"cannot {action} {place}: {said}; try again, or check the endpoint and network")
+    return ConnectorError(f"cannot {action} {place}: {said}")

@@ -1,0 +1,232 @@
+"""The row index: which rows the lake has, brought up to date file by file in one transaction."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import pyarrow as pa
+
+from connectors._database import Connection, database_errors, transaction
+from connectors._parquet_file import ParquetFile
+from connectors._rows import ID_SCHEME, Columns, index_batches
+from connectors._schemas import check_schemas
+from connectors.errors import BadRowsError
+from connectors.plain import Corpus
+from connectors.store import Store
+
+OnBadRows = Literal["error", "skip"]
+# (rows indexed so far, rows to index)
+OnProgress = Callable[[int, int], None]
+
+_ROWS_PER_INSERT = 100_000
+_CONTENT_ID_CHARS = 32
+_INDEX_TABLES = """
+CREATE TABLE IF NOT EXISTS files (
+    file_id INTEGER, path VARCHAR, size_bytes BIGINT, version VARCHAR, num_rows BIGINT, num_row_groups INTEGER);
+CREATE TABLE IF NOT EXISTS sample_index (
+    file_id INTEGER, row BIGINT, sample_id VARCHAR, domain VARCHAR, num_chars INTEGER, num_bytes INTEGER,
+    usable BOOLEAN);
+CREATE TABLE IF NOT EXISTS ingest_settings (name VARCHAR, value VARCHAR);
+CREATE SEQUENCE IF NOT EXISTS file_ids;
+"""
+# Identical rows are told apart by a number, in order of path and row, so that the ids do not depend on the order in
+# which files were indexed. Only rows that have, or had, an identical one are touched.
+_NUMBER_DUPLICATES = f"""
+WITH contents AS (
+    SELECT file_id, row, sample_id, left(sample_id, {_CONTENT_ID_CHARS}) AS content FROM sample_index),
+repeated AS (
+    SELECT content FROM contents GROUP BY content HAVING count(*) > 1 OR bool_or(sample_id <> content)),
+numbered AS (
+    SELECT file_id, row, content, row_number() OVER (PARTITION BY content ORDER BY path, row) AS number
+    FROM contents JOIN repeated USING (content) JOIN files USING (file_id))
+UPDATE sample_index AS i SET sample_id = if(n.number = 1, n.content, n.content || '-' || n.number)
+FROM numbered AS n WHERE i.file_id = n.file_id AND i.row = n.row
+"""
+_FIRST_REPEATED_KEYS = """
+SELECT sample_id, count(*), arg_min(path, (path, row)), arg_min(row, (path, row)), count(*) OVER ()
+FROM sample_index JOIN files USING (file_id) GROUP BY sample_id HAVING count(*) > 1
+ORDER BY min((path, row)) LIMIT 1
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestReport:
+    """What one call of `ingest` found and did; counts of files unless named otherwise.
+
+    Attributes:
+        num_files: in the lake now.
+        num_rows: in the lake now.
+        num_unusable: rows without text or domain, indexed with `usable = false`.
+        added, changed, removed, unchanged: against the index before.
+        reindexed_all: whether the settings changed, so that nothing of the old index could be kept.
+        rows_indexed: rows read by this call.
+    """
+
+    num_files: int
+    num_rows: int
+    num_unusable: int
+    added: int
+    changed: int
+    removed: int
+    unchanged: int
+    reindexed_all: bool
+    rows_indexed: int
+
+
+def create_index_tables(connection: Connection) -> None:
+    """Creates `files`, `sample_index` and `ingest_settings` where missing.
+
+    files: one row per Parquet file of the lake; `file_id` is never used again for another content.
+    sample_index: one row per row of the lake; (file_id, row) and sample_id are each unique.
+    """
+    with database_errors("the catalog"):
+        connection.execute(_INDEX_TABLES)
+
+
+def changed_files(connection: Connection, corpus: Corpus) -> list[str]:
+    """Paths that differ between the index and `corpus`: new, changed or gone; `[]` if nothing needs ingesting."""
+    with database_errors("the catalog"):
+        rows = connection.execute("SELECT path, size_bytes, version FROM files").fetchall()
+    indexed = {path: (size, version) for path, size, version in rows}
+    present = {file.path: (file.size_bytes, file.version) for file in corpus.files}
+    return sorted(path for path in indexed.keys() | present.keys() if indexed.get(path) != present.get(path))
+
+
+def ingest(
+    connection: Connection,
+    corpus: Corpus,
+    *,
+    text: str,
+    domain: str,
+    key: str | None = None,
+    bad_rows: OnBadRows = "error",
+    on_progress: OnProgress | None = None,
+) -> IngestReport:
+    """Atomic: brings the index to `corpus`; an exception, Ctrl-C or crash leaves the index as it was.
+
+    Incremental: a file with the same path, size and version is not read again, unless the columns, `bad_rows` or the
+    lake's address changed. The result is the same as of indexing everything anew, but for `file_id`.
+
+    A row's `sample_id` is its key, else a hash of domain and text; further identical rows get `-2`, `-3` … .
+
+    Args:
+        connection: not in a transaction.
+        corpus: as listed now.
+        text: string column that is trained on.
+        domain: column or Hive partition that names the domain.
+        key: unique column that identifies a row; None identifies rows by content.
+        bad_rows: "error" refuses rows without text or domain, "skip" indexes them with `usable = false`.
+        on_progress: called with (rows indexed so far, rows to index).
+
+    Raises:
+        SchemaError: a column is missing, mistyped or differs between files.
+        BadRowsError: rows without text or domain, invalid UTF-8, null or repeated keys.
+        ConflictError: a file changed since it was listed.
+    """
+    check_schemas(corpus.files, text=text, domain=domain, key=key)
+    columns = Columns(text=text, domain=domain, key=key)
+    with transaction(connection):
+        connection.execute(_INDEX_TABLES)
+        reindexed_all = _adopt_settings(connection, corpus, columns, bad_rows)
+        new, report = _diff(connection, corpus, reindexed_all)
+        total = sum(file.num_rows for file in new)
+        done = 0
+        for file in new:
+            for num_rows in _index_file(connection, corpus.store, file, columns, bad_rows):
+                done += num_rows
+                if on_progress is not None:
+                    on_progress(done, total)
+        if new or report["removed"]:
+            _make_ids_unique(connection, corpus, columns)
+        (unusable,) = _one(connection, "SELECT count(*) FROM sample_index WHERE NOT usable")
+    return IngestReport(
+        num_files=len(corpus.files),
+        num_rows=corpus.num_rows,
+        num_unusable=unusable,
+        reindexed_all=reindexed_all,
+        rows_indexed=total,
+        **report,
+    )
+
+
+def _adopt_settings(connection: Connection, corpus: Corpus, columns: Columns, bad_rows: OnBadRows) -> bool:
+    """Records the settings; True, with the index emptied, if they differ from those of the last call."""
+    wanted = {
+        "lake": corpus.store.url,
+        "text": columns.text,
+        "domain": columns.domain,
+        "key": columns.key or "",
+        "bad_rows": bad_rows,
+        "id_scheme": ID_SCHEME,
+    }
+    known = dict(connection.execute("SELECT name, value FROM ingest_settings").fetchall())
+    if known == wanted:
+        return False
+    connection.execute("DELETE FROM sample_index; DELETE FROM ingest_settings")
+    for name, value in wanted.items():
+        connection.execute("INSERT INTO ingest_settings VALUES (?, ?)", [name, value])
+    return bool(known)
+
+
+def _diff(connection: Connection, corpus: Corpus, reindex_all: bool) -> tuple[list[ParquetFile], dict[str, int]]:
+    """Drops what changed or went from the index; the files to read, and the counts for the report."""
+    rows = connection.execute("SELECT path, size_bytes, version, file_id FROM files").fetchall()
+    known = {path: (size, version, file_id) for path, size, version, file_id in rows}
+    new, kept = [], set[str]()
+    for file in corpus.files:
+        if not reindex_all and known.get(file.path, ())[:2] == (file.size_bytes, file.version):
+            kept.add(file.path)
+        else:
+            new.append(file)
+    dropped = [known[path][2] for path in known if path not in kept]
+    connection.execute("DELETE FROM sample_index WHERE list_contains(?, file_id)", [dropped])
+    connection.execute("DELETE FROM files WHERE list_contains(?, file_id)", [dropped])
+    changed = sum(file.path in known for file in new)
+    present = {file.path for file in corpus.files}
+    counts = {"added": len(new) - changed, "changed": changed, "unchanged": len(kept)}
+    return new, counts | {"removed": sum(path not in present for path in known)}
+
+
+def _index_file(
+    connection: Connection, store: Store, file: ParquetFile, columns: Columns, bad_rows: OnBadRows
+) -> Iterator[int]:
+    """Indexes one file, yielding the number of rows as they are inserted."""
+    (file_id,) = _one(connection, "SELECT nextval('file_ids')")
+    row = [file_id, file.path, file.size_bytes, file.version, file.num_rows, file.num_row_groups]
+    connection.execute("INSERT INTO files VALUES (?, ?, ?, ?, ?, ?)", row)
+    waiting: list[pa.RecordBatch] = []
+    num_waiting = 0
+    for batch in index_batches(store, file, columns, bad_rows):
+        waiting.append(batch)
+        num_waiting += batch.num_rows
+        if num_waiting >= _ROWS_PER_INSERT:
+            yield _insert(connection, file_id, waiting)
+            waiting, num_waiting = [], 0
+    if waiting:
+        yield _insert(connection, file_id, waiting)
+
+
+def _insert(connection: Connection, file_id: int, batches: list[pa.RecordBatch]) -> int:
+    table = pa.Table.from_batches(batches)
+    connection.register("incoming_rows", table)
+    connection.execute("INSERT INTO sample_index SELECT ?, * FROM incoming_rows", [file_id])
+    connection.unregister("incoming_rows")
+    return table.num_rows
+
+
+def _make_ids_unique(connection: Connection, corpus: Corpus, columns: Columns) -> None:
+    if columns.key is None:
+        connection.execute(_NUMBER_DUPLICATES)
+        return
+    repeated = connection.execute(_FIRST_REPEATED_KEYS).fetchall()
+    if repeated:
+        key, count, path, row = repeated[0]
+        raise BadRowsError(
+            f"key column {columns.key!r} has the value {key!r} {count} times, first in row {row} of "
+            f"{corpus.store.describe(path)} ({repeated[0][4]:,} key(s) are repeated in all); a key identifies one row: "
+            "remove the repetitions, or configure no key to identify rows by content"
+        )
+
+
+def _one(connection: Connection, query: str) -> tuple[Any, ...]:
+    return cast(tuple[Any, ...], connection.execute(query).fetchone())

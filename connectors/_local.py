@@ -1,0 +1,79 @@
+"""Durable, atomic files on a local disk."""
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+from uuid import uuid4
+
+from connectors.errors import UnsupportedError
+
+TEMPORARY_PREFIX = ".tmp-"
+
+
+@contextmanager
+def staged(target: Path, publish: Callable[[Path, Path], object] = os.replace) -> Iterator[BinaryIO]:
+    """Atomic and durable: on clean exit `target` is the whole new file, else it is untouched and nothing is left.
+
+    A process killed in between may leave one `.tmp-…` file, which every listing here passes over.
+
+    Args:
+        target: where the file appears; its folder is created.
+        publish: `os.replace` overwrites, `link_new` refuses an existing target.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.parent / f"{TEMPORARY_PREFIX}{uuid4().hex}"
+    try:
+        with temporary.open("xb") as sink:
+            yield sink
+            sink.flush()
+            os.fsync(sink.fileno())
+        publish(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(target.parent)
+
+
+def link_new(temporary: Path, target: Path) -> None:
+    """Atomic: gives `target` the content of `temporary`, or fails with FileExistsError because it exists.
+
+    Raises:
+        UnsupportedError: the disk has no hard links (exFAT, some network mounts).
+    """
+    try:
+        os.link(temporary, target)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK):
+            raise
+        raise UnsupportedError(
+            f"{target.parent} is on a disk without hard links, so a version cannot be published safely there; "
+            "choose a destination on another disk"
+        ) from error
+
+
+def walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """(path relative to `root`, stat) of every file below it, links followed; a folder is visited once."""
+    pending, seen = [root], set[tuple[int, int]]()
+    while pending:
+        folder = pending.pop()
+        status = folder.stat()
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    pending.append(folder / entry.name)
+                elif entry.is_file() and not entry.name.startswith(TEMPORARY_PREFIX):
+                    yield (folder / entry.name).relative_to(root).as_posix(), entry.stat()
+
+
+def _sync_folder(folder: Path) -> None:
+    # Without it a power cut may forget the new name although the file's bytes are on disk.
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,158 @@
+"""Reading one Parquet object: its footer in one request, its columns in bounded memory."""
+
+import errno
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from urllib.parse import unquote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from connectors.errors import ConflictError, CorruptFileError, NotFoundError, SchemaError, UnsupportedError, suggest
+from connectors.store import ObjectInfo, Store, open_object, read_bytes, stat_object
+
+# What Hive and Spark write in a path for a row whose partition column is null.
+HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+# Enough for the footer of most files, so that it costs one request; a longer footer costs a second one.
+_TAIL_BYTES = 64 * 1024
+_MAGIC, _ENCRYPTED_MAGIC = b"PAR1", b"PARE"
+_MIN_FILE_BYTES = 12  # magic, footer length, magic
+
+
+@dataclass(frozen=True)
+class ParquetFile:
+    """What the footer and the path of one Parquet object say.
+
+    Attributes:
+        path: relative to the store's root.
+        size_bytes: length of the object.
+        version: as listed; changes when the content is replaced.
+        num_rows: rows in the file.
+        num_row_groups: row groups in the file, empty ones included.
+        schema: as Arrow reads it, with field ids and metadata.
+        partition: `key=value` parts of the path, decoded; None is Hive's null.
+    """
+
+    path: str
+    size_bytes: int
+    version: str
+    num_rows: int
+    num_row_groups: int
+    schema: pa.Schema = field(repr=False)
+    partition: Mapping[str, str | None] = field(default_factory=dict)
+
+
+def read_parquet_info(store: Store, listed: ObjectInfo) -> ParquetFile:
+    """The footer of a listed object, in one ranged read (two if the footer is over 64 KiB).
+
+    Raises:
+        CorruptFileError: not Parquet, or cut short.
+        UnsupportedError: an encrypted footer.
+        NotFoundError: it has gone since it was listed.
+    """
+    metadata = _read_metadata(store, listed)
+    try:
+        schema = metadata.schema.to_arrow_schema()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UnsupportedError(f"{store.describe(listed.path)}: Arrow cannot read its schema ({error})") from error
+    return ParquetFile(
+        path=listed.path,
+        size_bytes=listed.size_bytes,
+        version=listed.version,
+        num_rows=metadata.num_rows,
+        num_row_groups=metadata.num_row_groups,
+        schema=schema,
+        partition=parse_partition(listed.path),
+    )
+
+
+def parse_partition(path: str) -> dict[str, str | None]:
+    """The Hive partition values in the folders of `path`: `lang=en/day=1%2F2/x.parquet` → `{lang: en, day: 1/2}`."""
+    parts = (folder.partition("=") for folder in path.split("/")[:-1])
+    return {
+        unquote(key): None if value == HIVE_NULL else unquote(value) for key, equals, value in parts if equals and key
+    }
+
+
+def iter_batches(
+    store: Store, file: ParquetFile, columns: Sequence[str], *, batch_rows: int = 4096
+) -> Iterator[pa.RecordBatch]:
+    """The named top-level columns in file order, at most `batch_rows` rows at a time; an end means all were read.
+
+    Memory: the named columns of one row group. The order of `columns` is kept.
+
+    Raises:
+        SchemaError: the file has no such column.
+        ConflictError: the object is not the listed one any more (checked first and last).
+        CorruptFileError: the pages cannot be decoded.
+    """
+    for name in columns:
+        if name not in file.schema.names:
+            raise SchemaError(f"{store.describe(file.path)} has no column {name!r}{suggest(name, file.schema.names)}")
+    check_unchanged(store, file)
+    with open_parquet(store, file) as source:
+        # Row group by row group: pre-buffering would otherwise hold the columns of the whole file.
+        for group in range(source.num_row_groups):
+            for batch in source.iter_batches(batch_rows, row_groups=[group], columns=list(columns)):
+                if batch.num_rows:
+                    yield batch.select(list(columns))
+    check_unchanged(store, file)
+
+
+def check_unchanged(store: Store, file: ParquetFile) -> None:
+    """Raises ConflictError unless the object is still the one that was listed."""
+    try:
+        now = stat_object(store, file.path)
+    except NotFoundError as error:
+        raise ConflictError(f"{store.describe(file.path)} has gone since it was listed; list the lake again") from error
+    if now.version != file.version:
+        raise ConflictError(f"{store.describe(file.path)} has changed since it was listed; list the lake again")
+
+
+@contextmanager
+def open_parquet(store: Store, file: ParquetFile) -> Iterator[pq.ParquetFile]:
+    """The object opened for reading; failures to decode it, also inside the body, leave as CorruptFileError."""
+    with open_object(store, file.path) as handle, decoding_errors(store, file.path):
+        # A local path lets Arrow read without the interpreter; elsewhere it asks for ranges ahead of use.
+        source = store.full_path(file.path) if store.is_local else handle
+        with pq.ParquetFile(source, pre_buffer=not store.is_local) as opened:
+            yield opened
+
+
+@contextmanager
+def decoding_errors(store: Store, path: str) -> Iterator[None]:
+    """Within it, what Arrow cannot decode leaves as CorruptFileError (UnsupportedError if merely not implemented)."""
+    try:
+        yield
+    except (NotImplementedError, pa.ArrowNotImplementedError) as error:
+        raise UnsupportedError(f"{store.describe(path)}: Arrow cannot read it ({error})") from error
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and not _is_decoding_error(error):
+            raise
+        raise CorruptFileError(f"{store.describe(path)} is damaged: {error}; write it again") from error
+
+
+def _is_decoding_error(error: OSError) -> bool:
+    # Arrow reports broken pages as a plain OSError without number; the storage's own have a number or a class.
+    return type(error) is OSError and error.errno in (None, errno.EINVAL)
+
+
+def _read_metadata(store: Store, listed: ObjectInfo) -> pq.FileMetaData:
+    place = store.describe(listed.path)
+    tail = _read_tail(store, listed, _TAIL_BYTES)
+    if listed.size_bytes < _MIN_FILE_BYTES or tail[-4:] not in (_MAGIC, _ENCRYPTED_MAGIC):
+        raise CorruptFileError(f"{place} is not a Parquet file or was cut short; remove it or write it again")
+    if tail[-4:] == _ENCRYPTED_MAGIC:
+        raise UnsupportedError(f"{place} has an encrypted footer; write it without encryption")
+    num_bytes = int.from_bytes(tail[-8:-4], "little") + 8
+    if num_bytes > listed.size_bytes - 4:
+        raise CorruptFileError(f"{place} is damaged: its footer is longer than the file; write it again")
+    if num_bytes > len(tail):
+        tail = _read_tail(store, listed, num_bytes)
+    with decoding_errors(store, listed.path):
+        return pq.read_metadata(pa.BufferReader(tail[-num_bytes:]))
+
+
+def _read_tail(store: Store, listed: ObjectInfo, num_bytes: int) -> bytes:
+    return read_bytes(store, listed.path, max(0, listed.size_bytes - num_bytes), listed.size_bytes)

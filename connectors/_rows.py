@@ -1,0 +1,177 @@
+"""One pass over a file's rows in Arrow: usability, sizes and content ids; no Python object per value but the id."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import xxhash
+
+from connectors._parquet_file import ParquetFile, iter_batches
+from connectors.errors import BadRowsError
+from connectors.store import Store
+
+# The stubs' overloads do not cover the kernels used here; the types are in the docstrings.
+Array: TypeAlias = Any
+pc: Any = pyarrow.compute
+
+# What a change of this scheme would invalidate: recorded in the catalog, so that it re-indexes.
+ID_SCHEME = "xxh3_128(domain NUL text)/1"
+
+INDEX_SCHEMA = pa.schema(
+    [
+        pa.field("row", pa.int64()),
+        pa.field("sample_id", pa.string()),
+        pa.field("domain", pa.string()),
+        pa.field("num_chars", pa.int32()),
+        pa.field("num_bytes", pa.int32()),
+        pa.field("usable", pa.bool_()),
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Which columns of the lake mean what.
+
+    Attributes:
+        text: the column that is trained on.
+        domain: the column, or Hive partition, that names the domain.
+        key: the column that identifies a row across versions; None identifies rows by content.
+    """
+
+    text: str
+    domain: str
+    key: str | None = None
+
+
+@dataclass
+class BadRows:
+    """How many rows of a file have which fault, and the first of each."""
+
+    first: dict[str, int] = field(default_factory=dict)
+    count: dict[str, int] = field(default_factory=dict)
+
+    def add(self, fault: str, bad: Array, first_row: int) -> None:
+        """Counts the true entries of `bad`, the rows from `first_row` on."""
+        num_bad = pc.sum(bad).as_py() or 0
+        if num_bad:
+            self.first.setdefault(fault, first_row + pc.index(bad, True).as_py())
+            self.count[fault] = self.count.get(fault, 0) + num_bad
+
+
+def index_batches(
+    store: Store, file: ParquetFile, columns: Columns, bad_rows: str, *, batch_rows: int = 4096
+) -> Iterator[pa.RecordBatch]:
+    """The rows of `file` as `INDEX_SCHEMA`, in order; `sample_id` is the key, or the content id before numbering.
+
+    Args:
+        store: where the file is.
+        file: as listed.
+        columns: checked by `check_schemas` before.
+        bad_rows: "error" refuses rows without text or domain after counting them; "skip" marks them unusable.
+        batch_rows: rows at a time.
+
+    Raises:
+        BadRowsError: invalid UTF-8, a missing key, or (with "error") rows without text or domain.
+        ConflictError: the file is not the listed one any more.
+    """
+    place = store.describe(file.path)
+    wanted = dict.fromkeys(name for name in (columns.text, columns.domain, columns.key) if name in file.schema.names)
+    faults = BadRows()
+    first_row = 0
+    for batch in iter_batches(store, file, [name for name in wanted if name], batch_rows=batch_rows):
+        read = {name: _as_text(batch[name], name, place, first_row) for name in batch.schema.names}
+        text = read[columns.text]
+        domain = read.get(columns.domain)
+        if domain is None:
+            domain = pa.repeat(pa.scalar(file.partition[columns.domain], pa.large_string()), batch.num_rows)
+        ids = content_ids(domain, text) if columns.key is None else _keys(read[columns.key], columns, place, first_row)
+        usable = _find_usable(text, domain, columns, faults, first_row)
+        rows = np.arange(first_row, first_row + batch.num_rows)
+        num_chars, num_bytes = (
+            pc.fill_null(n, 0).cast(pa.int32()) for n in (pc.utf8_length(text), pc.binary_length(text))
+        )
+        arrays = [pa.array(rows), ids, domain.cast(pa.string()), num_chars, num_bytes, usable]
+        yield pa.record_batch(arrays, schema=INDEX_SCHEMA)
+        first_row += batch.num_rows
+    if bad_rows == "error" and faults.count:
+        raise BadRowsError(_describe(faults, place))
+
+
+def content_ids(domain: Array, text: Array) -> Array:
+    """xxh3_128 of domain, NUL and text of every row, as 32 hex digits; null counts as empty.
+
+    Args:
+        domain: large_string.
+        text: large_string of the same length.
+    """
+    if len(text) == 0:
+        return pa.array([], pa.string())
+    encoded = pc.fill_null(domain, "").dictionary_encode()
+    prefixes = [xxhash.xxh3_128(name.encode() + b"\0") for name in encoded.dictionary.to_pylist()]
+    offsets, data = _offsets_and_bytes(pc.fill_null(text, ""))
+    ids = []
+    for code, start, stop in zip(encoded.indices.to_numpy().tolist(), offsets[:-1], offsets[1:], strict=True):
+        state = prefixes[code].copy()
+        state.update(data[start:stop])
+        ids.append(state.hexdigest())
+    return pa.array(ids, pa.string())
+
+
+def _offsets_and_bytes(text: Array) -> tuple[list[int], memoryview]:
+    """Where every value of a large_string array starts, and its end, in the one buffer that holds them all."""
+    _, offsets, data = text.buffers()
+    starts = np.frombuffer(offsets, np.int64)[text.offset : text.offset + len(text) + 1]
+    return starts.tolist(), memoryview(b"" if data is None else data)
+
+
+def _as_text(values: Array, column: str, place: str, first_row: int) -> Array:
+    """As large_string, so that a batch may exceed 2 GiB; UTF-8 checked, since DuckDB reads nothing else."""
+    is_dictionary = pa.types.is_dictionary(values.type)
+    stored = values.dictionary if is_dictionary else values
+    try:
+        stored.validate(full=True)
+    except pa.ArrowInvalid as error:
+        binary = (values.dictionary_decode() if is_dictionary else values).cast(pa.large_binary()).to_pylist()
+        bad = [row for row, value in enumerate(binary, start=first_row) if value is not None and not _is_utf8(value)]
+        raise BadRowsError(
+            f"column {column!r} of {place} is not valid UTF-8 in row {bad[0] if bad else first_row} and in {len(bad)} "
+            f"of the {len(binary)} rows from row {first_row} on; write the text as UTF-8"
+        ) from error
+    return (values.dictionary_decode() if is_dictionary else values).cast(pa.large_string())
+
+
+def _is_utf8(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _keys(keys: Array, columns: Columns, place: str, first_row: int) -> Array:
+    if keys.null_count:
+        row = first_row + pc.index(pc.is_null(keys), True).as_py()
+        raise BadRowsError(
+            f"key column {columns.key!r} of {place} is null in row {row} and in {keys.null_count} of the {len(keys)} "
+            f"rows from row {first_row} on; a key identifies every row: fill it, or configure no key"
+        )
+    return keys.cast(pa.string())
+
+
+def _find_usable(text: Array, domain: Array, columns: Columns, faults: BadRows, first_row: int) -> Array:
+    """Which rows have a text and a domain; the others are counted in `faults`."""
+    blank = pc.or_(pc.equal(pc.binary_length(text), 0), pc.utf8_is_space(text))
+    no_text = pc.fill_null(blank, True)
+    no_domain = pc.fill_null(pc.equal(pc.binary_length(domain), 0), True)
+    faults.add(f"no text in column {columns.text!r} (null, empty or only spaces)", no_text, first_row)
+    faults.add(f"no domain in {columns.domain!r} (null or empty)", no_domain, first_row)
+    return pc.invert(pc.or_(no_text, no_domain))
+
+
+def _describe(faults: BadRows, place: str) -> str:
+    parts = [f"{count:,} row(s) with {fault}, first row {faults.first[fault]}" for fault, count in faults.count.items()]
+    return f"{place} has {' and '.join(parts)}; correct them, or leave such rows out with --skip-bad-rows"

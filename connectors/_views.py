@@ -1,0 +1,141 @@
+"""Temporary views over the lake's Parquet files, each row with what the index knows about it."""
+
+from collections.abc import Mapping, Sequence
+
+from connectors._database import Connection, database_errors, duck_path, quote_identifier, quote_literal, register_store
+from connectors._index import changed_files
+from connectors._rows import Columns
+from connectors.errors import ConflictError, UnsupportedError
+from connectors.plain import Corpus
+from connectors.store import Store
+
+# What `lake_rows` takes from the index; a column of the source with such a name appears as `original_…`.
+_INDEX_COLUMNS = ("sample_id", "domain", "file_id", "row", "usable")
+# Columns that read_parquet offers beside those of the file, by which a row is found in the index.
+_VIRTUAL_COLUMNS = ("file_index", "file_row_number")
+
+
+def create_samples_view(
+    connection: Connection,
+    corpus: Corpus,
+    *,
+    text: str,
+    domain: str,
+    key: str | None = None,
+    name: str = "lake_rows",
+) -> None:
+    """Makes the temporary view `name`: every row of the lake with its index entry and all columns of the source.
+
+    Columns: sample_id, domain, file_id, row, usable, then the source's, Hive partitions last. A source column with
+    one of the first five names appears as `original_…`, unless it is the configured domain or key itself. The view
+    lists the corpus's files, so it is made again after every `ingest`. The store is registered here.
+
+    Raises:
+        ConflictError: `corpus` is not what was ingested last.
+        UnsupportedError: a source column has a name that DuckDB needs for itself.
+    """
+    _check_ingested(connection, corpus)
+    register_store(connection, corpus.store)
+    paths = {file.path: file.path for file in corpus.files}
+    physical = corpus.schema.names
+    folded = {column.casefold() for column in physical}
+    if clash := folded & set(_VIRTUAL_COLUMNS):
+        raise UnsupportedError(f"the lake has a column {min(clash)!r}, which DuckDB needs for itself; rename it")
+    partitions = sorted({key for file in corpus.files for key in file.partition if key.casefold() not in folded})
+    exposed = _exposed_names([*physical, *partitions], Columns(text=text, domain=domain, key=key))
+    selected = [f"i.{column}" for column in _INDEX_COLUMNS]
+    selected += [f"p.{quote_identifier(c)} AS {quote_identifier(exposed[c])}" for c in physical if c in exposed]
+    selected += [f"f.{quote_identifier(c)} AS {quote_identifier(exposed[c])}" for c in partitions if c in exposed]
+    partition_values = {file.path: [file.partition.get(key) for key in partitions] for file in corpus.files}
+    by_name = any(not file.schema.equals(corpus.schema) for file in corpus.files)
+    with database_errors("the catalog"):
+        source = _rows_of(connection, corpus.store, paths, (partitions, partition_values), by_name=by_name)
+        connection.execute(
+            f"CREATE OR REPLACE TEMP VIEW {quote_identifier(name)} AS SELECT {', '.join(selected)} FROM {source} "
+            "JOIN sample_index AS i ON i.file_id = f.lake_file_id AND i.row = p.file_row_number"
+        )
+
+
+def create_published_view(
+    connection: Connection, name: str, store: Store, published: Mapping[str, str], columns: Sequence[str]
+) -> None:
+    """Makes the temporary view `name`: (file_id, row, `columns`) of published copies of the lake's files.
+
+    Args:
+        connection: with an index.
+        name: of the view.
+        store: where the copies are; registered here.
+        published: path of a file in the lake → path of its copy; at least one.
+        columns: names of columns that every copy has.
+
+    Raises:
+        ConflictError: the index does not know one of the files.
+    """
+    register_store(connection, store)
+    selected = ", ".join(["f.lake_file_id AS file_id", "p.file_row_number AS row", *map(_from_file, columns)])
+    with database_errors("the catalog"):
+        source = _rows_of(connection, store, published, ([], {}), by_name=False)
+        connection.execute(f"CREATE OR REPLACE TEMP VIEW {quote_identifier(name)} AS SELECT {selected} FROM {source}")
+
+
+def _rows_of(
+    connection: Connection,
+    store: Store,
+    paths: Mapping[str, str],
+    partitions: tuple[Sequence[str], Mapping[str, Sequence[str | None]]],
+    *,
+    by_name: bool,
+) -> str:
+    """SQL for `p`, the rows of the Parquet files, joined with `f`, one row per file: its id and partition values.
+
+    Args:
+        connection: with an index.
+        store: where the files are.
+        paths: path in the index → path in `store`.
+        partitions: names of the partition columns, and their values for every path in the index.
+        by_name: whether the files' columns differ.
+    """
+    names, values = partitions
+    rows = connection.execute("SELECT path, file_id FROM files").fetchall()
+    file_ids = dict(rows)
+    if missing := sorted(paths.keys() - file_ids.keys()):
+        raise ConflictError(f"{missing[0]} is not in the index; ingest the lake again")
+    listed = ", ".join(quote_literal(duck_path(store, path)) for path in paths.values())
+    entries = ", ".join(
+        f"({', '.join([str(index), str(file_ids[path]), *map(quote_literal, values.get(path, []))])})"
+        for index, path in enumerate(paths)
+    )
+    header = ", ".join(["lake_file_index", "lake_file_id", *map(quote_identifier, names)])
+    return (
+        f"(SELECT *, {', '.join(_VIRTUAL_COLUMNS)} FROM read_parquet([{listed}], hive_partitioning = false, "
+        f"union_by_name = {str(by_name).lower()})) AS p "
+        f"JOIN (VALUES {entries}) AS f({header}) ON p.file_index = f.lake_file_index"
+    )
+
+
+def _exposed_names(names: Sequence[str], columns: Columns) -> dict[str, str]:
+    """Column of the source → its name in the view; those that the index shows already are left out."""
+    taken = {name.casefold() for name in names}
+    exposed = {}
+    for name in names:
+        if (name.casefold(), name) in (("domain", columns.domain), ("sample_id", columns.key)):
+            continue
+        exposed[name] = name
+        if name.casefold() in _INDEX_COLUMNS:
+            exposed[name] = f"original_{name}"
+            while exposed[name].casefold() in taken:
+                exposed[name] = f"original_{exposed[name]}"
+    return exposed
+
+
+def _check_ingested(connection: Connection, corpus: Corpus) -> None:
+    changed = changed_files(connection, corpus)
+    if changed:
+        raise ConflictError(
+            f"{len(changed)} file(s) of {corpus.store.describe()} are not as they were ingested, first {changed[0]}; "
+            "ingest the lake again"
+        )
+
+
+def _from_file(column: str) -> str:
+    return f"p.{quote_identifier(column)}"

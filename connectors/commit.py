@@ -1,0 +1,200 @@
+"""The log of versions: immutable manifests, and numbered entries created by one conditional write each.
+
+    <destination>/manifests/<commit id>.json      written first; invisible until an entry names it
+    <destination>/log/00000000000000000001.json   the commit point: created if absent
+
+A version exists when its entry exists. Entries are numbered from 1 without gaps and are never changed.
+"""
+
+import random
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from uuid import uuid4
+
+import xxhash
+
+from connectors.errors import ConflictError, ConnectorError, CorruptFileError, NotFoundError, UnavailableError
+from connectors.manifest import (
+    SCHEMA_VERSION,
+    Manifest,
+    build,
+    dump_json,
+    load_json,
+    manifest_from_json,
+    manifest_to_json,
+)
+from connectors.store import Store, list_objects, put_if_absent, read_bytes, write_object
+
+LOG_FOLDER = "log"
+MANIFEST_FOLDER = "manifests"
+_SUFFIX = ".json"
+_MAX_ATTEMPTS = 50
+_MAX_BACKOFF_SECONDS = 0.5
+_READ_THREADS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    """One entry of the log.
+
+    Attributes:
+        number: from 1, without gaps.
+        commit_id: unique to the call of `commit` that made it.
+        idempotency_key: at most one version has it.
+        run_id, snapshot_id: as in the manifest.
+        committed_at: UTC, ISO 8601, by the committer's clock; the order is that of `number`.
+        manifest_path: relative to the destination store.
+        manifest_hash: xxh3_128 of the manifest's bytes.
+        created: whether this call of `commit` made it; True for versions that were read.
+    """
+
+    number: int
+    commit_id: str
+    idempotency_key: str
+    run_id: str
+    snapshot_id: str
+    committed_at: str
+    manifest_path: str
+    manifest_hash: str
+    schema_version: int = SCHEMA_VERSION
+    created: bool = field(default=True, compare=False)
+
+
+def read_log(store: Store) -> list[Version]:
+    """Every version, oldest first; `[]` if nothing was ever published.
+
+    Raises:
+        CorruptFileError: an entry is missing or damaged.
+        UnsupportedError: an entry was written by a later version of this package.
+    """
+    return _read_entries(store, _entry_numbers(store))
+
+
+def latest(store: Store) -> Version | None:
+    """The newest version, or None if nothing was ever published."""
+    numbers = _entry_numbers(store)
+    return read_version(store, numbers[-1]) if numbers else None
+
+
+def read_version(store: Store, number: int) -> Version:
+    """One version.
+
+    Raises:
+        NotFoundError: there is no such version; the message names the newest.
+        CorruptFileError: the entry is damaged.
+    """
+    path = _entry_path(number)
+    try:
+        return _parse_entry(read_bytes(store, path), number, store.describe(path))
+    except NotFoundError as error:
+        numbers = _entry_numbers(store)
+        there = f"the newest is {numbers[-1]}" if numbers else "nothing was published there yet"
+        raise NotFoundError(f"{store.describe()} has no version {number}; {there}") from error
+
+
+def read_manifest(store: Store, version: Version) -> Manifest:
+    """What a version consists of, checked against the hash in the log.
+
+    Raises:
+        CorruptFileError: the manifest is missing or is not the one that was committed.
+    """
+    place = store.describe(version.manifest_path)
+    try:
+        data = read_bytes(store, version.manifest_path)
+    except NotFoundError as error:
+        raise CorruptFileError(f"{place}, which version {version.number} names, was removed; roll back") from error
+    if xxhash.xxh3_128_hexdigest(data) != version.manifest_hash:
+        raise CorruptFileError(f"{place} is not the manifest that version {version.number} committed; roll back")
+    return manifest_from_json(data, place)
+
+
+def commit(store: Store, manifest: Manifest, *, idempotency_key: str, max_attempts: int = _MAX_ATTEMPTS) -> Version:
+    """Atomic and exactly once: afterwards one version with this key is visible; on an error, all of it or nothing.
+
+    A crash at any point leaves either the old newest version or this one. A repeated call with the same key, also
+    from another process, returns the version that exists. If the answer of the storage is lost, the log is read back
+    and our own commit recognised.
+
+    Args:
+        store: the destination; its storage must pass `check_put_if_absent`.
+        manifest: everything it names must be written already.
+        idempotency_key: names the work, not the attempt (the same for a retried job).
+        max_attempts: races to lose, or answers to miss, before giving up.
+
+    Returns:
+        The version; `created` says whether this call made it.
+
+    Raises:
+        ConflictError: every attempt lost against other writers; try again.
+        UnavailableError: the storage did not answer; calling again with the same key is safe.
+        ReadOnlyError: the destination cannot be written.
+    """
+    commit_id = uuid4().hex
+    body = manifest_to_json(manifest)
+    manifest_path = f"{MANIFEST_FOLDER}/{commit_id}{_SUFFIX}"
+    log: list[Version] = []
+    failure: ConnectorError = ConflictError(f"no attempt was made to commit to {store.describe()}")
+    for attempt in range(max_attempts + 1):
+        log += _read_entries(store, _entry_numbers(store)[len(log) :])
+        for version in log:
+            if version.idempotency_key == idempotency_key:
+                return replace(version, created=version.commit_id == commit_id)
+        if attempt == max_attempts:
+            break
+        if attempt == 0:
+            write_object(store, manifest_path, body)
+        entry = Version(
+            number=len(log) + 1,
+            commit_id=commit_id,
+            idempotency_key=idempotency_key,
+            run_id=manifest.run_id,
+            snapshot_id=manifest.snapshot_id,
+            committed_at=datetime.now(UTC).isoformat(timespec="microseconds"),
+            manifest_path=manifest_path,
+            manifest_hash=xxhash.xxh3_128_hexdigest(body),
+        )
+        try:
+            put_if_absent(store, _entry_path(entry.number), _entry_to_json(entry))
+        except (ConflictError, UnavailableError) as error:
+            failure = error  # another writer was first, or the answer was lost: the log says which
+            time.sleep(random.random() * min(_MAX_BACKOFF_SECONDS, 0.02 * (attempt + 1)))  # noqa: S311
+        else:
+            return entry
+    raise failure
+
+
+def _entry_path(number: int) -> str:
+    return f"{LOG_FOLDER}/{number:020d}{_SUFFIX}"
+
+
+def _entry_numbers(store: Store) -> list[int]:
+    names = [info.path.rpartition("/")[2] for info in list_objects(store, _SUFFIX, prefix=LOG_FOLDER)]
+    numbers = sorted(int(name[: -len(_SUFFIX)]) for name in names if name[: -len(_SUFFIX)].isdecimal())
+    for expected, number in enumerate(numbers, start=1):
+        if number != expected:
+            raise CorruptFileError(
+                f"{store.describe(_entry_path(expected))} is missing from the log, which goes on to {numbers[-1]}; "
+                "restore it from a backup"
+            )
+    return numbers
+
+
+def _read_entries(store: Store, numbers: Sequence[int]) -> list[Version]:
+    if not store.is_remote or len(numbers) < 2:
+        return [read_version(store, number) for number in numbers]
+    with ThreadPoolExecutor(max_workers=_READ_THREADS) as pool:
+        return list(pool.map(lambda number: read_version(store, number), numbers))
+
+
+def _entry_to_json(version: Version) -> bytes:
+    return dump_json({name: value for name, value in asdict(version).items() if name != "created"})
+
+
+def _parse_entry(data: bytes, number: int, place: str) -> Version:
+    version = build(Version, load_json(data, place) | {"created": True}, place)
+    if version.number != number:
+        raise CorruptFileError(f"{place} says that it is version {version.number}; it was damaged or moved")
+    return version

@@ -1,0 +1,39 @@
+"""DuckDB: connections, the row index, and views over the lake's rows.
+
+One module to import from; the parts are `_database` (connections, quoting; the only importer of duckdb),
+`_index` (what rows there are) and `_views` (their columns).
+"""
+
+from connectors._database import (
+    Connection,
+    Error,
+    Relation,
+    connect,
+    duck_path,
+    quote_identifier,
+    quote_literal,
+    register_store,
+    transaction,
+)
+from connectors._index import IngestReport, OnBadRows, OnProgress, changed_files, create_index_tables, ingest
+from connectors._views import create_published_view, create_samples_view
+
+__all__ = [
+    "Connection",
+    "Error",
+    "IngestReport",
+    "OnBadRows",
+    "OnProgress",
+    "Relation",
+    "changed_files",
+    "connect",
+    "create_index_tables",
+    "create_published_view",
+    "create_samples_view",
+    "duck_path",
+    "ingest",
+    "quote_identifier",
+    "quote_literal",
+    "register_store",
+    "transaction",
+]
