@@ -84,7 +84,7 @@ def summarize(records: Sequence[StepRecord], *, warmup_steps: int, reachable_ran
     weights_TD = np.array([r.weights for r in moving])
     val_loss_T = np.array([r.val_loss for r in records])
     with np.errstate(divide="ignore"):
-        logits_TD = np.log(weights_TD) - np.log(weights_TD).mean(axis=1, keepdims=True)
+        start_D, end_D = np.log(records[0].weights), np.log(records[-1].weights)
     return Summary(
         val_loss_first=float(_head(val_loss_T).mean()),
         val_loss_last=float(_tail(val_loss_T).mean()),
@@ -94,7 +94,7 @@ def summarize(records: Sequence[StepRecord], *, warmup_steps: int, reachable_ran
         signal_to_noise=_signal_to_noise(np.array([r.gaps for r in moving])),
         entropy=records[-1].entropy,
         clipped_share=float(np.mean([r.clipped for r in records])),
-        logit_travel=float(np.abs(logits_TD[-1] - logits_TD[0]).max()),
+        logit_travel=float(np.abs((end_D - end_D.mean()) - (start_D - start_D.mean())).max()),
         reachable_range=reachable_range,
     )
 
