@@ -13,7 +13,7 @@ from optim.backend import AdamWSettings
 
 @dataclass
 class _State:
-    """Moments of one parameter, shaped like it, in `_state_dtype`; `master` is a float32 copy of a lower-precision one."""
+    """Moments of one parameter, shaped like it, in `_state_dtype`; `master` is a copy in it of one that has less."""
 
     step: int
     first: Tensor

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+_OWN_PACKAGES = ("curator", "connectors", "optim")
+
 # What torch.distributed raises in a rank whose peer has gone.
 _PEER_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "gloo", "Socket closed")
 
@@ -43,6 +45,7 @@ class Order:
     payload: bytes
     world_size: int
     device: str
+    preload: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Job:
         """The file through which ranks find each other."""
         return self.folder / "store"
 
-    def write(self, target: str, payload: Any, *, world_size: int, device: str) -> None:
+    def write(self, target: str, payload: Any, *, world_size: int, device: str, preload: tuple[str, ...] = ()) -> None:
         """Write the order.
 
         Raises:
@@ -66,7 +69,7 @@ class Job:
             data = pickle.dumps(payload)
         except Exception as error:
             raise TypeError(f"the payload for {target} cannot be sent to workers: {error}") from error
-        order = Order(target, data, world_size, device)
+        order = Order(target, data, world_size, device, preload)
         (self.folder / "order").write_bytes(pickle.dumps(order))
 
     def order(self) -> Order:
@@ -129,3 +132,16 @@ def describe_exit(status: int) -> str:
 def is_peer_lost(error: BaseException) -> bool:
     """Whether `error` only says that another rank has gone."""
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _PEER_LOST)
+
+
+def reraisable(error: BaseException) -> bytes | None:
+    """`error` pickled, if it is an exception of this distribution that survives the journey; else None."""
+    package = type(error).__module__.partition(".")[0]
+    if package not in _OWN_PACKAGES:
+        return None
+    try:
+        data = pickle.dumps(error)
+        pickle.loads(data)  # noqa: S301 - just made
+    except Exception:
+        return None
+    return data

@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import pickle
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
-from optim.errors import MissingExtraError, OptimError, WorkerError
+from optim.errors import MissingExtraError, WorkerError
 from optim.job import Failure, Job
 
+Device = Literal["cpu", "cuda"]
 _TRAIN_PACKAGES = ("torch", "transformers", "safetensors", "megatron.core")
 _GRACE_SECONDS = 2.0
 
@@ -33,7 +33,8 @@ def launch(
     *,
     world_size: int,
     threads: int | None = None,
-    device: Literal["cpu", "cuda"] = "cpu",
+    device: Device = "cpu",
+    preload: Sequence[str] = (),
     on_poll: Callable[[], None] | None = None,
     poll_seconds: float = 0.2,
     log: Path | None = None,
@@ -49,6 +50,7 @@ def launch(
         world_size: Number of ranks.
         threads: Threads of each rank; by default the cores shared out.
         device: "cuda" gives rank r the r-th GPU; "cpu" hides GPUs.
+        preload: Modules to import before the ranks are forked, beyond the target's own: once instead of once a rank.
         on_poll: Called in this process about every `poll_seconds`; an exception it raises ends the workers.
         poll_seconds: How often to look after the workers.
         log: File that the workers' output is appended to; None: this process's stderr.
@@ -61,7 +63,7 @@ def launch(
     check_train_extra()
     with tempfile.TemporaryDirectory(prefix="lake-curator-") as folder:
         job = Job(Path(folder))
-        job.write(target, payload, world_size=world_size, device=device)
+        job.write(target, payload, world_size=world_size, device=device, preload=tuple(preload))
         threads = threads or max(1, device_count("cpu") // world_size)
         _supervise(job, _environment(threads, device), on_poll, poll_seconds, log)
         failures = job.failures(world_size)
@@ -70,7 +72,7 @@ def launch(
         return [job.result(rank) for rank in range(world_size)]
 
 
-def device_count(device: Literal["cpu", "cuda"]) -> int:
+def device_count(device: Device) -> int:
     """CPU cores that this process may use, or its GPUs."""
     if device == "cuda":
         import torch
@@ -100,6 +102,8 @@ def _environment(threads: int, device: str) -> dict[str, str]:
     environment = dict(os.environ)
     environment["PYTHONPATH"] = os.pathsep.join(entry or os.getcwd() for entry in sys.path)  # noqa: PTH109
     environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(threads)
+    # Waiting threads sleep: with spinning ones a small model takes 4-10× as long on a machine that others use too.
+    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     environment["PYTHONUNBUFFERED"] = "1"
     if device == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""
@@ -151,8 +155,6 @@ def _end_group(helper: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + _GRACE_SECONDS
         while helper.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
-        if number == signal.SIGTERM:
-            time.sleep(0.01)
     helper.wait()
 
 
@@ -160,9 +162,8 @@ def _raise_first(failures: list[Failure], world_size: int, log: Path | None) -> 
     """Raise the failure that the others follow from."""
     first = min(failures, key=lambda failure: (failure.is_consequence, failure.time_ns))
     where = f"; its output is in {log}" if log else ""
-    message = f"worker {first.rank} of {world_size} failed: {first.cause}{where}"
-    if not first.traceback and first.rank < 0:
-        message = f"the workers failed: {first.cause}{where}"
+    who = "the workers could not start" if first.rank < 0 else f"worker {first.rank} of {world_size} failed"
+    message = f"{who}: {first.cause}{where}"
     worker_error = WorkerError(message, rank=first.rank, traceback=first.traceback)
     own = first.own_exception()
     if own is None:
@@ -171,16 +172,3 @@ def _raise_first(failures: list[Failure], world_size: int, log: Path | None) -> 
         raise worker_error
     worker_error.add_note(first.traceback)
     raise own from worker_error
-
-
-def reraisable(error: BaseException) -> bytes | None:
-    """`error` pickled, if it is an exception of this distribution that survives the journey; else None."""
-    package = type(error).__module__.partition(".")[0]
-    if not isinstance(error, OptimError) and package not in ("curator", "connectors", "optim"):
-        return None
-    try:
-        data = pickle.dumps(error)
-        pickle.loads(data)  # noqa: S301 - just made
-    except Exception:  # noqa: BLE001
-        return None
-    return data

@@ -1,4 +1,4 @@
-"""What a `ModelSource` says, for every backend: the configuration, tensors by Hugging Face name, and limits on a batch."""
+"""What every backend makes of a `ModelSource`: its configuration, its tensors by name, and what a batch may hold."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig
 
-from optim.backend import ModelSource
 from optim.batch import Batch
 from optim.errors import ModelError
 from optim.initial import initial_tensor
@@ -158,8 +157,6 @@ def _files_of_tensors(folder: Path) -> dict[str, str]:
         return dict(json.loads(index.read_text())["weight_map"])
     single = folder / "model.safetensors"
     if not single.exists():
-        raise ModelError(
-            f"{folder} has no model.safetensors; save the model there with transformers' save_pretrained"
-        )
+        raise ModelError(f"{folder} has no model.safetensors; save the model there with transformers' save_pretrained")
     with safe_open(single, framework="pt") as file:
         return dict.fromkeys(file.keys(), single.name)

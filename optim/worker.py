@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from optim.errors import MissingExtraError
-from optim.job import Failure, Job, Order, describe_exit, is_peer_lost
-from optim.launch import reraisable
+from optim.job import Failure, Job, Order, describe_exit, is_peer_lost, reraisable
 
 _COLLECTIVE_TIMEOUT = timedelta(hours=2)
 _POLL_SECONDS = 0.02
@@ -37,7 +36,7 @@ def main(argv: list[str]) -> int:
         return _run_rank(job, order, int(argv[2]))
     try:
         ranks = _fork_ranks(job, order) if order.device == "cpu" else _start_ranks(job, order)
-    except Exception as error:  # noqa: BLE001 - reported to the parent
+    except Exception as error:
         job.write_failure(_failure(-1, error))
         return 1
     return _watch(job, ranks, parent)
@@ -54,6 +53,8 @@ def _die_with(parent: int) -> None:
 
 def _fork_ranks(job: Job, order: Order) -> dict[int, int]:
     """Import once, then fork; rank of each process."""
+    for module in order.preload:
+        importlib.import_module(module)
     _import_target(order.target)
     ranks = {}
     helper = os.getpid()
@@ -95,9 +96,10 @@ def _run_rank(job: Job, order: Order, rank: int) -> int:
         payload = pickle.loads(order.payload)  # noqa: S301 - from our own parent
         job.write_result(rank, _import_target(order.target)(payload))
         _leave()
-    except BaseException as error:  # noqa: BLE001 - reported to the parent
-        if not job.has_result(rank) or not is_peer_lost(error):
-            job.write_failure(_failure(rank, error))
+    except BaseException as error:
+        if job.has_result(rank) and is_peer_lost(error):
+            return 0  # this rank had done its part; the one that left early reports itself
+        job.write_failure(_failure(rank, error))
         return 1
     finally:
         sys.stdout.flush()
@@ -115,7 +117,7 @@ def _join(job: Job, order: Order, rank: int) -> None:
         torch.cuda.set_device(rank)
     dist.init_process_group(
         "nccl" if order.device == "cuda" else "gloo",
-        store=dist.FileStore(str(job.store), order.world_size),
+        store=dist.FileStore(str(job.store), order.world_size),  # type: ignore[attr-defined]
         rank=rank,
         world_size=order.world_size,
         timeout=_COLLECTIVE_TIMEOUT,
@@ -162,8 +164,7 @@ def _watch(job: Job, ranks: dict[int, int], parent: int) -> int:
 def _has_failed(job: Job, rank: int, status: int) -> bool:
     if status == 0 and job.has_result(rank):
         return False
-    if not (job.has_result(rank) and status == 1):
-        job.write_failure(Failure(rank=rank, cause=describe_exit(status), time_ns=time.time_ns()))
+    job.write_failure(Failure(rank=rank, cause=describe_exit(status), time_ns=time.time_ns()))
     return True
 
 

@@ -61,7 +61,9 @@ def mcore_backend(
         parallel.process_world(),
         parallel.model_parallel(layout) as groups,
     ):
-        yield McoreBackend(source, config, groups, optimizer=optimizer, micro_batch_rows=micro_batch_rows, layout=layout)
+        yield McoreBackend(
+            source, config, groups, optimizer=optimizer, micro_batch_rows=micro_batch_rows, layout=layout
+        )
 
 
 class McoreBackend:
@@ -169,7 +171,7 @@ class McoreBackend:
 
     def _load_decoder(self, source: ModelSource) -> Decoder:
         with torch.random.fork_rng(devices=[]), megatron_warnings_dropped():
-            decoder = Decoder(self._config, self._groups).to(self._device)
+            decoder: Decoder = Decoder(self._config, self._groups).to(self._device)
         if source.folder is not None:
             folder = pretrained.FolderTensors(source.folder)
             self._weights.load(decoder, folder.read)
@@ -197,7 +199,7 @@ class McoreBackend:
         num_rows = [term.batch.num_rows for term in terms]
         total = schedule.gather_losses(losses, micro_batches, sum(num_rows), self._groups, self._device)
         _check_finite(total, terms)
-        return list(total.split(num_rows))
+        return list(torch.split(total, num_rows))
 
     def _counted_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """Parameters of w that this rank counts in sums over one whole model."""

@@ -66,7 +66,8 @@ class DecoderConfig(TransformerConfig):  # type: ignore[misc]
     @property
     def padded_vocab_size(self) -> int:
         """Rows of the embedding, equal on every tensor-parallel rank."""
-        return -(-self.vocab_size // self.tensor_model_parallel_size) * self.tensor_model_parallel_size
+        ranks = int(self.tensor_model_parallel_size)
+        return -(-self.vocab_size // ranks) * ranks
 
 
 def decoder_config(hf: Any, layout: Layout, dtype: torch.dtype) -> DecoderConfig:

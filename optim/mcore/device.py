@@ -17,13 +17,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from optim.errors import MissingExtraError
 
-_FACTORIES = ("arange", "empty", "empty_like", "full", "ones", "ones_like", "rand", "randn", "tensor", "zeros", "zeros_like")
+_FACTORIES = (
+    "arange",
+    "empty",
+    "empty_like",
+    "full",
+    "ones",
+    "ones_like",
+    "rand",
+    "randn",
+    "tensor",
+    "zeros",
+    "zeros_like",
+)
 _MEGATRON_OWN_WARNINGS = (
     "full scope is deprecated.*cuda_graph_scope",  # its default
     "Warning: tp_group is None, using default tp group",  # its row-parallel linear layer
+    r".torch\.distributed\.(reduce_scatter_tensor|all_gather_into_tensor). is deprecated",  # its gather of split heads
 )
 _depth = 0
 
@@ -45,7 +59,7 @@ def import_megatron() -> None:
     """
     compile_ = torch.compile
     if not torch.cuda.is_available():
-        torch.compile = _do_not_compile  # type: ignore[assignment]
+        torch.compile = _do_not_compile
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"megatron\.core")
@@ -114,11 +128,20 @@ def _install_shim() -> list[tuple[types.ModuleType, str, Any]]:
 class _CpuCuda(types.ModuleType):
     """The part of `torch.cuda` that has a meaning without a device; anything else is torch's own (and raises)."""
 
-    current_device = staticmethod(lambda: torch.device("cpu"))
-    synchronize = staticmethod(lambda device=None: None)
-    manual_seed = staticmethod(lambda seed: torch.manual_seed(seed) and None)
-    get_rng_state = staticmethod(lambda device=None: torch.get_rng_state())
-    set_rng_state = staticmethod(lambda state, device=None: torch.set_rng_state(state))
+    def current_device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def synchronize(self, *_: object) -> None:
+        pass
+
+    def manual_seed(self, seed: int) -> None:
+        torch.manual_seed(seed)
+
+    def get_rng_state(self, *_: object) -> Tensor:
+        return torch.get_rng_state()
+
+    def set_rng_state(self, state: Tensor, *_: object) -> None:
+        torch.set_rng_state(state)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch.cuda, name)
@@ -180,7 +203,7 @@ def fast_float32_matmul() -> Iterator[bool]:
     differs from float64 by more than float32 explains. The choice depends on the machine alone, never on timing, so
     that runs repeat exactly. Yields whether it is on.
     """
-    matmul = getattr(torch.backends.mkldnn, "matmul", None)
+    matmul: Any = getattr(torch.backends.mkldnn, "matmul", None)
     if not hasattr(matmul, "fp32_precision") or not _is_amd_without_amx():
         yield False
         return
@@ -197,7 +220,8 @@ def fast_float32_matmul() -> Iterator[bool]:
 
 def _is_amd_without_amx() -> bool:
     cpuinfo = Path("/proc/cpuinfo")
-    if not torch.backends.mkldnn.is_available() or not cpuinfo.exists():
+    has_onednn = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+    if not has_onednn or not cpuinfo.exists():
         return False
     text = cpuinfo.read_text()
     return "AuthenticAMD" in text and "amx_tile" not in text

@@ -9,6 +9,7 @@ flash kernel is 1.2-4.6× slower there (measured, 128-1024 positions). Elsewhere
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -73,8 +74,8 @@ def causal_attention(
     is_plain = window is None and softcap is None
     if is_plain and q_SBNH.device.type == "cpu" and length <= MAX_BLOCK_KERNEL_LENGTH:
         block = 64 if width < 64 else 128
-        out: Tensor = _BlockCausalAttention.apply(q_SBNH, k_SBKH, v_SBKH, table, scale, block)
-        return out
+        apply: Callable[..., Tensor] = _BlockCausalAttention.apply
+        return apply(q_SBNH, k_SBKH, v_SBKH, table, scale, block)
     return _torch_attention(q_SBNH, k_SBKH, v_SBKH, table=table, scale=scale, window=window, softcap=softcap)
 
 
@@ -159,8 +160,7 @@ class _BlockCausalAttention(torch.autograd.Function):
             grad_rows, q_rows = _stack_queries(grad_out[:, :, start:stop]), _stack_queries(q[:, :, start:stop])
             grad_v[:, :stop].baddbmm_(probabilities.transpose(1, 2), grad_rows)
             grad_probabilities = torch.bmm(grad_rows, v[:, :stop].transpose(1, 2))
-            grad_scores = torch._softmax_backward_data(grad_probabilities, probabilities, -1, probabilities.dtype)
-            grad_scores.mul_(ctx.scale)
+            grad_scores = _softmax_backward(grad_probabilities, probabilities).mul_(ctx.scale)
             grad_q[:, :, start:stop] = torch.bmm(grad_scores, k[:, :stop]).view(k.shape[0], -1, stop - start, width)
             grad_k[:, :stop].baddbmm_(grad_scores.transpose(1, 2), q_rows)
         inverse = None if ctx.table is None else (ctx.table[0], -ctx.table[1])
@@ -172,6 +172,11 @@ class _BlockCausalAttention(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _softmax_backward(grad: Tensor, probabilities: Tensor) -> Tensor:
+    """Gradient of the scores from that of their softmax: p ⊙ (g − Σ p g), in one pass."""
+    return torch.ops.aten._softmax_backward_data(grad, probabilities, -1, probabilities.dtype)  # type: ignore[no-any-return]  # noqa: SLF001
 
 
 def _stack_queries(x_GRSH: Tensor) -> Tensor:

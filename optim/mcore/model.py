@@ -61,8 +61,8 @@ class Decoder(GPTModel):  # type: ignore[misc]
             scale = torch.tensor(config.embedding_scale, dtype=config.params_dtype).item()
             self.embedding.register_forward_hook(lambda _module, _inputs, hidden: hidden * scale)
 
-    def set_input_tensor(self, input_tensor: Tensor | list[Tensor]) -> None:
-        """Take the hidden states from the previous stage."""
+    def set_input_tensor(self, input_tensor: Tensor | list[Tensor | None] | None) -> None:
+        """Take the hidden states from the previous stage (None on the first)."""
         hidden = input_tensor[0] if isinstance(input_tensor, list) else input_tensor
         if hidden is not None and self.cut_input:
             hidden.grad = torch.zeros_like(hidden)

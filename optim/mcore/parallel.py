@@ -85,7 +85,8 @@ def process_world() -> Iterator[None]:
         yield
         return
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    store = dist.HashStore()  # type: ignore[attr-defined]
+    dist.init_process_group(backend, store=store, rank=0, world_size=1)
     try:
         yield
     finally:
@@ -110,7 +111,9 @@ def model_parallel(layout: Layout) -> Iterator[ProcessGroups]:
     )
     try:
         with torch.random.fork_rng(devices=[]):
-            model_parallel_cuda_manual_seed(1)  # Megatron insists on it before it builds a layer; no value depends on it
+            model_parallel_cuda_manual_seed(
+                1
+            )  # Megatron insists on it before it builds a layer; no value depends on it
         yield _current_groups()
     finally:
         parallel_state.destroy_model_parallel()
@@ -159,7 +162,7 @@ def _sum_over(gradients: Iterable[Tensor], group: ProcessGroup) -> None:
     for bucket in _buckets(gradients):
         flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
         dist.all_reduce(flat, group=group)
-        parts = flat.split([gradient.numel() for gradient in bucket])
+        parts = torch.split(flat, [gradient.numel() for gradient in bucket])
         torch._foreach_copy_(bucket, [part.view_as(gradient) for part, gradient in zip(parts, bucket, strict=True)])
 
 

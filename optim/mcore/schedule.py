@@ -75,7 +75,7 @@ def split_terms(
         length_B = _lengths(term.batch.mask_BS)
         order_B = torch.argsort(length_B, descending=True, stable=True)
         mine_B = order_B[groups.data_rank :: groups.data_size]
-        for rows_B in mine_B.split(micro_batch_rows) if len(mine_B) else ():
+        for rows_B in torch.split(mine_B, micro_batch_rows) if len(mine_B) else ():
             length = max(1, int(length_B[rows_B].max()))
             micro_batches.append(
                 MicroBatch(
@@ -96,9 +96,7 @@ def _lengths(mask_BS: Tensor) -> Tensor:
     return ((mask_BS > 0) * position_S).amax(dim=1)
 
 
-def run_schedule(
-    copies: TwoCopies, micro_batches: Sequence[MicroBatch], *, forward_only: bool
-) -> list[Tensor]:
+def run_schedule(copies: TwoCopies, micro_batches: Sequence[MicroBatch], *, forward_only: bool) -> list[Tensor]:
     """Run `micro_batches` forward, and backward unless `forward_only`, adding to the gradients.
 
     Returns:
@@ -136,7 +134,11 @@ def run_schedule(
 
 
 def gather_losses(
-    losses: Sequence[Tensor], micro_batches: Sequence[MicroBatch], num_slots: int, groups: ProcessGroups, device: torch.device
+    losses: Sequence[Tensor],
+    micro_batches: Sequence[MicroBatch],
+    num_slots: int,
+    groups: ProcessGroups,
+    device: torch.device,
 ) -> Tensor:
     """Row losses of all terms, (slots,) float64 on the CPU, on every rank.
 

@@ -58,9 +58,7 @@ class WeightMap:
         out.copy_(self._shard(name, parameter, full))
 
     @torch.no_grad()
-    def full_tensors(
-        self, decoder: Decoder, tensors: Mapping[str, Tensor]
-    ) -> Iterator[tuple[str, Tensor]]:
+    def full_tensors(self, decoder: Decoder, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """(Hugging Face name, full tensor) of `tensors`, which are named and split like this stage's parameters.
 
         The second copy of a tied embedding is left out.
@@ -193,7 +191,7 @@ def _split_qkv(config: DecoderConfig, full: Tensor) -> list[Tensor]:
     groups, width = config.num_query_groups, config.kv_channels
     queries = config.num_attention_heads // groups * width
     grouped = full.reshape(groups, queries + 2 * width, *full.shape[1:])
-    return [part.flatten(0, 1) for part in grouped.split((queries, width, width), dim=1)]
+    return [part.flatten(0, 1) for part in torch.split(grouped, [queries, width, width], dim=1)]
 
 
 def _llama_rules(config: DecoderConfig) -> dict[str, Rule]:
