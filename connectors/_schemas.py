@@ -9,10 +9,12 @@ from connectors._parquet_file import ParquetFile
 from connectors.errors import SchemaError, suggest
 
 
-def check_schemas(files: Sequence[ParquetFile], *, text: str, domain: str, key: str | None = None) -> None:
+def check_schemas(
+    files: Sequence[ParquetFile], *, text: str, domain: str | None = None, key: str | None = None
+) -> None:
     """Every file has the columns that the index needs, with usable types, and no column differs between files.
 
-    Text must be a string, plain or dictionary-encoded. Domain may also be an integer or a boolean, or come from
+    Without `domain` the rows need none. Text must be a string, plain or dictionary-encoded. Domain may also be an integer or a boolean, or come from
     the path (`domain=value/`). The key must be a string or an integer.
 
     Raises:
@@ -21,7 +23,7 @@ def check_schemas(files: Sequence[ParquetFile], *, text: str, domain: str, key: 
     union_schema(files)
     for file in files:
         _check_column(file, text, "text", is_string)
-        if domain in file.schema.names or domain not in file.partition:
+        if domain is not None and (domain in file.schema.names or domain not in file.partition):
             _check_column(file, domain, "domain", lambda t: is_string(t) or pa.types.is_integer(t) or t == pa.bool_())
         if key is not None:
             _check_column(file, key, "key", lambda t: is_string(t) or pa.types.is_integer(t))

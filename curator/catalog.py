@@ -25,44 +25,44 @@ RUN_FOLDER = "runs"
 WEIGHT_COLUMNS = ("sample_weight", "domain_weight", "weight_run_id")
 
 _RUNS = pa.schema(
-    [
-        ("run_id", pa.string()),
-        ("created_at", pa.string()),
-        ("status", pa.string()),
-        ("model", pa.string()),
-        ("steps", pa.int64()),
-        ("seed", pa.int64()),
-        ("target", pa.string()),
-        ("snapshot_id", pa.string()),
-        ("verdict", pa.string()),
-        ("verdict_reason", pa.string()),
-        ("val_loss", pa.float64()),
-        ("signal_to_noise", pa.float64()),
-        ("seconds", pa.float64()),
-        ("run_dir", pa.string()),
-    ]
+    {
+        "run_id": pa.string(),
+        "created_at": pa.string(),
+        "status": pa.string(),
+        "model": pa.string(),
+        "steps": pa.int64(),
+        "seed": pa.int64(),
+        "target": pa.string(),
+        "snapshot_id": pa.string(),
+        "verdict": pa.string(),
+        "verdict_reason": pa.string(),
+        "val_loss": pa.float64(),
+        "signal_to_noise": pa.float64(),
+        "seconds": pa.float64(),
+        "run_dir": pa.string(),
+    }
 )
 _DOMAIN_WEIGHTS = pa.schema(
-    [
-        ("run_id", pa.string()),
-        ("domain", pa.string()),
-        ("domain_weight", pa.float64()),
-        ("natural_share", pa.float64()),
-        ("ratio", pa.float64()),
-        ("num_samples", pa.int64()),
-        ("num_tokens", pa.int64()),
-    ]
+    {
+        "run_id": pa.string(),
+        "domain": pa.string(),
+        "domain_weight": pa.float64(),
+        "natural_share": pa.float64(),
+        "ratio": pa.float64(),
+        "num_samples": pa.int64(),
+        "num_tokens": pa.int64(),
+    }
 )
 _VERSIONS = pa.schema(
-    [
-        ("version", pa.int64()),
-        ("created_at", pa.string()),
-        ("run_id", pa.string()),
-        ("snapshot_id", pa.string()),
-        ("num_files", pa.int64()),
-        ("num_rows", pa.int64()),
-        ("location", pa.string()),
-    ]
+    {
+        "version": pa.int64(),
+        "created_at": pa.string(),
+        "run_id": pa.string(),
+        "snapshot_id": pa.string(),
+        "num_files": pa.int64(),
+        "num_rows": pa.int64(),
+        "location": pa.string(),
+    }
 )
 
 

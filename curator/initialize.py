@@ -102,7 +102,7 @@ seed = 0
 """
 
 
-def _peek(corpus: Corpus) -> dict[str, pa.Array]:
+def _peek(corpus: Corpus) -> dict[str, Any]:
     """The first rows of the first file that has any, dictionaries decoded."""
     file: ParquetFile = next((file for file in corpus.files if file.num_rows), corpus.files[0])
     batch = next(iter_batches(corpus.store, file, file.schema.names, batch_rows=_PEEK_ROWS), None)
@@ -111,7 +111,7 @@ def _peek(corpus: Corpus) -> dict[str, pa.Array]:
     return {name: _plain(batch[name]) for name in batch.schema.names}
 
 
-def _plain(column: pa.Array) -> pa.Array:
+def _plain(column: Any) -> Any:
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if pa.types.is_large_string(column.type) or pa.types.is_string_view(column.type):
@@ -124,13 +124,13 @@ def _preferred(wanted: tuple[str, ...], names: Any) -> str | None:
     return next((by_lower[name] for name in wanted if name in by_lower), None)
 
 
-def _is_label(column: pa.Array) -> bool:
+def _is_label(column: Any) -> bool:
     distinct = pc.count_distinct(column).as_py()
     longest = pc.max(pc.utf8_length(column)).as_py() or 0
     return longest <= 100 and distinct <= max(20, len(column) // 10)
 
 
-def _is_key(column: pa.Array) -> bool:
+def _is_key(column: Any) -> bool:
     kind = column.type
     if not (pa.types.is_string(kind) or pa.types.is_integer(kind)) or column.null_count:
         return False

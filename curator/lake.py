@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -81,7 +81,7 @@ def open_lake(
     }
     base = config or LakeConfig()
     with translated():
-        root = lake_root(url, given["storage_options"] or base.storage_options)
+        root = lake_root(url, storage_options or base.storage_options)
         if root.is_local and not Path(root.path).exists():
             raise InputError(
                 f"{url} does not exist; give a folder, file or glob of Parquet files, or a URL such as s3://…"
@@ -335,7 +335,7 @@ class Lake:
         relation = self.sql(query)
         with translated():
             try:
-                table = relation.to_arrow_table() if relation is not None else pa.table({})
+                table = relation.to_arrow_table()
             except duck.Error as error:
                 raise UsageError(f"the query failed: {error}") from error
         return table.schema.names, list(zip(*(column.to_pylist() for column in table.columns), strict=True))
@@ -422,7 +422,7 @@ class Lake:
         for batch in self._stream("", 1024):
             yield RowBatch(
                 sample_id=batch["sample_id"],
-                text=batch["text"].to_pylist(),
+                text=cast("list[str]", batch["text"].to_pylist()),
                 domain=pc.index_in(batch["domain"].cast(pa.string()), names).to_numpy().astype(np.int32),
             )
 
@@ -434,7 +434,7 @@ class Lake:
             f"FROM sample_index WHERE usable) WHERE before < {int(num_chars)}"
         )
         for batch in self._stream(f"AND sample_id IN ({first})", 1024):
-            yield from batch["text"].to_pylist()
+            yield from cast("list[str]", batch["text"].to_pylist())
 
     def record_run(self, folder: Path, record: Mapping[str, Any]) -> None:
         """Make a finished run known to the lake: weights first, the record that names it last."""

@@ -103,7 +103,7 @@ def _model_config(config: LearnConfig) -> dict[str, Any]:
     return values
 
 
-def _check_layout(config: LearnConfig, hf_config: dict[str, Any]) -> str:
+def _check_layout(config: LearnConfig, hf_config: dict[str, Any]) -> launch.Device:
     """Refuse a layout or solver setting that cannot work before any data is touched; returns the device's kind."""
     import torch
 
@@ -118,7 +118,7 @@ def _check_layout(config: LearnConfig, hf_config: dict[str, Any]) -> str:
         raise InputError(f"the model's config.json lacks {error}; it is not a decoder this engine knows") from error
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device: launch.Device = "cuda" if torch.cuda.is_available() else "cpu"
     check_layout_fits_machine(layout, num_devices=launch.device_count(device), device=device)
     return device
 
@@ -282,7 +282,9 @@ def _model_source(config: LearnConfig, hf_config: dict[str, Any], vocab_size: in
     return ModelSource(hf_config=hf_config, folder=Path(config.model).resolve(), seed=config.seed)
 
 
-def _run_workers(job: WorkerJob, config: LearnConfig, device: str, on_progress: ProgressCallback) -> WorkerResult:
+def _run_workers(
+    job: WorkerJob, config: LearnConfig, device: launch.Device, on_progress: ProgressCallback
+) -> WorkerResult:
     from curator.worker import TRAJECTORY, layout_of
 
     follow = _Follower(job.run_dir / TRAJECTORY, TokenCache.open(job.corpus).domains, config.steps, on_progress)
@@ -290,7 +292,7 @@ def _run_workers(job: WorkerJob, config: LearnConfig, device: str, on_progress: 
         "curator.worker:run_worker",
         job,
         world_size=layout_of(config).world_size,
-        device="cuda" if device == "cuda" else "cpu",
+        device=device,
         on_poll=follow,
         log=job.run_dir / "workers.log",
     )

@@ -23,13 +23,7 @@ from curator.progress import Progress, ProgressCallback
 if TYPE_CHECKING:
     from curator.lake import Lake, Run
 
-WEIGHT_SCHEMA = pa.schema(
-    [
-        pa.field("sample_weight", pa.float32()),
-        pa.field("domain_weight", pa.float32()),
-        pa.field("weight_run_id", pa.string()),
-    ]
-)
+WEIGHT_SCHEMA = pa.schema({"sample_weight": pa.float32(), "domain_weight": pa.float32(), "weight_run_id": pa.string()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +101,7 @@ class RowWeights:
 
     def of(self, file: ParquetFile) -> pa.Table:
         """The three columns (`WEIGHT_SCHEMA`) of a file, in the order of its rows."""
-        table = self._connection.sql(
+        table: pa.Table = self._connection.sql(
             "SELECT sample_weight, domain_weight, "
             "CASE WHEN sample_weight IS NOT NULL THEN $run_id END AS weight_run_id "
             "FROM row_weights WHERE path = $path ORDER BY row",

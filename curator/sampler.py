@@ -101,7 +101,7 @@ class _Windows:
         """The windows of a domain at these places in its endless sequence of epochs."""
         size = int(self.num_windows[domain])
         picked = [self._permutation(domain, j // size, size)[j % size] for j in draws]
-        return self._first[domain] + np.array(picked, dtype=np.int64)
+        return np.array(picked, dtype=np.int64) + int(self._first[domain])
 
     def batch(self, windows: Indices, labels: Indices) -> Batch:
         """These windows, padded to the longest of them."""

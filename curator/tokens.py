@@ -95,7 +95,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 class RowBatch:
     """Some rows on their way into a cache; `domain` indexes the cache's domains."""
 
-    sample_id: pa.Array
+    sample_id: pa.Array[Any]
     text: Sequence[str]
     domain: NDArray[np.int32]
 
@@ -125,7 +125,7 @@ class TokenCache:
         sums = np.bincount(self.domain, weights=self.num_targets, minlength=len(self.domains))
         return sums.astype(np.int64)
 
-    def sample_ids(self) -> pa.Array:
+    def sample_ids(self) -> pa.Array[Any]:
         """The id of each row, sorted."""
         return pq.read_table(self.folder / "sample_id.parquet")["sample_id"].combine_chunks()
 
@@ -152,7 +152,7 @@ def write_cache(folder: Path, tokenizer: Tokenizer, batches: Iterable[RowBatch],
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
     lengths: list[NDArray[np.int64]] = []
     labels: list[NDArray[np.int32]] = []
-    ids: list[pa.Array] = []
+    ids: list[pa.Array[Any]] = []
     raw = folder / "tokens.raw"
     with raw.open("wb") as sink:
         for batch in batches:

@@ -105,7 +105,7 @@ def from_domain_weights(
         names: the D domains.
         weights: (D,) domain weights p, summing to 1.
     """
-    tokens = np.bincount(domain, weights=num_tokens, minlength=len(names))
+    tokens = np.bincount(domain, weights=num_tokens, minlength=len(names)).astype(np.float64)
     unscaled = (weights / tokens)[domain]
     sample_weight = unscaled / unscaled.mean()
     label = pa.DictionaryArray.from_arrays(pa.array(domain), pa.array(list(names))).cast(pa.string())
@@ -149,4 +149,4 @@ def _weighted_token_shares(samples: pa.Table, weight: NDArray[np.float64]) -> di
         .group_by("domain")
         .aggregate([("tokens", "sum")])
     )
-    return dict(zip(grouped["domain"].to_pylist(), grouped["tokens_sum"].to_pylist(), strict=True))
+    return {row["domain"]: row["tokens_sum"] for row in grouped.to_pylist()}
