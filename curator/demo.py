@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 STEPS = 200
 """Steps of the demo's run: about a minute and a half on two cores."""
+MIN_RELATED_RATIO = 2.0
+"""The related domain ends above this multiple of its natural share, in every seed tried."""
+MAX_CORRUPTED_RATIO = 0.2
+"""The corrupted domain ends below this multiple of its natural share, in every seed tried."""
 
 
 @dataclass(frozen=True, kw_only=True)
