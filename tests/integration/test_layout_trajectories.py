@@ -1,7 +1,7 @@
 """Tensor and pipeline parallelism do not change what is learned: real workers over gloo against one process.
 
 fp32 tolerances over 24 bilevel steps with switching blocks, clipping and a batch that no layout divides evenly: domain
-weights within 5e-6, losses within 1e-5 and gradient norms within 1e-4 of their values. Seen on an AVX-512 CPU: weights
+weights within 5e-6, losses within 1e-5 and gradient norms within 1e-4 of their largest value. Seen on an AVX-512 CPU: weights
 2.3e-6 (TP), 5e-8 (PP), 8e-8 (DP); losses 5e-7; norms 3e-5, where Adam amplifies gradients that are nearly 0.
 """
 
@@ -111,7 +111,8 @@ def test_trajectory_is_that_of_one_process(layout, one_process, caches, tmp_path
     for name in ("val_loss", "train_loss", "aux_train_loss"):
         np.testing.assert_allclose(column(records, name), column(expected, name), rtol=1e-5, err_msg=name)
     for name in ("grad_norm", "aux_grad_norm"):
-        np.testing.assert_allclose(column(records, name), column(expected, name), rtol=1e-4, err_msg=name)
+        norms = column(expected, name)
+        np.testing.assert_allclose(column(records, name), norms, rtol=0, atol=1e-4 * norms.max(), err_msg=name)
 
 
 def test_a_run_repeats_bit_for_bit(one_process, caches, tmp_path_factory):
