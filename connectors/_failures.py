@@ -10,6 +10,7 @@ from connectors.errors import (
     AccessError,
     ConflictError,
     ConnectorError,
+    InputError,
     NotFoundError,
     ReadOnlyError,
     UnavailableError,
@@ -35,9 +36,8 @@ def redact_url(url: str) -> str:
 
 
 def scrub(message: str, options: Mapping[str, Any]) -> str:
-    """The first line of `message` with every secret value of `options`, and URL credentials, replaced by `***`."""
-    lines = message.strip().splitlines()
-    line = lines[0] if lines else ""
+    """`message` on one line, with every secret value of `options` replaced by `***` and URLs redacted."""
+    line = " ".join(message.split())
     for secret in sorted(_secret_values(options), key=len, reverse=True):
         line = line.replace(secret, "***")
     return re.sub(r"\S+://\S+", lambda match: redact_url(match.group()), line)[:300]
@@ -81,6 +81,8 @@ def _translate(error: Exception, place: str, action: Action, options: Mapping[st
         if action in ("write", "delete"):
             return ReadOnlyError(f"cannot {action} {place}: {said}; choose a destination that you may write")
         return AccessError(f"cannot {action} {place}: {said}; check the credentials in storage_options")
+    if type(error).__name__ == "ParamValidationError":  # botocore: such as a bucket name that cannot be
+        return InputError(f"cannot {action} {place}: {said}")
     if number == errno.ENOSPC:
         return ReadOnlyError(f"cannot {action} {place}: the device is full; free some space")
     if isinstance(error, TimeoutError | ConnectionError) or number in _RETRYABLE or number is None:

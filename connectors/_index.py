@@ -211,7 +211,7 @@ def _insert(connection: Connection, file_id: int, batches: list[pa.RecordBatch])
     connection.register("incoming_rows", table)
     connection.execute("INSERT INTO sample_index SELECT ?, * FROM incoming_rows", [file_id])
     connection.unregister("incoming_rows")
-    return table.num_rows
+    return int(table.num_rows)
 
 
 def _make_ids_unique(connection: Connection, corpus: Corpus, columns: Columns) -> None:

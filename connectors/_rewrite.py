@@ -181,7 +181,7 @@ def _leaf_paths(schema: pa.Schema) -> list[str]:
     return [written.column(i).path for i in range(len(written))]
 
 
-def _merged_metadata(old: Mapping[bytes, bytes], added: pa.Schema, footer: Mapping[str, str]) -> Any:
+def _merged_metadata(old: Mapping[bytes, bytes], added: pa.Schema, footer: Mapping[str, str]) -> dict[bytes, bytes]:
     metadata = {name: value for name, value in old.items() if name != b"ARROW:schema"}
     if b"huggingface" in metadata:
         metadata[b"huggingface"] = _extend_features(metadata[b"huggingface"], added)

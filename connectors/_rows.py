@@ -2,33 +2,28 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
+import pyarrow.compute as pc
 import xxhash
 
 from connectors._parquet_file import ParquetFile, iter_batches
 from connectors.errors import BadRowsError
 from connectors.store import Store
 
-# The stubs' overloads do not cover the kernels used here; the types are in the docstrings.
-Array: TypeAlias = Any
-pc: Any = pyarrow.compute
-
 # What a change of this scheme would invalidate: recorded in the catalog, so that it re-indexes.
 ID_SCHEME = "xxh3_128(domain NUL text)/1"
 
 INDEX_SCHEMA = pa.schema(
-    [
-        pa.field("row", pa.int64()),
-        pa.field("sample_id", pa.string()),
-        pa.field("domain", pa.string()),
-        pa.field("num_chars", pa.int32()),
-        pa.field("num_bytes", pa.int32()),
-        pa.field("usable", pa.bool_()),
-    ]
+    {
+        "row": pa.int64(),
+        "sample_id": pa.string(),
+        "domain": pa.string(),
+        "num_chars": pa.int32(),
+        "num_bytes": pa.int32(),
+        "usable": pa.bool_(),
+    }
 )
 
 
@@ -54,7 +49,7 @@ class BadRows:
     first: dict[str, int] = field(default_factory=dict)
     count: dict[str, int] = field(default_factory=dict)
 
-    def add(self, fault: str, bad: Array, first_row: int) -> None:
+    def add(self, fault: str, bad: pa.Array, first_row: int) -> None:
         """Counts the true entries of `bad`, the rows from `first_row` on."""
         num_bad = pc.sum(bad).as_py() or 0
         if num_bad:
@@ -101,7 +96,7 @@ def index_batches(
         raise BadRowsError(_describe(faults, place))
 
 
-def content_ids(domain: Array, text: Array) -> Array:
+def content_ids(domain: pa.Array, text: pa.Array) -> pa.Array:
     """xxh3_128 of domain, NUL and text of every row, as 32 hex digits; null counts as empty.
 
     Args:
@@ -121,14 +116,14 @@ def content_ids(domain: Array, text: Array) -> Array:
     return pa.array(ids, pa.string())
 
 
-def _offsets_and_bytes(text: Array) -> tuple[list[int], memoryview]:
+def _offsets_and_bytes(text: pa.Array) -> tuple[list[int], memoryview]:
     """Where every value of a large_string array starts, and its end, in the one buffer that holds them all."""
     _, offsets, data = text.buffers()
     starts = np.frombuffer(offsets, np.int64)[text.offset : text.offset + len(text) + 1]
     return starts.tolist(), memoryview(b"" if data is None else data)
 
 
-def _as_text(values: Array, column: str, place: str, first_row: int) -> Array:
+def _as_text(values: pa.Array, column: str, place: str, first_row: int) -> pa.Array:
     """As large_string, so that a batch may exceed 2 GiB; UTF-8 checked, since DuckDB reads nothing else."""
     is_dictionary = pa.types.is_dictionary(values.type)
     stored = values.dictionary if is_dictionary else values
@@ -152,7 +147,7 @@ def _is_utf8(value: bytes) -> bool:
     return True
 
 
-def _keys(keys: Array, columns: Columns, place: str, first_row: int) -> Array:
+def _keys(keys: pa.Array, columns: Columns, place: str, first_row: int) -> pa.Array:
     if keys.null_count:
         row = first_row + pc.index(pc.is_null(keys), True).as_py()
         raise BadRowsError(
@@ -162,7 +157,7 @@ def _keys(keys: Array, columns: Columns, place: str, first_row: int) -> Array:
     return keys.cast(pa.string())
 
 
-def _find_usable(text: Array, domain: Array, columns: Columns, faults: BadRows, first_row: int) -> Array:
+def _find_usable(text: pa.Array, domain: pa.Array, columns: Columns, faults: BadRows, first_row: int) -> pa.Array:
     """Which rows have a text and a domain; the others are counted in `faults`."""
     blank = pc.or_(pc.equal(pc.binary_length(text), 0), pc.utf8_is_space(text))
     no_text = pc.fill_null(blank, True)

