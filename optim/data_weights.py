@@ -83,6 +83,11 @@ def reachable_logit_range(settings: DataWeightSettings, num_updates: int) -> flo
     return settings.learning_rate * num_updates if settings.optimizer == "adam" else math.inf
 
 
+def settling_updates(settings: DataWeightSettings) -> float:
+    """Updates after which 1 − e⁻² of the way to where gradient and pull balance is done; 0 without a pull."""
+    return 2.0 / settings.prior_pull if settings.prior_pull else 0.0
+
+
 def _exponentiated(state: DataWeightState, grad_D: Tensor, settings: DataWeightSettings) -> DataWeightState:
     """Kivinen & Warmuth 1997: p ∝ p·exp(−lr·g)."""
     return replace(state, logits_D=state.logits_D - settings.learning_rate * grad_D.double())

@@ -20,6 +20,8 @@ MAX_MOVEMENT = 0.05
 """Largest total variation between the averages of the last two quarters that still counts as settled."""
 MAX_LOSS_RISE = 0.05
 """Largest relative rise of the target loss over its best stretch that still counts as stable."""
+MIN_UPDATES = 40
+"""Fewest updates of λ whose movement can be judged."""
 RANGE_MARGIN = 0.9
 """Share of the reachable range of a logit beyond which the range, not the data, decides the weight."""
 
@@ -62,7 +64,8 @@ class Summary:
     """Figures over the whole run that the verdict rests on.
 
     `movement` is the total variation between the mean weights of the third and the last quarter of the steps in
-    which λ moved; `signal_to_noise` the norm of the mean gap over the standard error of that mean in the last half;
+    which λ moved, `num_updates` how often it moved, and `settling_updates` how often it has to, to forget where
+    it started; `signal_to_noise` the norm of the mean gap over the standard error of that mean in the last half;
     `logit_travel` the largest change of a logit; `reachable_range` the most it could have been.
     """
 
@@ -76,10 +79,27 @@ class Summary:
     clipped_share: float
     logit_travel: float
     reachable_range: float
+    num_updates: int
+    settling_updates: float
 
 
-def summarize(records: Sequence[StepRecord], *, warmup_steps: int, reachable_range: float) -> Summary:
-    """Figures of a finished run of at least one step."""
+def summarize(
+    records: Sequence[StepRecord],
+    *,
+    warmup_steps: int,
+    num_updates: int,
+    reachable_range: float,
+    settling_updates: float = 0.0,
+) -> Summary:
+    """Figures of a finished run of at least one step.
+
+    Args:
+        records: of every step.
+        warmup_steps: steps in which λ stood still.
+        num_updates: how often λ moved after them.
+        reachable_range: how far a logit could have travelled in those updates.
+        settling_updates: updates that λ needs at least to forget where it started.
+    """
     moving = [r for r in records if r.step >= warmup_steps] or list(records)
     weights_TD = np.array([r.weights for r in moving])
     val_loss_T = np.array([r.val_loss for r in records])
@@ -96,6 +116,8 @@ def summarize(records: Sequence[StepRecord], *, warmup_steps: int, reachable_ran
         clipped_share=float(np.mean([r.clipped for r in records])),
         logit_travel=float(np.abs((end_D - end_D.mean()) - (start_D - start_D.mean())).max()),
         reachable_range=reachable_range,
+        num_updates=num_updates,
+        settling_updates=max(settling_updates, MIN_UPDATES),
     )
 
 
@@ -115,6 +137,12 @@ def judge(records: Sequence[StepRecord], summary: Summary) -> Verdict:
             status="not converged",
             reason=f"a logit moved {summary.logit_travel:.2f} of the {summary.reachable_range:.2f} that this many steps "
             "of Adam can move it, so the range decides the weights; take more steps or a higher rate",
+        )
+    if summary.num_updates < summary.settling_updates:
+        return Verdict(
+            status="not converged",
+            reason=f"the weights were updated {summary.num_updates} times, which is fewer than the "
+            f"{summary.settling_updates:.0f} that they need to settle; take more steps",
         )
     if summary.movement > MAX_MOVEMENT:
         return Verdict(

@@ -173,9 +173,14 @@ def _aux_val_loss(backend: Backend, data: StepData) -> float:
 
 
 def _solution(state: SolverState, records: list[StepRecord], settings: SolverSettings) -> Solution:
-    moves = max(1, (settings.num_steps - settings.warmup_steps) // settings.inner_steps)
-    reachable = data_weights.reachable_logit_range(settings.data_weights, moves)
-    summary = diagnostics.summarize(records, warmup_steps=settings.warmup_steps, reachable_range=reachable)
+    num_updates = state.data_weights.num_updates
+    summary = diagnostics.summarize(
+        records,
+        warmup_steps=settings.warmup_steps,
+        num_updates=num_updates,
+        reachable_range=data_weights.reachable_logit_range(settings.data_weights, num_updates),
+        settling_updates=data_weights.settling_updates(settings.data_weights),
+    )
     return Solution(
         weights_D=state.average_D / state.average_D.sum(),
         state=state,

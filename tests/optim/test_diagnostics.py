@@ -34,9 +34,10 @@ def make_records(weights_TD, val_loss_T):
     ]
 
 
-def verdict_of(weights_TD, val_loss_T, reachable_range=math.inf):
+def verdict_of(weights_TD, val_loss_T, reachable_range=math.inf, **changes):
     records = make_records(weights_TD, val_loss_T)
-    summary = summarize(records, warmup_steps=10, reachable_range=reachable_range)
+    values = {"warmup_steps": 10, "num_updates": 90, "reachable_range": reachable_range} | changes
+    summary = summarize(records, **values)
     return judge(records, summary), summary
 
 
@@ -64,6 +65,13 @@ def test_moving_weights_are_not_converged():
     assert summary.movement == pytest.approx(22 * 0.45 / 99, rel=1e-6)
 
 
+@pytest.mark.parametrize("changes", [{"num_updates": 39}, {"settling_updates": 91.0}])
+def test_too_few_updates_cannot_have_converged(changes):
+    verdict, _ = verdict_of(SETTLED, FALLING, **changes)
+    assert verdict.status == "not converged"
+    assert "updated" in verdict.reason
+
+
 def test_a_binding_range_is_not_convergence():
     reach = float(np.log(0.8 / 0.2) / 2)
     verdict, _ = verdict_of(SETTLED, FALLING, reachable_range=reach)
@@ -82,8 +90,12 @@ def test_signal_to_noise_tells_signal_from_noise():
         [StepRecord(**{**vars(r), "gaps": list(rng.normal(mean, 1.0, 2))}) for r in make_records(SETTLED, FALLING)]
         for mean in (0.0, 2.0)
     ]
-    assert summarize(noise, warmup_steps=0, reachable_range=1.0).signal_to_noise < 3
-    assert summarize(signal, warmup_steps=0, reachable_range=1.0).signal_to_noise > 8
+    found = [
+        summarize(records, warmup_steps=0, num_updates=100, reachable_range=1.0).signal_to_noise
+        for records in (noise, signal)
+    ]
+    assert found[0] < 3
+    assert found[1] > 8
 
 
 def test_entropy_is_between_zero_and_log_d():
