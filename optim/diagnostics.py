@@ -135,7 +135,7 @@ def judge(records: Sequence[StepRecord], summary: Summary) -> Verdict:
     if summary.logit_travel > RANGE_MARGIN * summary.reachable_range:
         return Verdict(
             status="not converged",
-            reason=f"a logit moved {summary.logit_travel:.2f} of the {summary.reachable_range:.2f} that this many steps "
+            reason=f"a logit moved {summary.logit_travel:.2f} of the {summary.reachable_range:.2f} that so many steps "
             "of Adam can move it, so the range decides the weights; take more steps or a higher rate",
         )
     if summary.num_updates < summary.settling_updates:
