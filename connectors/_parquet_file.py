@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from connectors.errors import ConflictError, CorruptFileError, NotFoundError, SchemaError, UnsupportedError, suggest
-from connectors.store import ObjectInfo, Store, open_object, read_bytes, stat_object
+from connectors.store import ObjectInfo, Store, object_errors, open_object, read_bytes, stat_object
 
 # What Hive and Spark write in a path for a row whose partition column is null.
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
@@ -118,6 +118,13 @@ def open_parquet(store: Store, file: ParquetFile) -> Iterator[pq.ParquetFile]:
         source = store.full_path(file.path) if store.is_local else handle
         with pq.ParquetFile(source, pre_buffer=not store.is_local) as opened:
             yield opened
+
+
+@contextmanager
+def reading_errors(store: Store, path: str) -> Iterator[None]:
+    """Within it, what Arrow or, through it, the storage raises leaves as a `ConnectorError` about the object."""
+    with object_errors(store, path, "read"), decoding_errors(store, path):
+        yield
 
 
 @contextmanager

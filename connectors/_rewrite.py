@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from connectors._parquet_file import ParquetFile, check_unchanged, open_parquet
+from connectors._parquet_file import ParquetFile, check_unchanged, open_parquet, reading_errors
 from connectors.errors import InputError, SchemaError, UnsupportedError
 from connectors.store import ObjectInfo, Store, staged_file, stat_object
 
@@ -76,7 +76,9 @@ def rewrite_with_columns(
             with pq.ParquetWriter(sink, plan.schema, **plan.writer_options) as writer:
                 for group in range(source.num_row_groups):
                     added = first if group == 0 else next(tables)
-                    merged = _merge(source, group, added, plan)
+                    with reading_errors(source_store, file.path):
+                        old = source.read_row_group(group, columns=plan.kept)
+                    merged = _merge(old, added, plan.schema)
                     writer.write_table(merged, row_group_size=max(1, merged.num_rows))
             check_unchanged(source_store, file)
     return stat_object(target_store, target_path)
@@ -121,16 +123,18 @@ def _plan(source: pq.ParquetFile, added: pa.Schema, replace: Set[str], footer: M
     )
 
 
-def _merge(source: pq.ParquetFile, group: int, added: pa.Table, plan: _Plan) -> pa.Table:
-    old = source.read_row_group(group, columns=plan.kept)
-    arrays = [added[name] if name in added.column_names else old[name] for name in plan.schema.names]
-    return pa.Table.from_arrays(arrays, schema=plan.schema)
+def _merge(old: pa.Table, added: pa.Table, schema: pa.Schema) -> pa.Table:
+    arrays = [added[name] if name in added.column_names else old[name] for name in schema.names]
+    return pa.Table.from_arrays(arrays, schema=schema)
 
 
 def _writer_options(source: pq.ParquetFile, schema: pa.Schema, added: set[str]) -> dict[str, Any]:
     """Codec and encoding of every old leaf column under its new path; the commonest codec for new ones."""
-    old_leaves = _leaves_by_field(source.schema_arrow, range(source.metadata.num_columns))
-    new_leaves = _leaves_by_field(schema, _leaf_paths(schema))
+    written = source.metadata.schema
+    old_paths = [written.column(leaf).path for leaf in range(len(written))]
+    compliant = _leaf_paths(source.schema_arrow, compliant=False) != old_paths
+    old_leaves = _leaves_by_field(source.schema_arrow, range(len(old_paths)))
+    new_leaves = _leaves_by_field(schema, _leaf_paths(schema, compliant=compliant))
     codecs: dict[str, str] = {}
     dictionary: list[str] = []
     encodings: dict[str, str] = {}
@@ -147,7 +151,12 @@ def _writer_options(source: pq.ParquetFile, schema: pa.Schema, added: set[str]) 
                 encodings[path] = min(used & _KEPT_ENCODINGS)
     usual = Counter(codecs.values()).most_common(1)[0][0] if codecs else _DEFAULT_CODEC
     codecs |= {path: usual for name in added for path in new_leaves[name]}
-    return {"compression": codecs, "use_dictionary": dictionary, "column_encoding": encodings or None}
+    return {
+        "compression": codecs,
+        "use_dictionary": dictionary,
+        "column_encoding": encodings or None,
+        "use_compliant_nested_type": compliant,
+    }
 
 
 def _codec_and_encodings(metadata: pq.FileMetaData, leaf: int) -> tuple[str, set[str]]:
@@ -173,10 +182,10 @@ def _num_leaves(type_: pa.DataType) -> int:
     return sum(_num_leaves(type_.field(i).type) for i in range(type_.num_fields))
 
 
-def _leaf_paths(schema: pa.Schema) -> list[str]:
-    """The paths Arrow will write: it renames the children of lists, so the old file's paths do not apply."""
+def _leaf_paths(schema: pa.Schema, *, compliant: bool) -> list[str]:
+    """The paths Arrow will write: compliant, every list's child is `element`, else it is named as in `schema`."""
     sink = pa.BufferOutputStream()
-    pq.ParquetWriter(sink, schema).close()
+    pq.ParquetWriter(sink, schema, use_compliant_nested_type=compliant).close()
     written = pq.read_metadata(pa.BufferReader(sink.getvalue())).schema
     return [written.column(i).path for i in range(len(written))]
 

@@ -7,7 +7,7 @@ import errno
 import io
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -112,7 +112,7 @@ def list_objects(store: Store, suffix: str = "", *, prefix: str = "") -> list[Ob
         NotFoundError: the bucket does not exist.
         AccessError, UnavailableError: the storage refused or did not answer.
     """
-    with _errors(store, prefix, "list"):
+    with object_errors(store, prefix, "list"):
         if store.is_local:
             root = Path(store.full_path(prefix))
             found = [_local_info(_join(prefix, path), stat) for path, stat in _walk_if_folder(root)]
@@ -133,7 +133,7 @@ def stat_object(store: Store, path: str) -> ObjectInfo:
     Raises:
         NotFoundError: no such object.
     """
-    with _errors(store, path, "read"):
+    with object_errors(store, path, "read"):
         if store.is_local:
             file = Path(store.full_path(path))
             if file.is_dir():
@@ -160,7 +160,7 @@ def read_bytes(store: Store, path: str, start: int | None = None, end: int | Non
     Raises:
         NotFoundError: no such object.
     """
-    with _errors(store, path, "read"):
+    with object_errors(store, path, "read"):
         return cast(bytes, store.fs.cat_file(store.full_path(path), start=start, end=end))
 
 
@@ -172,7 +172,7 @@ def open_object(store: Store, path: str) -> Iterator[BinaryIO]:
         NotFoundError: no such object.
     """
     options = {"cache_type": "none"} if store.is_remote else {}
-    with _errors(store, path, "read"), store.fs.open(store.full_path(path), "rb", **options) as source:
+    with object_errors(store, path, "read"), store.fs.open(store.full_path(path), "rb", **options) as source:
         if getattr(source, "details", {}).get("type") == "directory":  # s3fs opens a prefix as an empty file
             raise IsADirectoryError(path)
         yield source
@@ -188,7 +188,7 @@ def write_object(store: Store, path: str, data: bytes) -> None:
         with staged_file(store, path) as sink:
             sink.write(data)
     else:
-        with _errors(store, path, "write"):
+        with object_errors(store, path, "write"):
             store.fs.pipe_file(store.full_path(path), data)
 
 
@@ -201,7 +201,7 @@ def put_if_absent(store: Store, path: str, data: bytes) -> None:
         ConflictError: there is an object at `path`.
         ReadOnlyError: the destination cannot be written.
     """
-    with _errors(store, path, "write"):
+    with object_errors(store, path, "write"):
         try:
             if store.is_local:
                 with _local.staged(Path(store.full_path(path)), publish=_local.link_new) as sink:
@@ -225,7 +225,7 @@ def staged_file(store: Store, path: str) -> Iterator[BinaryIO]:
     Raises:
         ReadOnlyError: the destination cannot be written.
     """
-    with _errors(store, path, "write"):
+    with object_errors(store, path, "write"):
         if store.is_local:
             with _local.staged(Path(store.full_path(path))) as sink:
                 yield sink
@@ -244,7 +244,7 @@ def delete(store: Store, path: str) -> None:
     Raises:
         ReadOnlyError: the destination cannot be written.
     """
-    with _errors(store, path, "delete"), suppress(FileNotFoundError):
+    with object_errors(store, path, "delete"), suppress(FileNotFoundError):
         store.fs.rm_file(store.full_path(path))
 
 
@@ -267,6 +267,11 @@ def check_put_if_absent(store: Store, prefix: str = "") -> None:
     finally:
         with suppress(ConnectorError):  # the failure that brought us here matters more than the probe
             delete(store, probe)
+
+
+def object_errors(store: Store, path: str, action: Action) -> AbstractContextManager[None]:
+    """Within it, what a storage library raises leaves as a `ConnectorError` about the object."""
+    return storage_errors(store.describe(path), action, getattr(store.fs, "storage_options", {}))
 
 
 @contextmanager
@@ -309,7 +314,3 @@ def _join(root: str, path: str) -> str:
     if not root or not path:
         return root or path
     return f"{root.rstrip('/')}/{path}"
-
-
-def _errors(store: Store, path: str, action: Action) -> Any:
-    return storage_errors(store.describe(path), action, getattr(store.fs, "storage_options", {}))
