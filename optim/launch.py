@@ -104,6 +104,7 @@ def _environment(threads: int, device: str) -> dict[str, str]:
     environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(threads)
     # Waiting threads sleep: with spinning ones a small model takes 4-10× as long on a machine that others use too.
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    environment.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # Megatron asks for it, to overlap its all-reduces
     environment["PYTHONUNBUFFERED"] = "1"
     if device == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""

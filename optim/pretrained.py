@@ -129,10 +129,7 @@ class FolderTensors:
 
     def _file(self, name: str) -> Any:
         if name not in self._open:
-            try:
-                self._open[name] = safe_open(self._folder / name, framework="pt")
-            except (OSError, SafetensorError) as error:
-                raise ModelError(f"cannot read {self._folder / name}: {error}") from error
+            self._open[name] = _open_safetensors(self._folder / name)
         return self._open[name]
 
 
@@ -158,5 +155,12 @@ def _files_of_tensors(folder: Path) -> dict[str, str]:
     single = folder / "model.safetensors"
     if not single.exists():
         raise ModelError(f"{folder} has no model.safetensors; save the model there with transformers' save_pretrained")
-    with safe_open(single, framework="pt") as file:
+    with _open_safetensors(single) as file:
         return dict.fromkeys(file.keys(), single.name)
+
+
+def _open_safetensors(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"cannot read {path}: {error}") from error

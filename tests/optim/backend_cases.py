@@ -1,0 +1,173 @@
+"""Small models, batches and training runs that the backend tests share, also inside worker processes."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from optim.backend import AdamWSettings, Backend, BackendInfo, Copy, ModelSource, Term
+from optim.batch import Batch
+from optim.blocks import BlockSchedule
+from optim.errors import DivergedError
+from optim.layout import Layout
+
+VOCAB = 131  # odd, so that tensor parallelism has to pad it
+_LLAMA_LIKE = {
+    "hidden_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 96,
+    "vocab_size": VOCAB,
+    "max_position_embeddings": 128,
+}
+CONFIGS: dict[str, dict[str, object]] = {
+    "llama": {"model_type": "llama", **_LLAMA_LIKE},
+    "llama3-tied": {
+        "model_type": "llama",
+        "tie_word_embeddings": True,
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 5e5,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        },
+        **_LLAMA_LIKE,
+    },
+    "mistral": {"model_type": "mistral", "sliding_window": 8, **_LLAMA_LIKE},
+    "qwen2": {"model_type": "qwen2", "tie_word_embeddings": True, **_LLAMA_LIKE},
+    "qwen3": {"model_type": "qwen3", "head_dim": 32, **_LLAMA_LIKE},
+    "qwen3-tied": {"model_type": "qwen3", "head_dim": 32, "tie_word_embeddings": True, **_LLAMA_LIKE},
+    "gpt2": {
+        "model_type": "gpt2",
+        "n_embd": 64,
+        "n_layer": 4,
+        "n_head": 4,
+        "vocab_size": VOCAB,
+        "n_positions": 64,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    },
+    "gemma2": {
+        "model_type": "gemma2",
+        "head_dim": 32,
+        "sliding_window": 8,
+        "query_pre_attn_scalar": 24,
+        **_LLAMA_LIKE,
+    },
+}
+
+# With Adam's usual eps of 1e-8 a gradient that is mathematically 0 moves its weight by ± the learning rate, on the sign
+# of rounding noise, and no two orders of summation agree. 1e-4 leaves only the differences that matter.
+OPTIMIZER = AdamWSettings(eps=1e-4, weight_decay=0.1, max_grad_norm=0.5)
+
+
+def make_batch(num_rows: int, length: int, generator: torch.Generator) -> Batch:
+    """Rows of random lengths: the first masked everywhere (if there is another), the last full."""
+    length_B = torch.randint(1, length + 1, (num_rows,), generator=generator)
+    length_B[0], length_B[-1] = 0, length
+    return Batch(
+        tokens_BS=torch.randint(0, VOCAB, (num_rows, length + 1), generator=generator),
+        mask_BS=(torch.arange(length) < length_B[:, None]).float(),
+        domain_B=torch.zeros(num_rows, dtype=torch.int64),
+        row_weight_B=torch.ones(num_rows),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trajectory:
+    """What a training run leaves to compare: (steps, rows) losses, (steps, 2) norms, final weights."""
+
+    initial_digest: str
+    losses: Tensor
+    grad_norms: Tensor
+    clipped: Tensor
+    weights: dict[str, Tensor]
+    distance: float
+    one_row_loss: Tensor
+    info: BackendInfo
+
+
+def train(backend: Backend, *, num_steps: int) -> Trajectory:
+    """A bilevel run: w on target and train rows, u on train rows, blocks switching, an odd number of rows."""
+    generator = torch.Generator().manual_seed(5)
+    schedule = BlockSchedule(num_layers=backend.info.num_layers, size=2, period=3, edges="sampled", seed=1)
+    digest = _digest(backend)
+    losses, norms, clipped = [], [], []
+    for step in range(num_steps):
+        train_batch, target_batch = make_batch(5, 33, generator), make_batch(3, 20, generator)
+        weight_B = torch.rand(5, generator=generator) / 50
+        backend.set_block(schedule.at(step))
+        loss_terms = backend.forward_backward(
+            [
+                Term(copy=Copy.MODEL, batch=target_batch, token_weight_B=torch.full((3,), 0.02)),
+                Term(copy=Copy.MODEL, batch=train_batch, token_weight_B=5 * weight_B),
+                Term(copy=Copy.AUX, batch=train_batch, token_weight_B=weight_B),
+            ]
+        )
+        reports = [backend.update(copy, learning_rate=1e-3) for copy in Copy]
+        losses.append(torch.cat(loss_terms))
+        norms.append([report.grad_norm for report in reports])
+        clipped.append([report.clipped for report in reports])
+    one_row = make_batch(1, 9, generator)
+    return Trajectory(
+        initial_digest=digest,
+        losses=torch.stack(losses),
+        grad_norms=torch.tensor(norms, dtype=torch.float64),
+        clipped=torch.tensor(clipped),
+        weights={f"{copy}/{name}": tensor for copy in Copy for name, tensor in backend.parameters(copy)},
+        distance=backend.distance(),
+        one_row_loss=backend.losses(Copy.MODEL, one_row),
+        info=backend.info,
+    )
+
+
+def _digest(backend: Backend) -> str:
+    digest = hashlib.sha256()
+    for copy in Copy:
+        for name, tensor in sorted(backend.parameters(copy)):
+            digest.update(name.encode())
+            digest.update(tensor.float().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def train_in_layouts(cases: list[tuple[str, Layout]]) -> dict[tuple[str, Layout], Trajectory]:
+    """20 steps of every (model, layout). Runs in workers; each layout must be as large as the world."""
+    from optim.mcore.backend import mcore_backend
+
+    trajectories = {}
+    for name, layout in cases:
+        source = ModelSource(hf_config=CONFIGS[name], seed=3)
+        with mcore_backend(source, layout=layout, optimizer=OPTIMIZER, micro_batch_rows=3) as backend:
+            trajectories[name, layout] = train(backend, num_steps=20)
+    return trajectories
+
+
+def diverge(layout: Layout) -> list[str]:
+    """The errors of a loss and of a gradient norm that are not finite. Runs in workers."""
+    from optim.mcore.backend import mcore_backend
+
+    generator = torch.Generator().manual_seed(0)
+    source = ModelSource(hf_config=CONFIGS["llama"])
+    batch = make_batch(3, 9, generator)
+    term = Term(copy=Copy.MODEL, batch=batch, token_weight_B=torch.tensor([0.0, 1.0, float("inf")]))
+    messages = []
+    with mcore_backend(source, layout=layout, optimizer=OPTIMIZER, micro_batch_rows=2) as backend:
+        backend.forward_backward([term])
+        try:
+            backend.update(Copy.MODEL, learning_rate=1e-3)
+        except DivergedError as error:
+            messages.append(str(error))
+    with mcore_backend(source, layout=layout, optimizer=OPTIMIZER, micro_batch_rows=2) as backend:
+        for _ in range(2):
+            backend.update(Copy.MODEL, learning_rate=1e30)  # only the weight decay acts, by 1 − 1e29
+        try:
+            backend.losses(Copy.MODEL, batch)
+        except DivergedError as error:
+            messages.append(str(error))
+    return messages

@@ -1,0 +1,62 @@
+"""What `test_launch` has its workers do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from optim.errors import LayoutError
+
+
+def add_up(payload: int) -> tuple[int, float, int]:
+    total = torch.tensor(float(payload + dist.get_rank()))
+    dist.all_reduce(total)
+    return dist.get_rank(), float(total), torch.get_num_threads()
+
+
+def greet(payload: str) -> None:
+    print(f"rank {dist.get_rank()} says {payload}")
+
+
+def fail_on_rank_one(how: str) -> None:
+    """Rank 1 ends in the way named; the others wait for it in a collective without end."""
+    if dist.get_rank() == 1:
+        _end(how)
+    while True:
+        dist.all_reduce(torch.zeros(1))
+        time.sleep(0.01)
+
+
+def _end(how: str) -> None:
+    if how == "raise":
+        raise ValueError("first line\nsecond line")
+    if how == "raise ours":
+        raise LayoutError("cannot be split")
+    if how == "exit":
+        os._exit(0)
+    if how == "exit 3":
+        os._exit(3)
+    if how == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError(how)
+
+
+def return_what_cannot_be_pickled(_: Any) -> Any:
+    return lambda: 0
+
+
+def leave_early(_: Any) -> int:
+    """The ranks come to their end at different times."""
+    time.sleep(0.3 * dist.get_rank())
+    return os.getpid()
+
+
+def note_pid_and_wait(folder: Path) -> None:
+    (folder / f"pid{dist.get_rank()}").write_text(f"{os.getpid()} {os.getppid()}")
+    time.sleep(600)
