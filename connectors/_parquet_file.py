@@ -9,7 +9,15 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from connectors.errors import ConflictError, CorruptFileError, NotFoundError, SchemaError, UnsupportedError, suggest
+from connectors.errors import (
+    BadRowsError,
+    ConflictError,
+    CorruptFileError,
+    NotFoundError,
+    SchemaError,
+    UnsupportedError,
+    suggest,
+)
 from connectors.store import ObjectInfo, Store, object_errors, open_object, read_bytes, stat_object
 
 # What Hive and Spark write in a path for a row whose partition column is null.
@@ -137,6 +145,10 @@ def decoding_errors(store: Store, path: str) -> Iterator[None]:
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and not _is_decoding_error(error):
             raise
+        if "UTF8" in str(error):  # in dictionaries Arrow checks it itself, without telling the row
+            raise BadRowsError(
+                f"{store.describe(path)} has a string that is not valid UTF-8; write the text as UTF-8"
+            ) from error
         raise CorruptFileError(f"{store.describe(path)} is damaged: {error}; write it again") from error
 
 

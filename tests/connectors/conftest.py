@@ -1,0 +1,36 @@
+"""Fixtures of the connectors' tests."""
+
+import io
+import uuid
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from connectors import duck
+from connectors.store import open_store, write_object
+
+
+def write_columns(url, path, options=None, *, row_group_size=None, **columns):
+    sink = io.BytesIO()
+    pq.write_table(pa.table(columns), sink, row_group_size=row_group_size)
+    write_object(open_store(url, options), path, sink.getvalue())
+
+
+@pytest.fixture
+def put():
+    """`put(url, path, options, **columns)` writes a Parquet file."""
+    return write_columns
+
+
+@pytest.fixture
+def url():
+    """A lake in memory."""
+    return f"memory://{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def connection():
+    """A catalog in memory."""
+    with duck.connect() as opened:
+        yield opened

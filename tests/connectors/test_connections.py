@@ -1,0 +1,81 @@
+"""Connections to a catalog, quoting and transactions."""
+
+import subprocess
+import sys
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from connectors import duck
+from connectors.errors import BusyError, ConnectorError, CorruptFileError, InputError, NotFoundError
+
+HOLDER = """
+import sys, duckdb
+connection = duckdb.connect(sys.argv[1])
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_catalog_held_by_another_process_is_busy_and_names_it(tmp_path):
+    path = tmp_path / "catalog.duckdb"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(BusyError, match=rf"catalog\.duckdb is in use by process {holder.pid} "):
+            duck.connect(path, lock_timeout_seconds=0.2)
+        holder.stdin.close()
+        duck.connect(path, lock_timeout_seconds=10).close()
+
+
+def test_the_same_catalog_opened_otherwise_in_this_process_is_busy(tmp_path):
+    path = tmp_path / "catalog.duckdb"
+    with duck.connect(path), pytest.raises(BusyError, match="this process has the catalog"):
+        duck.connect(path, read_only=True, lock_timeout_seconds=0)
+
+
+def test_what_is_not_a_catalog_is_named(tmp_path):
+    (tmp_path / "a.duckdb").write_bytes(b"garbage" * 1000)
+    with pytest.raises(CorruptFileError, match=r"a\.duckdb is not a DuckDB catalog"):
+        duck.connect(tmp_path / "a.duckdb")
+    with pytest.raises(NotFoundError, match=r"no catalog at .*none\.duckdb"):
+        duck.connect(tmp_path / "none.duckdb", read_only=True)
+    with pytest.raises(NotFoundError, match=r"nowhere"):
+        duck.connect(tmp_path / "nowhere" / "a.duckdb")
+    with pytest.raises(InputError, match="cannot be read-only"):
+        duck.connect(read_only=True)
+
+
+def test_no_extension_is_ever_fetched(connection):
+    query = "SELECT value FROM duckdb_settings() WHERE name LIKE 'auto%_known_extensions'"
+    assert connection.execute(query).fetchall() == [("false",), ("false",)]
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1))
+def test_quoted_names_and_strings_mean_themselves(connection, text):
+    found = connection.execute(f"SELECT {duck.quote_literal(text)} AS {duck.quote_identifier(text)}")
+    assert found.description[0][0] == text
+    assert found.fetchone() == (text,)
+
+
+def test_a_transaction_keeps_all_or_nothing(connection):
+    connection.execute("CREATE TABLE t (i INTEGER)")
+
+    def insert_and_fail():
+        with duck.transaction(connection):
+            connection.execute("INSERT INTO t VALUES (1)")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        insert_and_fail()
+    with duck.transaction(connection):
+        connection.execute("INSERT INTO t VALUES (2)")
+    assert connection.execute("FROM t").fetchall() == [(2,)]
+
+
+def test_a_failing_statement_leaves_as_a_connector_error(connection):
+    with pytest.raises(ConnectorError, match="DuckDB failed on the catalog"), duck.transaction(connection):
+        connection.execute("SELECT * FROM nothing_there")
