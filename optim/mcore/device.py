@@ -35,7 +35,8 @@ _FACTORIES = (
     "zeros_like",
 )
 _MEGATRON_OWN_WARNINGS = (
-    "full scope is deprecated.*cuda_graph_scope",  # its default
+    "full scope is deprecated",  # its default
+    "MLP requires ffn_hidden_size, but it was not provided",  # its layer
     "Warning: tp_group is None, using default tp group",  # its row-parallel linear layer
     r".torch\.distributed\.(reduce_scatter_tensor|all_gather_into_tensor). is deprecated",  # its gather of split heads
 )
@@ -55,7 +56,7 @@ def import_megatron() -> None:
     inductor (1.5 s), and no hot path here goes through them.
 
     Raises:
-        MissingExtraError: if megatron-core is not installed.
+        MissingExtraError: if megatron-core or something it imports is not installed.
     """
     compile_ = torch.compile
     if not torch.cuda.is_available():
@@ -67,9 +68,11 @@ def import_megatron() -> None:
             import megatron.core.pipeline_parallel.schedules
             import megatron.core.tensor_parallel.random  # noqa: F401
     except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f"training on Megatron-Core needs {error.name!r}: pip install 'lake-curator[train]'"
-        ) from error
+        is_megatron = str(error.name).startswith("megatron")
+        install = (
+            "'lake-curator[train]'" if is_megatron else error.name
+        )  # 0.19 imports triton, which it does not declare
+        raise MissingExtraError(f"training on Megatron-Core needs {error.name!r}: pip install {install}") from error
     finally:
         torch.compile = compile_
 

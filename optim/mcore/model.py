@@ -202,15 +202,15 @@ def _decoder_spec(config: DecoderConfig) -> TransformerBlockSubmodules:
             self_attention=attention,
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=Norm,
-            mlp=_feed_forward_spec(config, projection),
+            mlp=_feed_forward_spec(projection),
             mlp_bda=get_bias_dropout_add,
         ),
     )
     return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=Norm)
 
 
-def _feed_forward_spec(config: DecoderConfig, projection: type[RowParallelLinear]) -> Any:
+def _feed_forward_spec(projection: type[RowParallelLinear]) -> Any:
     submodules = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=projection)
     if hasattr(MLP, "as_mlp_submodule"):  # megatron-core ≥ 0.19
         return functools.partial(MLP.as_mlp_submodule, submodules=submodules)
-    return ModuleSpec(module=MLP, params={"ffn_hidden_size": config.ffn_hidden_size}, submodules=submodules)
+    return ModuleSpec(module=MLP, submodules=submodules)

@@ -16,6 +16,7 @@ from torch.nn import Parameter
 
 from optim.errors import LayoutError
 from optim.layout import Layout
+from optim.mcore.device import pick_device
 
 _BUCKET_ELEMENTS = 1 << 24
 
@@ -196,8 +197,8 @@ def global_norm(tensors: Iterable[Tensor], groups: ProcessGroups) -> float:
 
     Collective: every rank of `groups.replica`.
     """
-    squares = [torch.linalg.vector_norm(tensor, dtype=torch.float64).square() for tensor in tensors]
-    device = squares[0].device if squares else None
-    total = torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64, device=device)
+    total = torch.zeros((), dtype=torch.float64, device=pick_device())
+    for tensor in tensors:
+        total += torch.linalg.vector_norm(tensor, dtype=torch.float64).square()
     dist.all_reduce(total, group=groups.replica)
     return float(total.sqrt())

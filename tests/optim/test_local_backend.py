@@ -47,12 +47,12 @@ def test_gradients_equal_finite_differences_of_the_losses():
     direction = {n: torch.randn(p.shape, generator=generator).double() for n, p in parameters.items()}
     slope = sum((parameters[n].grad * d).sum() for n, d in direction.items())
     values = []
-    for shift in (1e-5, -2e-5):
+    for shift in (1e-6, -2e-6):
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.add_(direction[name], alpha=shift)
         values.append(float(weight_B @ backend.losses(Copy.AUX, batch)))
-    assert float(slope) == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-6)
+    assert float(slope) == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-6)
 
 
 def test_gradients_of_terms_and_calls_add_up():

@@ -69,14 +69,14 @@ def test_gradients_equal_plain_torch(name):
                 torch.testing.assert_close(gradient, theirs[key].grad, rtol=0, atol=1e-5 * scale)
 
 
-def save_random_checkpoint(name, folder):
+def save_random_checkpoint(name, folder, **options):
     """A model of which no parameter is trivial, norms and biases included."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**CONFIGS[name]), attn_implementation="eager").eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, **options)
     return model
 
 
@@ -94,6 +94,14 @@ def test_a_checkpoint_keeps_its_function_and_comes_back_bit_for_bit(name, tmp_pa
     parameters = dict(model.named_parameters())
     assert exported.keys() == parameters.keys()
     assert all(torch.equal(exported[key], parameters[key]) for key in exported)
+
+
+def test_a_checkpoint_in_several_files_is_read(tmp_path):
+    model = save_random_checkpoint("llama", tmp_path, max_shard_size="100KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    with open_backend(folder=tmp_path) as backend:
+        exported = dict(backend.parameters(Copy.MODEL))
+    assert all(torch.equal(exported[key], tensor) for key, tensor in model.named_parameters())
 
 
 def test_a_checkpoint_without_the_models_prefix_is_read(tmp_path):
