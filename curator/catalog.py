@@ -74,7 +74,8 @@ def read_run_records(destination: Store) -> list[dict[str, Any]]:
         if info.path.count("/") == 2 and info.path.endswith("/run.json")
     ]
     records = [_parse_record(destination, path) for path in paths]
-    return sorted(records, key=lambda record: (record["created_at"], record["run_id"]))
+    by_id = {record["run_id"]: record for record in records}  # a run folder inside `runs` holds the same record again
+    return sorted(by_id.values(), key=lambda record: (record["created_at"], record["run_id"]))
 
 
 def register_records(connection: duck.Connection, destination: Store) -> None:
@@ -96,17 +97,18 @@ def create_samples(connection: duck.Connection, corpus: Corpus, destination: Sto
     """
     log = read_log(destination)
     published = _published_paths(corpus, read_manifest(destination, log[-1])) if log else {}
-    names = ", ".join(WEIGHT_COLUMNS)
+    own = "r.* EXCLUDE (file_id, row)" + _renamed(corpus)
     if not published:
         nothing = ", ".join(
             f"NULL::{kind} AS {name}" for name, kind in zip(WEIGHT_COLUMNS, ("FLOAT", "FLOAT", "VARCHAR"), strict=True)
         )
-        connection.execute(f"CREATE OR REPLACE TEMP VIEW samples AS SELECT *, {nothing} FROM lake_rows")
+        connection.execute(f"CREATE OR REPLACE TEMP VIEW samples AS SELECT {own}, {nothing} FROM lake_rows r")
         return
     duck.register_store(connection, destination)
     duck.create_published_view(connection, "published_weights", destination, published, WEIGHT_COLUMNS)
+    weights = ", ".join(f"p.{name}" for name in WEIGHT_COLUMNS)
     connection.execute(
-        f"CREATE OR REPLACE TEMP VIEW samples AS SELECT r.* EXCLUDE (file_id, row), {names} "
+        f"CREATE OR REPLACE TEMP VIEW samples AS SELECT {own}, {weights} "
         "FROM lake_rows r LEFT JOIN published_weights p ON r.file_id = p.file_id AND r.row = p.row"
     )
 
@@ -122,6 +124,13 @@ def version_row(destination: Store, version: Version, manifest: Manifest) -> dic
         "num_rows": sum(file.num_rows for file in manifest.files),
         "location": destination.describe(str(manifest.extra.get("folder", ""))),
     }
+
+
+def _renamed(corpus: Corpus) -> str:
+    """A RENAME clause for columns of the lake that have a name of ours: they appear as `original_…`."""
+    names = sorted({*corpus.schema.names, *(key for file in corpus.files for key in file.partition)})
+    clash = [duck.quote_identifier(name) for name in names if name.casefold() in WEIGHT_COLUMNS]
+    return f" RENAME ({', '.join(f'{name} AS original_{name[1:-1]}' for name in clash)})" if clash else ""
 
 
 def _published_paths(corpus: Corpus, manifest: Manifest) -> dict[str, str]:

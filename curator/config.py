@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -109,16 +109,29 @@ def load_config(path: str | Path | None, *, environ: Mapping[str, str] | None = 
         ConfigError: the file cannot be read, or holds an unknown key or a value that is not allowed.
     """
     values = _read(Path(path)) if path is not None else {}
-    source = str(path) if path is not None else "the environment"
-    return parse(Config, _merged(values, _from_environment(os.environ if environ is None else environ)), source)
+    variables = _variables(os.environ if environ is None else environ)
+
+    def source_of(key: tuple[str, ...]) -> str:
+        name = ENV_PREFIX + "__".join(key).upper()
+        return f"environment variable {name}" if key in variables or path is None else str(path)
+
+    return parse(Config, _merged(values, _nested(variables)), source_of)
 
 
-def parse(section: type[Section], values: Mapping[str, Any], source: str) -> Section:
-    """`values` as a settings object; errors name `source`, the key, what is allowed and the nearest known key."""
+def parse(section: type[Section], values: Mapping[str, Any], source: str | Callable[[tuple[str, ...]], str]) -> Section:
+    """`values` as a settings object; errors name the source, the key, what is allowed and the nearest known key.
+
+    Args:
+        section: the kind of settings.
+        values: not checked yet.
+        source: where `values` come from; where that differs by key, a function of the key's path.
+    """
     try:
         return section.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("; ".join(_explain(section, item, source) for item in error.errors())) from error
+        items = [(tuple(map(str, item["loc"])), item) for item in error.errors()]
+        said = [_explain(section, key, item, source if isinstance(source, str) else source(key)) for key, item in items]
+        raise ConfigError("; ".join(said)) from error
 
 
 def override(settings: Section, **values: Any) -> Section:
@@ -150,16 +163,24 @@ def _parse_yaml(text: str) -> Any:
         raise ValueError(str(error)) from error
 
 
-def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    """`CURATOR__LEARN__STEPS=100` → {"learn": {"steps": "100"}}; pydantic turns the strings into numbers."""
+def _variables(environ: Mapping[str, str]) -> dict[tuple[str, ...], str]:
+    """`CURATOR__LEARN__STEPS=100` → {("learn", "steps"): "100"}; pydantic turns the strings into numbers."""
+    return {
+        tuple(name.removeprefix(ENV_PREFIX).lower().split("__")): value
+        for name, value in environ.items()
+        if name.startswith(ENV_PREFIX)
+    }
+
+
+def _nested(variables: Mapping[tuple[str, ...], str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    for name, value in sorted(environ.items()):
-        if not name.startswith(ENV_PREFIX):
-            continue
-        *parents, leaf = name.removeprefix(ENV_PREFIX).lower().split("__")
+    for (*parents, leaf), value in sorted(variables.items()):
         place = values
-        for part in parents:
+        for depth, part in enumerate(parents):
             place = place.setdefault(part, {})
+            if not isinstance(place, dict):
+                name = ENV_PREFIX + "__".join(parents[: depth + 1]).upper()
+                raise ConfigError(f"environment variable {name} is a section, not a value; set {name}__KEY instead")
         place[leaf] = value
     return values
 
@@ -172,18 +193,18 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _explain(section: type[BaseModel], item: Any, source: str) -> str:
-    path = [str(part) for part in item["loc"]]
+def _explain(section: type[BaseModel], path: tuple[str, ...], item: Any, source: str) -> str:
     where = f"{source}: {'.'.join(path)}"
     if item["type"] == "extra_forbidden":
         known = _known_keys(section, path[:-1])
         near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(known)}"
         return f"{where} is not a known key; {hint}"
-    return f"{where}={item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"
+    given = "" if "storage_options" in path else f"={item['input']!r}"  # those may be credentials
+    return f"{where}{given}: {item['msg'][0].lower()}{item['msg'][1:]}"
 
 
-def _known_keys(section: type[BaseModel], parents: list[str]) -> list[str]:
+def _known_keys(section: type[BaseModel], parents: Sequence[str]) -> list[str]:
     for name in parents:
         nested = section.model_fields[name].annotation
         assert isinstance(nested, type)

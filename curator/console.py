@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,17 +27,20 @@ from rich.table import Table
 from curator.progress import Progress, ProgressCallback
 
 _SECONDS_BETWEEN_LINES = 10.0
+_WIDE = 100_000
+"""Columns of what is no terminal, so that a table's row is one line."""
 _TITLES = {"ingest": "ingest", "tokenize": "tokenize", "learn": "learn", "publish": "publish"}
 
 
 def out() -> Console:
-    """The console of results."""
-    return Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    """The console of results; `[red]` and `:smile:` in a name or path are printed as they are."""
+    width = None if sys.stdout.isatty() else _WIDE
+    return Console(file=sys.stdout, width=width, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def err() -> Console:
     """The console of progress and errors."""
-    return Console(file=sys.stderr, highlight=False, soft_wrap=True)
+    return Console(file=sys.stderr, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 @contextmanager
@@ -62,7 +66,8 @@ def progress() -> Iterator[ProgressCallback]:
         def tell(state: Progress) -> None:
             if state.stage not in tasks:
                 tasks[state.stage] = bar.add_task(_TITLES[state.stage], total=state.total, detail="")
-            bar.update(tasks[state.stage], completed=state.done, total=state.total, detail=escape(state.detail))
+            detail = escape(printable(state.detail))
+            bar.update(tasks[state.stage], completed=state.done, total=state.total, detail=detail)
 
         yield tell
 
@@ -83,25 +88,36 @@ def _lines() -> ProgressCallback:
         if state.total and state.done and not finished:
             left = f", about {(now - begun) * (state.total - state.done) / state.done:.0f} s left"
         total = f"/{state.total:,}" if state.total is not None else ""
-        print(f"{state.stage} {state.done:,}{total} {state.detail}{left}", file=sys.stderr, flush=True)  # noqa: T201
+        print(  # noqa: T201
+            f"{state.stage} {state.done:,}{total} {printable(state.detail)}{left}", file=sys.stderr, flush=True
+        )
 
     return tell
 
 
 def print_json(values: Mapping[str, Any]) -> None:
-    """One JSON object on one line of stdout."""
-    print(json.dumps({"schema_version": 1, **values}, default=str, ensure_ascii=False), flush=True)  # noqa: T201
+    """One JSON object on one line of stdout; numbers that JSON does not have become null."""
+    line = json.dumps({"schema_version": 1, **values}, default=_plain, ensure_ascii=False)
+    if "NaN" in line or "Infinity" in line:
+        line = json.dumps(_finite(json.loads(line)), ensure_ascii=False, allow_nan=False)
+    print(line.encode(sys.stdout.encoding or "utf-8", "backslashreplace").decode(sys.stdout.encoding or "utf-8"))  # noqa: T201
+    sys.stdout.flush()
 
 
 def print_rows(names: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:
-    """A table; numbers to the right."""
+    """A table; numbers to the right. Into a pipe every row is one line, however long."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="bold")
     for index, name in enumerate(names):
         numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
-        table.add_column(escape(name), justify="right" if numeric else "left", overflow="fold")
+        table.add_column(printable(name), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(escape(_cell(value)) for value in row))
+        table.add_row(*(_cell(value) for value in row))
     out().print(table)
+
+
+def printable(text: str) -> str:
+    """`text` with line breaks, escape sequences and the like spelled out, so that a name cannot steer a terminal."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def print_domains(record: Mapping[str, Any]) -> None:
@@ -128,4 +144,16 @@ def _cell(value: Any) -> str:
         return "NULL"
     if isinstance(value, float):
         return f"{value:.6g}"
-    return str(value)
+    return printable(str(value))
+
+
+def _plain(value: Any) -> str:
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -11,8 +11,8 @@ CuratorError                exit code 1
 ├── InterruptedRunError     1   stopped by the user
 └── TryAgainError           75  somebody else was first, or holds the catalog; the same call may succeed later
 
-Errors of the packages below (`ConnectorError`, `OptimError`) never reach a caller of the SDK: `translated()` turns
-each into one of these, with the original as its cause.
+Errors of the packages below (`ConnectorError`, `OptimError`, DuckDB's, the disk's) never reach a caller of the SDK:
+`translated()` turns each into one of these, with the original as its cause. A message is one sentence on one line.
 """
 
 from __future__ import annotations
@@ -89,18 +89,39 @@ class TryAgainError(CuratorError):
     exit_code = 75
 
 
+STOPPED = "interrupted; nothing was published, the same command may be run again"
+
+
 @contextmanager
 def translated() -> Iterator[None]:
-    """Raise errors of `connectors` and `optim` from within as members of this tree."""
+    """Raise errors of `connectors`, `optim`, DuckDB and the disk from within as members of this tree."""
     try:
         yield
     except connector_errors.ConnectorError as error:
         raise _of_connectors(error)(str(error)) from error
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        said = error.strerror or one_line(error)
+        raise StorageError(f"{place}{said}; free or mend the disk and try again") from error
     except Exception as error:
         kind = _of_optim(error)
-        if kind is None:
-            raise
-        raise kind(str(error)) from error
+        if kind is not None:
+            raise kind(str(error)) from error
+        if is_of_duckdb(error):
+            raise StorageError(f"DuckDB failed: {one_line(error)}") from error
+        if isinstance(error, RuntimeError) and str(error) == "Query interrupted":  # what DuckDB makes of Ctrl-C
+            raise InterruptedRunError(STOPPED) from error
+        raise
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, without line breaks, DuckDB's excerpt of the query and its marker left out."""
+    return " ".join(str(error).partition("\n\nLINE ")[0].split())
+
+
+def is_of_duckdb(error: Exception) -> bool:
+    """Whether DuckDB raised it; told by name, since this module is imported where DuckDB need not be."""
+    return any(base.__module__ in ("duckdb", "_duckdb") and base.__name__ == "Error" for base in type(error).__mro__)
 
 
 def _of_connectors(error: connector_errors.ConnectorError) -> type[CuratorError]:

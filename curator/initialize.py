@@ -75,14 +75,14 @@ def write_config(proposal: Proposal, path: Path, *, force: bool = False) -> None
 
 def render(proposal: Proposal) -> str:
     """The configuration file's text."""
-    key = f"key = {json.dumps(proposal.key)}" if proposal.key else '# key = "id"'
+    key = f"key = {_toml(proposal.key)}" if proposal.key else '# key = "id"'
     return f"""\
 # Lake Curator. Every key can also be set by the environment, e.g. CURATOR__LEARN__STEPS=500.
 
 [lake]
-url = {json.dumps(proposal.url)}        # {proposal.num_files} files, {proposal.num_rows:,} rows
-text = {json.dumps(proposal.text)}        # column with the text of a row
-domain = {json.dumps(proposal.domain)}        # column or hive partition that weights are learned for
+url = {_toml(proposal.url)}        # {proposal.num_files} files, {proposal.num_rows:,} rows
+text = {_toml(proposal.text)}        # column with the text of a row
+domain = {_toml(proposal.domain)}        # column or hive partition that weights are learned for
 {key}        # column with a unique, stable key; without it a hash of domain and text
 # destination = "s3://bucket/curated"        # where versions are published; default: _curator inside the lake
 # skip_bad_rows = true        # leave out rows without text or domain instead of refusing them
@@ -100,6 +100,11 @@ seed = 0
 # [learn.blocks]
 # size = 1        # layers that train at a time; 0: all
 """
+
+
+def _toml(value: str) -> str:
+    """A TOML string: JSON's, but TOML has no surrogate pairs."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _peek(corpus: Corpus) -> dict[str, Any]:

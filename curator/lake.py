@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,13 +22,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from connectors import duck
+from connectors import errors as connector_errors
 from connectors.commit import read_log, read_manifest
 from connectors.parquet import check_schemas
 from connectors.plain import Corpus, lake_root, list_parquet
-from connectors.store import Store, open_object, open_store, substore, write_object
+from connectors.store import Store, check_put_if_absent, open_object, open_store, substore, write_object
 from curator import catalog
 from curator.config import LakeConfig, LearnConfig, TargetConfig, override, parse
-from curator.errors import InputError, NotFoundError, StorageError, TryAgainError, UsageError, translated
+from curator.errors import ConfigError, InputError, NotFoundError, StorageError, UsageError, one_line, translated
 from curator.progress import Progress, ProgressCallback, silent
 
 if TYPE_CHECKING:
@@ -81,19 +83,43 @@ def open_lake(
     }
     base = config or LakeConfig()
     with translated():
-        root = lake_root(url, storage_options or base.storage_options)
+        options = storage_options or base.storage_options
+        root = lake_root(url, options)
         if root.is_local and not Path(root.path).exists():
             raise InputError(
                 f"{url} does not exist; give a folder, file or glob of Parquet files, or a URL such as s3://…"
             )
         target = destination or base.destination
-        place = open_store(target, base.storage_options) if target else substore(root, STATE_FOLDER)
+        place = open_store(target, options) if target else substore(root, STATE_FOLDER)
+        if would_be_read_as_lake(root, url, place):
+            raise ConfigError(
+                f"destination {place.url} lies inside the lake {url}, which would take what is published there for "
+                f"more of its rows; choose a folder elsewhere, or one whose name starts with '_'"
+            )
         workdir = _workdir(place)
         chosen = base.model_dump(exclude_unset=True) | {k: v for k, v in given.items() if v is not None}
         if not {"text", "domain"} <= chosen.keys():
             chosen = _remembered(workdir, place) | chosen
         settings = parse(LakeConfig, chosen | {"url": url}, "the arguments")
+        if settings.text == settings.domain:
+            raise ConfigError(
+                f"column {settings.text!r} is named both as the text and as the domain; a row needs two columns, "
+                "name them with --text and --domain"
+            )
         return Lake(settings, root=root, destination=place, workdir=workdir)
+
+
+def would_be_read_as_lake(root: Store, url: str, place: Store) -> bool:
+    """Whether Parquet files below `place` would be listed as files of the lake at `url`."""
+    base = root.full_path().rstrip("/") + "/"
+    if type(place.fs) is not type(root.fs) or not (place.full_path() + "/").startswith(base):
+        return False
+    parts = place.full_path()[len(base) :].split("/")
+    if any(part.startswith(("_", ".")) for part in parts):
+        return False
+    if root.is_local and not Path(url.removeprefix("file://")).expanduser().is_dir():
+        return "**" in url  # a single file, or a glob that stays in its folders
+    return True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,7 +275,7 @@ class Lake:
             corpus, config = self.corpus, self.config
             check_schemas(corpus.files, text=config.text, domain=config.domain, key=config.key)
             _make(self.workdir)
-            with duck.connect(catalog.catalog_path(self.workdir)) as connection:
+            with self._writable_catalog() as connection:
                 report = duck.ingest(
                     connection,
                     corpus,
@@ -326,9 +352,12 @@ class Lake:
         """
         with translated():
             try:
-                return self.connection.sql(query, params=dict(params) if params else None)
+                relation = self.connection.sql(query, params=dict(params) if params else None)
             except duck.Error as error:
-                raise UsageError(f"the query cannot be run: {error}") from error
+                raise UsageError(f"the query cannot be run: {one_line(error)}") from error
+        if relation is None:
+            raise UsageError("the statement has no rows to show; ask with SELECT")
+        return relation
 
     def fetch(self, query: str) -> tuple[list[str], list[tuple[Any, ...]]]:
         """The column names and rows of a query's answer."""
@@ -337,7 +366,7 @@ class Lake:
             try:
                 table = relation.to_arrow_table()
             except duck.Error as error:
-                raise UsageError(f"the query failed: {error}") from error
+                raise UsageError(f"the query failed: {one_line(error)}") from error
         return table.schema.names, list(zip(*(column.to_pylist() for column in table.columns), strict=True))
 
     def scan(self) -> pl.LazyFrame:
@@ -346,20 +375,13 @@ class Lake:
         Raises:
             NotFoundError: nothing was published yet.
         """
-        import polars as pl
+        from curator.scan import scan_version
 
         with translated():
             log = read_log(self.destination)
             if not log:
                 raise NotFoundError(f"{self.url} has no published version yet; publish a run first")
-            files = [file.published_path for file in read_manifest(self.destination, log[-1]).files]
-            paths = [self.destination.full_path(path) for path in files]
-            if self.destination.is_local:
-                return pl.scan_parquet(paths, hive_partitioning=True, missing_columns="insert")
-            from pyarrow import dataset, fs
-
-            filesystem = fs.PyFileSystem(fs.FSSpecHandler(self.destination.fs))
-            return pl.scan_pyarrow_dataset(dataset.dataset(paths, filesystem=filesystem, format="parquet"))
+            return scan_version(self.destination, read_manifest(self.destination, log[-1]))
 
     # what the work is built from ----------------------------------------------------------------------------------
 
@@ -369,21 +391,39 @@ class Lake:
 
         Raises:
             InputError: the lake has not been ingested, or its files changed since.
+            TryAgainError: another process writes the catalog.
         """
-        if self._connection is None:
-            path = catalog.catalog_path(self.workdir)
-            if not path.exists():
-                raise InputError(
-                    f"{self.url} has not been ingested yet; run "
-                    f"`curator ingest {self.config.url} --text COLUMN --domain COLUMN`"
-                )
+        if self._connection is not None:
+            return self._connection
+        path = catalog.catalog_path(self.workdir)
+        if not path.exists():
+            raise InputError(
+                f"{self.url} has not been ingested yet; run "
+                f"`curator ingest {self.config.url} --text COLUMN --domain COLUMN`"
+            )
+        with translated():
             self._connection = duck.connect(path, read_only=True)
             try:
                 self.refresh_views()
             except BaseException:
                 self.release()
                 raise
-        return self._connection
+            return self._connection
+
+    @contextmanager
+    def _writable_catalog(self) -> Iterator[duck.Connection]:
+        """The catalog to write; one that was made for this and then failed is taken away again."""
+        path = catalog.catalog_path(self.workdir)
+        is_new, is_ours = not path.exists(), False
+        try:
+            with duck.connect(path) as connection:
+                is_ours = is_new
+                yield connection
+        except BaseException:
+            if is_ours:
+                for left in (path, path.with_name(f"{path.name}.wal")):
+                    left.unlink(missing_ok=True)
+            raise
 
     def refresh_views(self) -> None:
         """Let the session see the runs and versions that are there now."""
@@ -391,7 +431,7 @@ class Lake:
             return
         changed = duck.changed_files(self._connection, self.corpus)
         if changed:
-            raise TryAgainError(
+            raise InputError(
                 f"{len(changed)} file(s) of {self.url} changed since the last ingest, first {changed[0]!r}; "
                 f"run `curator ingest {self.config.url}`"
             )
@@ -400,6 +440,38 @@ class Lake:
         )
         catalog.register_records(self._connection, self.destination)
         catalog.create_samples(self._connection, self.corpus, self.destination)
+
+    def check_destination(self) -> None:
+        """Find out before hours of work, not after, whether their result can be written.
+
+        Raises:
+            StorageError: the destination cannot be written.
+        """
+        with self.writing():
+            check_put_if_absent(self.destination)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Within it, a place that is not there means a destination that cannot be written."""
+        with translated():
+            try:
+                yield
+            except connector_errors.NotFoundError as error:
+                raise StorageError(
+                    f"destination {self.destination.url} cannot be written ({error}); choose another --destination"
+                ) from error
+
+    def check_run_dir(self, run_dir: Path | None) -> None:
+        """Refuse a run folder whose Parquet files would be taken for rows of this lake.
+
+        Raises:
+            ConfigError: it lies inside the lake.
+        """
+        if run_dir and would_be_read_as_lake(self._root, self.config.url, open_store(str(run_dir.absolute()))):
+            raise ConfigError(
+                f"run folder {run_dir} lies inside the lake {self.url}, which would take the run's files for more of "
+                "its rows; name a folder elsewhere with --run-dir"
+            )
 
     def release(self) -> None:
         """Close the catalog so that other processes can write it; it opens again by itself."""
@@ -449,7 +521,9 @@ class Lake:
         self.release()
 
     def _stream(self, condition: str, batch_rows: int) -> Iterator[pa.RecordBatch]:
-        text = duck.quote_identifier(self.config.text)
+        taken = ("sample_id", "file_id", "row", "usable")  # the index's; the lake's own are shown as original_…
+        name = f"original_{self.config.text}" if self.config.text.casefold() in taken else self.config.text
+        text = duck.quote_identifier(name)
         relation = self.connection.sql(
             f"SELECT sample_id, domain, {text} AS text FROM lake_rows WHERE usable {condition}"
         )
@@ -493,6 +567,6 @@ def _make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(
-            f"the work folder {folder} cannot be created ({error.strerror}); "
-            "set CURATOR_HOME to a folder that can be written"
+            f"the work folder {folder} cannot be created ({error.strerror}); choose a --destination that can be "
+            "written, or set CURATOR_HOME to a folder that can"
         ) from error

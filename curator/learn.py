@@ -64,19 +64,22 @@ def learn(
     launch.check_train_extra()
     hf_config = _model_config(config)
     device = _check_layout(config, hf_config)
+    goal, goal_text = _target(lake, target)
+    lake.check_run_dir(run_dir)
+    lake.check_destination()
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
     folder = _new_run_dir(run_dir or lake.workdir / "runs" / run_id)
     try:
         lake.ingest(on_progress)
-        plan = _plan(lake, target)
+        plan = _plan(lake, goal, goal_text)
         corpus, target_cache = _tokenized(lake, plan, config, on_progress)
         job = _job(folder, corpus, target_cache, config, hf_config)
         lake.release()
         result = _run_workers(job, config, device, on_progress)
     except KeyboardInterrupt:
-        raise InterruptedRunError(
-            f"stopped before the run ended; nothing was published, what it wrote so far is in {folder}"
-        ) from None
+        _remove_if_empty(folder)
+        left = f", what it wrote so far is in {folder}" if folder.exists() else ""
+        raise InterruptedRunError(f"stopped before the run ended; nothing was published{left}") from None
     except BaseException:
         _remove_if_empty(folder)
         raise
@@ -84,7 +87,8 @@ def learn(
     pq.write_table(table.samples, folder / WEIGHTS, compression="zstd")
     record = _record(run_id, lake, plan, config, result, table, target_cache, folder, time.monotonic() - started)
     write_atomically(folder / RECORD, json.dumps(record, indent=1))
-    lake.record_run(folder, record)
+    with lake.writing():
+        lake.record_run(folder, record)
     return run_id
 
 
@@ -100,6 +104,8 @@ def _model_config(config: LearnConfig) -> dict[str, Any]:
             f"model {config.model!r} is neither a preset ({', '.join(PRESETS)}) nor a Hugging Face model folder: "
             f"{path} cannot be read ({type(error).__name__})"
         ) from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} is not a model's configuration: it holds a {type(values).__name__}, not an object")
     return values
 
 
@@ -113,9 +119,15 @@ def _check_layout(config: LearnConfig, hf_config: dict[str, Any]) -> launch.Devi
     try:
         check_layout_fits_model(layout, hf_config)
         num_layers = int(hf_config.get("num_hidden_layers") or hf_config["n_layer"])
-        solver_settings(config, num_layers)
+        int(hf_config["vocab_size"])
     except KeyError as error:
-        raise InputError(f"the model's config.json lacks {error}; it is not a decoder this engine knows") from error
+        raise InputError(
+            f"config.json of model {config.model!r} lacks {error}; it is not a decoder this engine knows"
+        ) from error
+    except (TypeError, ValueError) as error:
+        raise InputError(f"config.json of model {config.model!r} holds a size that is no number: {error}") from error
+    try:
+        solver_settings(config, num_layers)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     device: launch.Device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -135,8 +147,18 @@ def _new_run_dir(folder: Path) -> Path:
     return folder.resolve()
 
 
-def _plan(lake: Lake, target: TargetConfig) -> _Plan:
-    """Check that the domains can be told apart and that there is a target outside the lake."""
+def _target(lake: Lake, target: TargetConfig) -> tuple[Corpus, str]:
+    """The target's files and their text column, before any work is done for it."""
+    if not target.url:
+        raise ConfigError("no target was named; pass --target URL or set target.url")
+    corpus = list_parquet(target.url, lake.config.storage_options)
+    text = target.text or lake.config.text
+    check_schemas(corpus.files, text=text)
+    return corpus, text
+
+
+def _plan(lake: Lake, corpus: Corpus, text: str) -> _Plan:
+    """Check that the domains can be told apart and that the target lies outside the lake."""
     config = lake.config
     domains = lake.domain_counts()
     if not domains:
@@ -152,11 +174,6 @@ def _plan(lake: Lake, target: TargetConfig) -> _Plan:
                 f"domain {name!r} of {lake.url} has {rows} usable rows, fewer than min_domain_rows="
                 f"{config.min_domain_rows}; merge it into another domain, add rows, or lower --min-domain-rows"
             )
-    if not target.url:
-        raise ConfigError("no target was named; pass --target URL or set target.url")
-    corpus = list_parquet(target.url, config.storage_options)
-    text = target.text or config.text
-    check_schemas(corpus.files, text=text)
     inside = {lake.corpus.store.full_path(file.path) for file in lake.corpus.files}
     shared = [file.path for file in corpus.files if corpus.store.full_path(file.path) in inside]
     if shared:
@@ -198,10 +215,15 @@ def _target_texts(plan: _Plan) -> list[str]:
     """The usable texts of the target, distinct, in an order that does not depend on its files."""
     texts: set[str] = set()
     for file in plan.target.files:
-        for batch in iter_batches(plan.target.store, file, [plan.target_text]):
-            texts.update(
-                text for text in batch[plan.target_text].cast(pa.string()).to_pylist() if text and text.strip()
-            )
+        try:
+            for batch in iter_batches(plan.target.store, file, [plan.target_text]):
+                column = batch[plan.target_text].cast(pa.large_string())
+                texts.update(text for text in column.to_pylist() if text and text.strip())
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"column {plan.target_text!r} of target {plan.target.store.describe(file.path)} is not valid UTF-8; "
+                "write the text as UTF-8"
+            ) from error
     return sorted(texts)
 
 

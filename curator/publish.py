@@ -15,7 +15,7 @@ import pyarrow as pa
 from connectors.commit import commit, read_log, read_manifest
 from connectors.manifest import Manifest, PublishedFile
 from connectors.parquet import ParquetFile, rewrite_with_columns
-from connectors.store import check_put_if_absent, exists, stat_object
+from connectors.store import exists, stat_object
 from curator.catalog import WEIGHT_COLUMNS
 from curator.errors import InputError
 from curator.progress import Progress, ProgressCallback
@@ -51,21 +51,29 @@ def publish(lake: Lake, run: Run, on_progress: ProgressCallback, *, dry_run: boo
     Exactly once for a run and a snapshot: a repeated call returns the version that is there.
 
     Raises:
-        InputError: the lake has columns of these names, or changed since it was ingested.
+        InputError: the lake has columns of these names, is read by other columns than the run read it, or has no
+            row that the run knows.
         StorageError: the destination cannot be written.
         TryAgainError: a source file changed meanwhile, or another writer kept winning.
     """
+    _check_same_columns(lake, run)
     lake.ingest(on_progress)
     _check_names(lake)
     folder = f"data/{run.run_id}-{lake.snapshot_id}"
     key = f"{run.run_id}/{lake.snapshot_id}"
     known = next((v for v in read_log(lake.destination) if v.idempotency_key == key), None)
     weights = RowWeights(lake, run)
+    if lake.corpus.num_rows and weights.num_unweighted == lake.corpus.num_rows:
+        raise InputError(
+            f"run {run.run_id!r} has no weight for any row of {lake.url}, whose rows have all changed since; "
+            "learn again, then publish that run"
+        )
     if dry_run or known:
         files = read_manifest(lake.destination, known).files if known else ()
         return _publication(lake, run, weights, folder, files, version=known.number if known else None, created=False)
-    check_put_if_absent(lake.destination)
-    files = _stage(lake, run, weights, folder, on_progress)
+    lake.check_destination()
+    with lake.writing():
+        files = _stage(lake, run, weights, folder, on_progress)
     manifest = Manifest(
         run_id=run.run_id,
         snapshot_id=lake.snapshot_id,
@@ -96,8 +104,8 @@ class RowWeights:
     @property
     def num_unweighted(self) -> int:
         """Rows of the lake that the run has no weight for."""
-        found = self._connection.execute("SELECT count(*) FROM row_weights WHERE sample_weight IS NULL").fetchone()
-        return int(found[0]) if found else 0
+        query = "SELECT count(*) FROM row_weights WHERE sample_weight IS NULL"
+        return int(self._connection.execute(query).fetchall()[0][0])
 
     def of(self, file: ParquetFile) -> pa.Table:
         """The three columns (`WEIGHT_SCHEMA`) of a file, in the order of its rows."""
@@ -110,8 +118,20 @@ class RowWeights:
         return table.cast(WEIGHT_SCHEMA)
 
 
+def _check_same_columns(lake: Lake, run: Run) -> None:
+    """Row ids are made of these columns: with others no row would find its weight."""
+    for name in ("text", "domain", "key"):
+        then, now = run.record["lake"][name], getattr(lake.config, name)
+        if then != now:
+            raise InputError(
+                f"run {run.run_id!r} read {lake.url} with {name}={then!r}, but it is read with {name}={now!r} now; "
+                f"`curator ingest` it with --{name} as the run did, or learn again"
+            )
+
+
 def _check_names(lake: Lake) -> None:
-    clash = [name for name in WEIGHT_COLUMNS if name in lake.corpus.schema.names]
+    partitions = {key for file in lake.corpus.files for key in file.partition}
+    clash = [name for name in [*lake.corpus.schema.names, *sorted(partitions)] if name.casefold() in WEIGHT_COLUMNS]
     if clash:
         raise InputError(
             f"{lake.url} has a column {clash[0]!r} already; rename it in the source files, "

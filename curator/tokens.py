@@ -67,6 +67,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
+    backend.encode_special_tokens = True  # a text that spells the boundary is text, it does not end the row
     return Tokenizer(backend=backend, boundary_id=backend.token_to_id(BOUNDARY))
 
 

@@ -1,0 +1,61 @@
+"""A published version as a polars LazyFrame, whatever its files' columns and hive partitions are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from connectors.manifest import Manifest, PublishedFile
+from connectors.parquet import parse_partition, read_parquet_info
+from connectors.store import ObjectInfo, Store
+
+if TYPE_CHECKING:
+    import polars as pl
+
+_REMOTE_THREADS = 16
+
+
+def scan_version(destination: Store, manifest: Manifest) -> pl.LazyFrame:
+    """Every row of a version, lazily: columns that a file lacks are null, hive partitions are string columns."""
+    import polars as pl
+
+    frames = [
+        _scan_files(destination, paths).with_columns(
+            pl.lit(value, dtype=pl.String).alias(name) for name, value in partition.items()
+        )
+        for partition, paths in _groups(destination, manifest)
+    ]
+    return frames[0] if len(frames) == 1 else pl.concat(frames, how="diagonal_relaxed")
+
+
+def _groups(destination: Store, manifest: Manifest) -> list[tuple[dict[str, str | None], list[str]]]:
+    """The files, those of one hive partition and one schema together: (partition, full paths)."""
+    groups: list[tuple[dict[str, str | None], pa.Schema, list[str]]] = []
+    for file, schema in zip(manifest.files, _schemas(destination, manifest.files), strict=True):
+        partition = {k: v for k, v in parse_partition(file.source_path).items() if k not in schema.names}
+        paths = next((p for known, other, p in groups if known == partition and other.equals(schema)), None)
+        if paths is None:
+            groups.append((partition, schema, paths := []))
+        paths.append(destination.full_path(file.published_path))
+    return [(partition, paths) for partition, _, paths in groups]
+
+
+def _schemas(destination: Store, files: Sequence[PublishedFile]) -> list[pa.Schema]:
+    listed = [ObjectInfo(file.published_path, file.size_bytes, "") for file in files]
+    with ThreadPoolExecutor(max_workers=_REMOTE_THREADS if destination.is_remote else 1) as pool:
+        return [info.schema for info in pool.map(lambda item: read_parquet_info(destination, item), listed)]
+
+
+def _scan_files(destination: Store, paths: Sequence[str]) -> pl.LazyFrame:
+    """Files of one schema; what their paths look like means nothing."""
+    import polars as pl
+
+    if destination.is_local:
+        return pl.scan_parquet(list(paths), hive_partitioning=False, glob=False)
+    from pyarrow import dataset, fs
+
+    filesystem = fs.PyFileSystem(fs.FSSpecHandler(destination.fs))
+    return pl.scan_pyarrow_dataset(dataset.dataset(list(paths), filesystem=filesystem, format="parquet"))

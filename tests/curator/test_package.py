@@ -1,0 +1,63 @@
+"""What importing costs, and what the package shows."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from lake_cases import REPOSITORY
+
+import curator
+
+HEAVY = {"torch", "transformers", "tokenizers", "polars", "megatron", "ray", "pandas"}
+
+
+def modules_after(program):
+    code = f"{program}\nimport json, sys\nprint(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    return {name.partition(".")[0] for name in json.loads(done.stdout.splitlines()[-1])}
+
+
+def test_importing_the_package_loads_none_of_the_heavy_ones():
+    assert "curator" in modules_after("import curator")
+    assert not modules_after("import curator") & (HEAVY | {"duckdb", "pyarrow", "pydantic", "rich"})
+
+
+def test_opening_a_lake_loads_none_of_the_heavy_ones():
+    assert not modules_after("import curator; curator.open_lake('.')") & HEAVY
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["learn", "--help"], ["--version"]])
+def test_help_loads_nothing_but_what_prints_it(arguments):
+    program = (
+        f"import sys\nsys.argv = ['curator', *{arguments}]\nfrom curator.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code"
+    )
+    loaded = modules_after(program)
+    assert "typer" in loaded
+    assert not loaded & (HEAVY | {"duckdb", "pyarrow", "numpy", "fsspec"})
+
+
+def test_all_is_sorted_complete_and_loadable():
+    assert curator.__all__ == sorted(curator.__all__)
+    assert {getattr(curator, name).__name__ for name in curator.__all__} == set(curator.__all__)
+    assert set(curator.__all__) <= set(dir(curator))
+
+
+def test_a_public_name_is_the_class_of_its_module():
+    from curator.errors import CuratorError
+    from curator.lake import Lake
+
+    assert curator.Lake is Lake
+    assert curator.CuratorError is CuratorError
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'Lakes'"):
+        _ = curator.Lakes
+
+
+def test_the_version_is_that_of_the_distribution():
+    from importlib.metadata import version
+
+    assert curator.__version__ == version("lake-curator")
