@@ -4,6 +4,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 export OMP_NUM_THREADS ?= 2
+# Threads that spin while they wait starve the other worker processes of a test.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: help demo test test-slow bench lint types contracts format clean
 help:

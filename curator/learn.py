@@ -315,6 +315,7 @@ def _run_workers(
         job,
         world_size=layout_of(config).world_size,
         device=device,
+        preload=("optim.mcore.backend",),
         on_poll=follow,
         log=job.run_dir / "workers.log",
     )

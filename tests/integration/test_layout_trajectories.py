@@ -1,8 +1,8 @@
 """Tensor and pipeline parallelism do not change what is learned: real workers over gloo against one process.
 
 fp32 tolerances over 24 bilevel steps with switching blocks, clipping and a batch that no layout divides evenly: domain
-weights within 5e-6, losses within 1e-5 and gradient norms within 1e-4 of their largest value. Seen on an AVX-512 CPU: weights
-2.3e-6 (TP), 5e-8 (PP), 8e-8 (DP); losses 5e-7; norms 3e-5, where Adam amplifies gradients that are nearly 0.
+weights within 5e-6, losses within 1e-5, gradient norms within 1e-4 of their largest value. Seen on an AVX-512 CPU:
+weights 2.3e-6 (TP), 5e-8 (PP), 8e-8 (DP); losses 5e-7; norms 3e-5, where Adam amplifies gradients that are nearly 0.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from optim.launch import launch
 from optim.presets import preset
 
 STEPS = 24
+PRELOAD = ("optim.mcore.backend",)
 LAYOUTS = {
     "one process": {},
     "TP=2": {"tensor_parallel": 2},
@@ -79,7 +80,9 @@ def trajectory(caches, tmp_path_factory, parallel):
         prior=[1 / 3] * 3,
     )
     world = learn.tensor_parallel * learn.pipeline_parallel * learn.data_parallel
-    results = launch("curator.worker:run_worker", job, world_size=world, threads=1, log=run_dir / "workers.log")
+    results = launch(
+        "curator.worker:run_worker", job, world_size=world, threads=1, preload=PRELOAD, log=run_dir / "log"
+    )
     records = [json.loads(line) for line in (run_dir / TRAJECTORY).read_text().splitlines()]
     return records, results
 
