@@ -77,7 +77,7 @@ def _translate(error: Exception, place: str, action: Action, options: Mapping[st
         return NotFoundError(f"cannot {action} {place}: it is a folder; name an object in it")
     if type(error).__name__ == "FileExpired":  # s3fs: If-Match failed in the middle of a read
         return ConflictError(f"{place} changed while it was read; list the lake again")
-    if isinstance(error, PermissionError) or number in _REFUSED or type(error).__name__ == "NoCredentialsError":
+    if _was_refused(error):
         if action in ("write", "delete"):
             return ReadOnlyError(f"cannot {action} {place}: {said}; choose a destination that you may write")
         return AccessError(f"cannot {action} {place}: {said}; check the credentials in storage_options")
@@ -88,3 +88,12 @@ def _translate(error: Exception, place: str, action: Action, options: Mapping[st
     if isinstance(error, TimeoutError | ConnectionError) or number in _RETRYABLE or number is None:
         return UnavailableError(f"cannot {action} {place}: {said}; try again, or check the endpoint and network")
     return ConnectorError(f"cannot {action} {place}: {said}")
+
+
+def _was_refused(error: Exception) -> bool:
+    """Whether the storage knew what was asked and said no; each backend says it in its own way."""
+    if isinstance(error, PermissionError) or getattr(error, "errno", None) in _REFUSED:
+        return True
+    status = getattr(error, "code", None) or getattr(error, "status_code", None)  # gcsfs, azure
+    named = type(error).__name__ in ("NoCredentialsError", "ClientAuthenticationError")
+    return named or str(status) in ("401", "403") or str(error).startswith("Forbidden")

@@ -282,7 +282,7 @@ def _staged_upload(store: Store, path: str) -> Iterator[BinaryIO]:
         sink.close()  # uploads what is left; nothing is visible yet
         sink.commit()
     except BaseException:
-        with suppress(OSError):
+        with suppress(Exception):  # whatever the backend raises here must not hide what went wrong
             sink.discard()
         sink.closed = True  # else the garbage collector would close it, which uploads
         raise

@@ -1,6 +1,5 @@
 """One behaviour on local folders, memory and S3."""
 
-import gc
 import os
 import pickle
 import threading
@@ -189,9 +188,17 @@ def test_local_file_is_synced_before_it_is_visible_and_its_folder_after(tmp_path
 @pytest.mark.parametrize("num_bytes", [10, 60_000_000])
 def test_staged_upload_leaves_no_unfinished_multipart_upload(s3_place, num_bytes):
     store = s3_place.store()
+    opened = []
+
+    def fail():
+        with staged_file(store, "big") as sink:
+            opened.append(sink)
+            sink.write(bytes(num_bytes))
+            raise RuntimeError
+
     with pytest.raises(RuntimeError):
-        write_staged(store, "big", bytes(num_bytes), then=RuntimeError)
-    gc.collect()  # a file that is not marked closed would begin another upload now
+        fail()
+    opened[0].close()  # as the garbage collector does; it must not begin another upload
     bucket, _, key = store.full_path("big").partition("/")
     uploads = store.fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=key).get("Uploads", [])
     assert uploads == []
@@ -357,6 +364,42 @@ def test_secrets_quoted_by_a_backend_are_scrubbed():
         read_bytes(Store("memory://x", "/x", fs), "a")
     for secret in ("hunter22", "sig=abc", "feed", "u:p"):
         assert secret not in str(caught.value)
+
+
+class GcsHttpError(Exception):
+    """As gcsfs raises it: no OSError, the status in `code`."""
+
+    code = 401
+
+
+GcsHttpError.__module__ = "gcsfs.retry"
+
+
+@pytest.mark.parametrize(
+    "refusal", [GcsHttpError("Invalid Credentials"), OSError("Forbidden: b/k"), PermissionError(13)]
+)
+def test_every_backends_way_to_refuse_is_understood(refusal):
+    class Refusing(MemoryFileSystem):
+        def cat_file(self, path, **kwargs):
+            raise refusal
+
+        def pipe_file(self, path, value, **kwargs):
+            raise refusal
+
+    store = Store("gs://b", "/b", Refusing())
+    with pytest.raises(AccessError, match="cannot read gs://b/k"):
+        read_bytes(store, "k")
+    with pytest.raises(ReadOnlyError, match="cannot write gs://b/k"):
+        write_object(store, "k", b"x")
+
+
+def test_a_bug_is_not_dressed_up_as_a_storage_failure():
+    class Buggy(MemoryFileSystem):
+        def cat_file(self, path, **kwargs):
+            raise AttributeError("a bug")
+
+    with pytest.raises(AttributeError, match="a bug"):
+        read_bytes(Store("memory://x", "/x", Buggy()), "a")
 
 
 def test_an_error_of_the_caller_passes_through_unchanged(store):
