@@ -98,7 +98,7 @@ def translated() -> Iterator[None]:
     try:
         yield
     except connector_errors.ConnectorError as error:
-        raise _of_connectors(error)(str(error)) from error
+        raise _of_connectors(error)(one_line(error)) from error
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         said = error.strerror or one_line(error)
@@ -106,7 +106,7 @@ def translated() -> Iterator[None]:
     except Exception as error:
         kind = _of_optim(error)
         if kind is not None:
-            raise kind(str(error)) from error
+            raise kind(one_line(error)) from error
         if is_of_duckdb(error):
             raise StorageError(f"DuckDB failed: {one_line(error)}") from error
         if isinstance(error, RuntimeError) and str(error) == "Query interrupted":  # what DuckDB makes of Ctrl-C

@@ -25,7 +25,7 @@ from connectors import duck
 from connectors import errors as connector_errors
 from connectors.commit import read_log, read_manifest
 from connectors.parquet import check_schemas
-from connectors.plain import Corpus, lake_root, list_parquet
+from connectors.plain import SUFFIXES, Corpus, lake_root, list_parquet
 from connectors.store import Store, check_put_if_absent, open_object, open_store, substore, write_object
 from curator import catalog
 from curator.config import LakeConfig, LearnConfig, TargetConfig, override, parse
@@ -111,15 +111,15 @@ def open_lake(
 
 def would_be_read_as_lake(root: Store, url: str, place: Store) -> bool:
     """Whether Parquet files below `place` would be listed as files of the lake at `url`."""
-    base = root.full_path().rstrip("/") + "/"
+    local = Path(url.removeprefix("file://")).expanduser().absolute()
+    is_folder = local.is_dir() if root.is_local else not url.endswith(SUFFIXES) and not set(url) & set("*?[")
+    base = (str(local) if root.is_local and is_folder else root.full_path()).rstrip("/") + "/"
     if type(place.fs) is not type(root.fs) or not (place.full_path() + "/").startswith(base):
         return False
     parts = place.full_path()[len(base) :].split("/")
     if any(part.startswith(("_", ".")) for part in parts):
         return False
-    if root.is_local and not Path(url.removeprefix("file://")).expanduser().is_dir():
-        return "**" in url  # a single file, or a glob that stays in its folders
-    return True
+    return is_folder or "**" in url  # else a single file, or a glob that stays in its folders
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,11 +168,16 @@ class Run:
     def samples(self) -> pa.Table:
         """The weight of every row (`curator.weights.SCHEMA`), its identities checked."""
         from curator.learn import WEIGHTS
-        from curator.weights import DomainWeight, WeightTable
+        from curator.weights import SCHEMA, DomainWeight, WeightTable
 
         path = f"{catalog.RUN_FOLDER}/{self.run_id}/{WEIGHTS}"
-        with translated(), open_object(self.lake.destination, path) as source:
-            samples = pq.read_table(source)
+        try:
+            with translated(), open_object(self.lake.destination, path) as source:
+                samples = pq.read_table(source, columns=SCHEMA.names).cast(SCHEMA)
+        except (pa.ArrowException, ValueError) as error:
+            raise StorageError(
+                f"{self.lake.destination.describe(path)} is damaged ({one_line(error)}); learn again, or restore it"
+            ) from error
         WeightTable(samples=samples, domains=tuple(DomainWeight(**row) for row in self.record["domains"])).check()
         return samples
 

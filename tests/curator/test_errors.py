@@ -96,5 +96,5 @@ def test_defects_and_interrupts_are_left_as_they_are():
 
 
 def test_an_error_of_ours_passes_unchanged():
-    with pytest.raises(errors.NotFoundError, match="^gone$"), translated(), translated():
+    with pytest.raises(errors.NotFoundError, match=r"^gone$"), translated(), translated():
         raise errors.NotFoundError("gone")

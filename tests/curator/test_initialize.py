@@ -1,0 +1,88 @@
+import pyarrow as pa
+import pytest
+from lake_cases import sentences, write_lake, write_rows
+
+from curator.config import load_config
+from curator.errors import ConfigError, InputError, StorageError
+from curator.initialize import propose, render, write_config
+
+TEXTS = sentences("north", 40)
+KINDS = ["news", "web"] * 20
+
+
+def proposal(tmp_path, **columns):
+    return propose(str(write_rows(tmp_path / "lake" / "a.parquet", **columns).parent))
+
+
+def test_columns_are_found_by_their_names(tmp_path):
+    found = proposal(tmp_path, note=["x" * 500] * 40, Content=TEXTS, lang=KINDS, other=KINDS, id=list(range(40)))
+    assert (found.text, found.domain, found.key) == ("Content", "lang", "id")
+    assert (found.num_files, found.num_rows) == (1, 40)
+
+
+def test_columns_are_found_by_their_values(tmp_path):
+    found = proposal(tmp_path, kind=pa.array(KINDS).dictionary_encode(), words=pa.array(TEXTS, pa.large_string()))
+    assert (found.text, found.domain, found.key) == ("words", "kind", None)
+
+
+def test_a_hive_partition_can_be_the_domain(tmp_path):
+    write_rows(tmp_path / "lake" / "source=a" / "x.parquet", text=TEXTS, kind=KINDS)
+    assert propose(str(tmp_path / "lake")).domain == "source"
+
+
+def test_a_key_that_repeats_or_is_null_is_not_proposed(tmp_path):
+    assert proposal(tmp_path, text=TEXTS, domain=KINDS, id=[1] * 40).key is None
+    assert proposal(tmp_path, text=TEXTS, domain=KINDS, id=[None, *range(39)]).key is None
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"number": [1, 2]}, "has no string column that could hold text; its columns are number"),
+        ({"text": TEXTS}, "has no column or hive partition that could name the domain"),
+        ({"text": pa.array([], pa.string()), "domain": pa.array([], pa.string())}, "holds no rows"),
+        ({"text": pa.array([None, None], pa.null())}, "has no string column"),
+    ],
+)
+def test_a_lake_without_text_or_domain_is_refused(tmp_path, columns, said):
+    with pytest.raises(InputError, match=said):
+        proposal(tmp_path, **columns)
+
+
+def test_the_file_is_read_back_as_it_was_meant(tmp_path):
+    folder = tmp_path / 'a "quoted" \\ 日本 🎈 [x]'
+    odd = 'te"xt\\ 🎈'
+    write_rows(folder / "a.parquet", **{odd: TEXTS, "domain": KINDS, "id": list(range(40))})
+    found = propose(str(folder))
+    path = tmp_path / "curator.toml"
+    write_config(found, path)
+    lake = load_config(path, environ={}).lake
+    assert (lake.url, lake.text, lake.domain, lake.key) == (str(folder), odd, "domain", "id")
+    assert load_config(path, environ={}).learn == load_config(None, environ={}).learn
+
+
+def test_every_commented_setting_is_one_that_exists(tmp_path):
+    found = propose(str(write_lake(tmp_path / "lake")))
+    lines = [line.removeprefix("# ") if " = " in line else line for line in render(found).splitlines()]
+    text = "\n".join(line for line in lines if not line.startswith("# Lake Curator"))
+    path = tmp_path / "all.toml"
+    path.write_text(text.replace("# [learn.blocks]", "[learn.blocks]"))
+    config = load_config(path, environ={})
+    assert (config.learn.tensor_parallel, config.learn.blocks.size, config.target.url) == (2, 1, "target.parquet")
+
+
+def test_a_file_is_not_overwritten_unless_told_to(tmp_path):
+    found = propose(str(write_lake(tmp_path / "lake")))
+    path = tmp_path / "curator.toml"
+    path.write_text("mine")
+    with pytest.raises(ConfigError, match=r"curator\.toml exists; remove it, name another with --out"):
+        write_config(found, path)
+    assert path.read_text() == "mine"
+    write_config(found, path, force=True)
+    assert path.read_text() == render(found)
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    found = propose(str(write_lake(tmp_path / "lake")))
+    with pytest.raises(StorageError, match="cannot be written"):
+        write_config(found, tmp_path / "no" / "such" / "folder.toml")
