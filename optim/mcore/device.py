@@ -199,9 +199,9 @@ def _cpu_random_states(tracker: type) -> Any:
 
 @contextmanager
 def fast_float32_matmul() -> Iterator[bool]:
-    """Within it float32 matrix products use oneDNN where that is twice MKL's speed at the same precision.
+    """Within it float32 matrix products use oneDNN where that is faster than MKL at the same precision.
 
-    On AMD processors MKL takes its slow path (measured: 91-100 against 212-220 GFLOP/s a core). oneDNN's "bf16" mode
+    On AMD processors MKL takes its slow path (tests/bench/bench_cpu_kernels.py). oneDNN's "bf16" mode
     would really round to bfloat16 on a processor with AMX, so it is left off there and wherever a product
     differs from float64 by more than float32 explains. The choice depends on the machine alone, never on timing, so
     that runs repeat exactly. Yields whether it is on.

@@ -3,7 +3,7 @@
 Shape letters: S positions, B rows, N query heads, K key-value heads (N = K·R), H head width.
 
 On a CPU, for short sequences, attention goes block by block of queries through plain batched matrix products: torch's
-flash kernel is 1.2-4.6× slower there (measured, 128-1024 positions). Elsewhere it is torch's own.
+flash kernel is slower there (tests/bench/bench_cpu_kernels.py). Elsewhere it is torch's own.
 """
 
 from __future__ import annotations
