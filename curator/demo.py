@@ -14,7 +14,7 @@ from curator.progress import ProgressCallback, silent
 if TYPE_CHECKING:
     from curator.publish import Publication
 
-STEPS = 200
+STEPS = 160
 """Steps of the demo's run: about a minute on two idle cores."""
 SEQUENCE_LENGTH = 96
 """Target tokens of a sequence: the demo's rows are short."""
