@@ -14,7 +14,7 @@ from curator.progress import ProgressCallback, silent
 if TYPE_CHECKING:
     from curator.publish import Publication
 
-STEPS = 160
+STEPS = 200
 """Steps of the demo's run: about a minute on two idle cores."""
 SEQUENCE_LENGTH = 96
 """Target tokens of a sequence: the demo's rows are short."""
