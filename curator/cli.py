@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -397,7 +398,7 @@ def main() -> None:
         os._exit(1)
     except Exception as error:  # the last place where a traceback could be kept from the user
         if debug:
-            raise
+            traceback.print_exc()
         code, message, exit_code = _described(error, arguments)
         _report(code, message, as_json="--json" in arguments)
         sys.exit(exit_code)

@@ -11,11 +11,14 @@ import os
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from curator.errors import ConfigError
+
+if TYPE_CHECKING:
+    from optim.layout import Layout
 
 ENV_PREFIX = "CURATOR__"
 DEFAULT_FILE = "curator.toml"
@@ -89,6 +92,17 @@ class LearnConfig(_Section):
     data_parallel: int = Field(1, ge=1)
     weights: WeightsConfig = Field(default_factory=lambda: WeightsConfig())
     blocks: BlocksConfig = Field(default_factory=lambda: BlocksConfig())
+
+    @property
+    def layout(self) -> Layout:
+        """How the workers share the model."""
+        from optim.layout import Layout
+
+        return Layout(
+            tensor_parallel=self.tensor_parallel,
+            pipeline_parallel=self.pipeline_parallel,
+            data_parallel=self.data_parallel,
+        )
 
 
 class Config(_Section):

@@ -63,10 +63,11 @@ def learn(
     started = time.monotonic()
     launch.check_train_extra()
     hf_config = _model_config(config)
-    device = _check_layout(config, hf_config)
+    num_layers = _check_model(config, hf_config)
     goal, goal_text = _target(lake, target)
     lake.check_run_dir(run_dir)
     lake.check_destination()
+    device = _check_machine(config, num_layers)
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
     folder = _new_run_dir(run_dir or lake.workdir / "runs" / run_id)
     try:
@@ -109,29 +110,32 @@ def _model_config(config: LearnConfig) -> dict[str, Any]:
     return values
 
 
-def _check_layout(config: LearnConfig, hf_config: dict[str, Any]) -> launch.Device:
-    """Refuse a layout or solver setting that cannot work before any data is touched; returns the device's kind."""
-    import torch
-
-    from curator.worker import layout_of, solver_settings
-
-    layout = layout_of(config)
+def _check_model(config: LearnConfig, hf_config: dict[str, Any]) -> int:
+    """Refuse a model that is none, or cannot be split as asked; returns its number of layers."""
     try:
-        check_layout_fits_model(layout, hf_config)
-        num_layers = int(hf_config.get("num_hidden_layers") or hf_config["n_layer"])
+        check_layout_fits_model(config.layout, hf_config)
         int(hf_config["vocab_size"])
+        return int(hf_config.get("num_hidden_layers") or hf_config["n_layer"])
     except KeyError as error:
         raise InputError(
             f"config.json of model {config.model!r} lacks {error}; it is not a decoder this engine knows"
         ) from error
     except (TypeError, ValueError) as error:
         raise InputError(f"config.json of model {config.model!r} holds a size that is no number: {error}") from error
+
+
+def _check_machine(config: LearnConfig, num_layers: int) -> launch.Device:
+    """Refuse solver settings and sizes of the world that cannot work; returns the device's kind. Imports torch."""
+    import torch
+
+    from curator.worker import solver_settings
+
     try:
         solver_settings(config, num_layers)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     device: launch.Device = "cuda" if torch.cuda.is_available() else "cpu"
-    check_layout_fits_machine(layout, num_devices=launch.device_count(device), device=device)
+    check_layout_fits_machine(config.layout, num_devices=launch.device_count(device), device=device)
     return device
 
 
@@ -307,13 +311,13 @@ def _model_source(config: LearnConfig, hf_config: dict[str, Any], vocab_size: in
 def _run_workers(
     job: WorkerJob, config: LearnConfig, device: launch.Device, on_progress: ProgressCallback
 ) -> WorkerResult:
-    from curator.worker import TRAJECTORY, layout_of
+    from curator.worker import TRAJECTORY
 
     follow = _Follower(job.run_dir / TRAJECTORY, TokenCache.open(job.corpus).domains, config.steps, on_progress)
     results: list[WorkerResult] = launch.launch(
         "curator.worker:run_worker",
         job,
-        world_size=layout_of(config).world_size,
+        world_size=config.layout.world_size,
         device=device,
         preload=("optim.mcore.backend",),
         on_poll=follow,

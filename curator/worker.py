@@ -22,7 +22,6 @@ from optim.backend import AdamWSettings, BackendInfo, ModelSource
 from optim.blocks import BlockSchedule
 from optim.data_weights import DataWeightSettings
 from optim.diagnostics import StepRecord, Summary, Verdict
-from optim.layout import Layout
 from optim.schedules import LearningRate
 from optim.solver import SolverSettings, solve
 
@@ -49,15 +48,6 @@ class WorkerResult:
     summary: Summary
     verdict: Verdict
     backend: BackendInfo
-
-
-def layout_of(learn: LearnConfig) -> Layout:
-    """The parallel layout that the settings ask for."""
-    return Layout(
-        tensor_parallel=learn.tensor_parallel,
-        pipeline_parallel=learn.pipeline_parallel,
-        data_parallel=learn.data_parallel,
-    )
 
 
 def solver_settings(learn: LearnConfig, num_layers: int) -> SolverSettings:
@@ -112,7 +102,7 @@ def run_worker(job: WorkerJob) -> WorkerResult | None:
     optimizer = AdamWSettings(weight_decay=learn.weight_decay, moments_on_switch=learn.blocks.moments)
     with mcore_backend(
         job.model,
-        layout=layout_of(learn),
+        layout=learn.layout,
         optimizer=optimizer,
         micro_batch_rows=learn.micro_batch_rows,
         dtype=learn.dtype,
