@@ -115,7 +115,8 @@ def test_the_whole_path_with_storage_options(bucket, here, monkeypatch):
 def test_storage_options_in_the_settings_file(bucket, here):
     url, fs, options = bucket
     (here / "s3.toml").write_text(
-        f'[lake]\nurl = "{url}/lake"\n[lake.storage_options]\nkey = "{options["key"]}"\nsecret = "{options["secret"]}"\n'
+        f'[lake]\nurl = "{url}/lake"\n[lake.storage_options]\n'
+        f'key = "{options["key"]}"\nsecret = "{options["secret"]}"\n'
         f'endpoint_url = "{options["endpoint_url"]}"\n'
     )
     process = curator(here, "ingest", "--config", "s3.toml", "--json", AWS_DEFAULT_REGION="us-east-1")
