@@ -52,4 +52,4 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist
+	rm -rf $(VENV) curator-demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist

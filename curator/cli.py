@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -268,7 +269,8 @@ def learn(
             return
         console.print_domains(run.record)
         console.out().print(f"\nVerdict   {run.verdict}\nRun       {run.run_id} in {run.run_dir}")
-        _print_next(f"curator publish {lake.config.url} --run {run.run_id}")
+        place = f" --destination {shlex.quote(lake.config.destination)}" if lake.config.destination else ""
+        _print_next(f"curator publish {shlex.quote(lake.config.url)}{place} --run {run.run_id}")
 
 
 @app.command()
@@ -303,6 +305,11 @@ def publish(
         print_(f"version {publication.version} holds this run for these files already: {publication.location}")
     if publication.num_unweighted:
         print_(f"{publication.num_unweighted:,} rows have no weight: they came after the run, or have no text")
+    if publication.num_gone:
+        print_(
+            f"{publication.num_gone:,} rows that the run weighed are gone from the lake: the mean weight is not 1 "
+            "any more; learn again"
+        )
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from curator.progress import ProgressCallback, silent
 if TYPE_CHECKING:
     from curator.publish import Publication
 
+_MARKER = ".made-by-curator-demo"
 STEPS = 200
 """Steps of the demo's run: about a minute on two idle cores."""
 SEQUENCE_LENGTH = 96
@@ -42,14 +44,21 @@ class DemoResult:
 
 
 def run_demo(folder: Path, *, seed: int = 0, steps: int = STEPS, on_progress: ProgressCallback = silent) -> DemoResult:
-    """Build the lake in `folder`, which must be new or empty, then ingest → learn → publish as any user would.
+    """Build the lake in `folder`, then ingest → learn → publish as any user would.
+
+    The folder must be new, empty, or one that an earlier demo made: that one is replaced.
 
     Raises:
-        ConfigError: the folder is not empty.
+        ConfigError: the folder holds something else.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder} is not an empty folder; remove it or name another with --dir")
+    marker = folder / _MARKER
     try:
+        if marker.exists():
+            shutil.rmtree(folder)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ConfigError(f"{folder} is not an empty folder; remove it or name another with --dir")
+        folder.mkdir(parents=True, exist_ok=True)
+        marker.touch()
         corpus = demo_corpus.build(folder, seed=seed)
     except OSError as error:
         raise StorageError(f"the demo lake cannot be written to {folder}: {error.strerror}") from error

@@ -26,6 +26,7 @@ from connectors.plain import Corpus, list_parquet
 from curator.config import LearnConfig, TargetConfig
 from curator.errors import ConfigError, InputError, InterruptedRunError, StorageError
 from curator.progress import Progress, ProgressCallback
+from curator.publish import check_column_names
 from curator.tokens import RowBatch, TokenCache, load_tokenizer, train_tokenizer, write_cache
 from curator.weights import WeightTable, from_domain_weights
 from optim import launch
@@ -72,6 +73,7 @@ def learn(
     folder = _new_run_dir(run_dir or lake.workdir / "runs" / run_id)
     try:
         lake.ingest(on_progress)
+        check_column_names(lake)
         plan = _plan(lake, goal, goal_text)
         corpus, target_cache = _tokenized(lake, plan, config, on_progress)
         job = _job(folder, corpus, target_cache, config, hf_config)

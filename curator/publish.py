@@ -31,7 +31,8 @@ class Publication:
     """A version of the lake with weight columns.
 
     `created` is False when this run had been published for the same data before, and for a dry run. Rows without a
-    weight (`num_unweighted`) came after the run, or have no text; their three columns are null.
+    weight (`num_unweighted`) came after the run, or have no text; their three columns are null. Rows that the run
+    weighed and the lake lost since (`num_gone`) are missing from the mean of 1 and from their domain's share.
     """
 
     version: int | None
@@ -41,6 +42,7 @@ class Publication:
     num_files: int
     num_rows: int
     num_unweighted: int
+    num_gone: int
     size_bytes: int
     created: bool
 
@@ -58,7 +60,7 @@ def publish(lake: Lake, run: Run, on_progress: ProgressCallback, *, dry_run: boo
     """
     _check_same_columns(lake, run)
     lake.ingest(on_progress)
-    _check_names(lake)
+    check_column_names(lake)
     folder = f"data/{run.run_id}-{lake.snapshot_id}"
     key = f"{run.run_id}/{lake.snapshot_id}"
     known = next((v for v in read_log(lake.destination) if v.idempotency_key == key), None)
@@ -93,6 +95,7 @@ class RowWeights:
         self._run_id = run.run_id
         self._connection = lake.connection
         samples = run.samples()
+        self._num_samples = samples.num_rows
         self._connection.register("run_samples", samples)
         self._connection.execute(
             "CREATE OR REPLACE TEMP TABLE row_weights AS SELECT f.path, i.row, s.sample_weight, s.domain_weight "
@@ -106,6 +109,12 @@ class RowWeights:
         """Rows of the lake that the run has no weight for."""
         query = "SELECT count(*) FROM row_weights WHERE sample_weight IS NULL"
         return int(self._connection.execute(query).fetchall()[0][0])
+
+    @property
+    def num_gone(self) -> int:
+        """Rows that the run has a weight for and the lake no longer has."""
+        query = "SELECT count(*) FROM row_weights WHERE sample_weight IS NOT NULL"
+        return self._num_samples - int(self._connection.execute(query).fetchall()[0][0])
 
     def of(self, file: ParquetFile) -> pa.Table:
         """The three columns (`WEIGHT_SCHEMA`) of a file, in the order of its rows."""
@@ -129,7 +138,8 @@ def _check_same_columns(lake: Lake, run: Run) -> None:
             )
 
 
-def _check_names(lake: Lake) -> None:
+def check_column_names(lake: Lake) -> None:
+    """Refuse a lake whose own columns have the names of the weight columns."""
     partitions = {key for file in lake.corpus.files for key in file.partition}
     clash = [name for name in [*lake.corpus.schema.names, *sorted(partitions)] if name.casefold() in WEIGHT_COLUMNS]
     if clash:
@@ -191,6 +201,7 @@ def _publication(
         num_files=len(lake.corpus.files),
         num_rows=lake.corpus.num_rows,
         num_unweighted=weights.num_unweighted,
+        num_gone=weights.num_gone,
         size_bytes=sum(file.size_bytes for file in files),
         created=created,
     )

@@ -135,11 +135,11 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def _is_ready(endpoint: str, process: subprocess.Popen[bytes]) -> bool:
-    import boto3
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.session import get_session
 
-    client = boto3.client(
+    client = get_session().create_client(
         "s3",
         endpoint_url=endpoint,
         aws_access_key_id=ACCESS_KEY,

@@ -238,7 +238,7 @@ def test_a_source_that_changes_while_it_is_copied_is_noticed(learned):
 # failures of the storage ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["kill", "fail"])
+@pytest.mark.parametrize("kind", ["kill", pytest.param("fail", marks=pytest.mark.slow)])
 def test_a_crash_at_any_point_leaves_the_old_version_and_the_next_call_succeeds(learned, tmp_path, kind):
     publish(learned)
     other = forget_the_versions(learned)
@@ -348,3 +348,12 @@ def test_a_destination_elsewhere_holds_everything_and_the_lake_nothing(learned, 
         assert len(lake.scan().collect()) == 72
     assert tree(learned.lake) == before
     assert not learned.state.exists()
+
+
+def test_rows_that_left_the_lake_since_the_run_are_counted(learned):
+    """Without them the mean weight is not 1 any more, which publishing has to say."""
+    smallest = min(learned.lake.glob("*.parquet"))
+    lost = pq.read_metadata(smallest).num_rows
+    assert publish(learned, dry_run=True).num_gone == 0
+    smallest.unlink()
+    assert publish(learned).num_gone == lost

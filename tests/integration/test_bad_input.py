@@ -119,12 +119,6 @@ def test_a_domain_of_three_rows(here):
     )
 
 
-def test_a_domain_of_three_rows_can_be_asked_for(here):
-    write_rows(here / "lake" / "west.parquet", text=sentences("north", 3), domain=["west"] * 3)
-    arguments = ["lake", "--target", "target.parquet", "--config", "fast.toml", "--min-domain-rows", 3, "--json"]
-    assert "west" in values_of(curator(here, "learn", *arguments))["domain_weights"]
-
-
 def test_mixed_schemas(here):
     write_rows(here / "lake" / "west.parquet", text=sentences("north", 9), domain=["west"] * 9, score=["high"] * 9)
     message = ingest(here)

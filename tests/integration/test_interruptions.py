@@ -103,6 +103,7 @@ def test_a_stopped_run(here, before, number, group):
     check_that_nothing_stayed(here, before)
 
 
+@pytest.mark.slow
 def test_ctrl_c_twice(here, before):
     process = endless(here)
     wait_until(lambda: is_learning(here), 60, process)
