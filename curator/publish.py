@@ -95,7 +95,7 @@ class RowWeights:
         self._run_id = run.run_id
         self._connection = lake.connection
         samples = run.samples()
-        self._num_samples = samples.num_rows
+        self._num_samples: int = samples.num_rows
         self._connection.register("run_samples", samples)
         self._connection.execute(
             "CREATE OR REPLACE TEMP TABLE row_weights AS SELECT f.path, i.row, s.sample_weight, s.domain_weight "
