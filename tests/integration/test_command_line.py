@@ -145,6 +145,7 @@ def test_a_glob_with_a_key_column_and_numbers_as_domains(here):
     assert asked["rows"] == [["north-3", 0, True]]
 
 
+@pytest.mark.slow
 def test_a_boolean_domain_and_rows_left_out(here):
     texts = [*sentences("north", 10), None, "", *sentences("south", 10)]
     write_rows(here / "flags" / "a.parquet", text=texts, good=[True] * 11 + [False] * 11)

@@ -84,7 +84,9 @@ def before(here):
 
 
 @pytest.mark.parametrize(
-    ("number", "group"), [(signal.SIGINT, True), (signal.SIGTERM, False)], ids=["ctrl-c", "sigterm"]
+    ("number", "group"),
+    [(signal.SIGINT, True), pytest.param(signal.SIGTERM, False, marks=pytest.mark.slow)],
+    ids=["ctrl-c", "sigterm"],
 )
 def test_a_stopped_run(here, before, number, group):
     process = endless(here, "--json", "--tensor-parallel", 2)
