@@ -120,6 +120,10 @@ def _translate(error: duckdb.Error, place: str) -> ConnectorError:
         return BusyError(f"this process has the catalog {place} open with other settings; close that connection first")
     if "not a valid DuckDB database" in said:
         return CorruptFileError(f"{place} is not a DuckDB catalog; move it away and ingest again")
+    if "Corrupt database file" in said:
+        return CorruptFileError(
+            f"{place} is damaged ({said}); delete its catalog.duckdb, an index only, and ingest again"
+        )
     if "newer version of DuckDB" in said or "storage version" in said:
         return UnsupportedError(f"{place} was written by another version of DuckDB ({said}); ingest again")
     if "No such file or directory" in said or "database does not exist" in said:

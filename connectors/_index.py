@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -229,4 +229,5 @@ def _make_ids_unique(connection: Connection, corpus: Corpus, columns: Columns) -
 
 
 def _one(connection: Connection, query: str) -> tuple[Any, ...]:
-    return cast(tuple[Any, ...], connection.execute(query).fetchone())
+    # fetchone() would leave the result open, which DuckDB 2.0 does not allow before the next statement.
+    return connection.execute(query).fetchall()[0]

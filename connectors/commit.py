@@ -105,10 +105,21 @@ def read_manifest(store: Store, version: Version) -> Manifest:
     try:
         data = read_bytes(store, version.manifest_path)
     except NotFoundError as error:
-        raise CorruptFileError(f"{place}, which version {version.number} names, was removed; roll back") from error
+        raise CorruptFileError(
+            f"{place}, which version {version.number} names, was removed; {_way_out(store, version)}"
+        ) from error
     if xxhash.xxh3_128_hexdigest(data) != version.manifest_hash:
-        raise CorruptFileError(f"{place} is not the manifest that version {version.number} committed; roll back")
+        raise CorruptFileError(
+            f"{place} is not the manifest that version {version.number} committed; {_way_out(store, version)}"
+        )
     return manifest_from_json(data, place)
+
+
+def _way_out(store: Store, version: Version) -> str:
+    return (
+        f"restore it from a backup, or forget the version by deleting {store.describe(_entry_path(version.number))} "
+        "if it is the newest"
+    )
 
 
 def commit(store: Store, manifest: Manifest, *, idempotency_key: str, max_attempts: int = _MAX_ATTEMPTS) -> Version:

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from curator.config import Config, LakeConfig, LearnConfig, load_config
     from curator.errors import CuratorError
-    from curator.lake import Lake, Run, Version, open_lake
+    from curator.lake import Lake, open_lake
     from curator.publish import Publication
+    from curator.run import Run, Version
 
 __version__ = "0.1.0"
 
@@ -29,8 +30,8 @@ _HOMES = {
     "LakeConfig": "curator.config",
     "LearnConfig": "curator.config",
     "Publication": "curator.publish",
-    "Run": "curator.lake",
-    "Version": "curator.lake",
+    "Run": "curator.run",
+    "Version": "curator.run",
     "load_config": "curator.config",
     "open_lake": "curator.lake",
 }

@@ -96,7 +96,11 @@ def create_samples(connection: duck.Connection, corpus: Corpus, destination: Sto
     NULL elsewhere.
     """
     log = read_log(destination)
-    published = _published_paths(corpus, read_manifest(destination, log[-1])) if log else {}
+    published: dict[str, str] = {}
+    if log:
+        manifest = read_manifest(destination, log[-1])
+        check_published_files(destination, manifest)
+        published = _published_paths(corpus, manifest)
     own = "r.* EXCLUDE (file_id, row)" + _renamed(corpus)
     if not published:
         nothing = ", ".join(
@@ -111,6 +115,21 @@ def create_samples(connection: duck.Connection, corpus: Corpus, destination: Sto
         f"CREATE OR REPLACE TEMP VIEW samples AS SELECT {own}, {weights} "
         "FROM lake_rows r LEFT JOIN published_weights p ON r.file_id = p.file_id AND r.row = p.row"
     )
+
+
+def check_published_files(destination: Store, manifest: Manifest) -> None:
+    """Check, by one listing, that the files of a version are there and of the size that was published.
+
+    Raises:
+        StorageError: naming the first that is not, and what to do.
+    """
+    listed = list_objects(destination, prefix=str(manifest.extra.get("folder", "")))
+    sizes = {info.path: info.size_bytes for info in listed}
+    for file in manifest.files:
+        if sizes.get(file.published_path) != file.size_bytes:
+            fault = "was changed after it" if file.published_path in sizes else "is gone although it"
+            place = destination.describe(file.published_path)
+            raise StorageError(f"{place} {fault} was published; restore it, or learn again and publish that run")
 
 
 def version_row(destination: Store, version: Version, manifest: Manifest) -> dict[str, Any]:

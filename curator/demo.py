@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from curator import demo_corpus
 from curator.errors import ConfigError, StorageError
-from curator.lake import Run, open_lake
+from curator.lake import open_lake
 from curator.progress import ProgressCallback, silent
+from curator.run import Run
 
 if TYPE_CHECKING:
     from curator.publish import Publication

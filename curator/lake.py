@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
@@ -19,28 +17,32 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from connectors import duck
 from connectors import errors as connector_errors
 from connectors.commit import read_log, read_manifest
 from connectors.parquet import check_schemas
-from connectors.plain import SUFFIXES, Corpus, lake_root, list_parquet
-from connectors.store import Store, check_put_if_absent, open_object, open_store, substore, write_object
+from connectors.plain import Corpus, lake_root, list_parquet
+from connectors.store import Store, check_put_if_absent, open_store, substore, write_object
 from curator import catalog
 from curator.config import LakeConfig, LearnConfig, TargetConfig, override, parse
 from curator.errors import ConfigError, InputError, NotFoundError, StorageError, UsageError, one_line, translated
+from curator.places import (
+    STATE_FOLDER,
+    make_work_folder,
+    remember_columns,
+    remembered_columns,
+    work_folder,
+    would_be_read_as_lake,
+)
 from curator.progress import Progress, ProgressCallback, silent
+from curator.run import Run, Version
 
 if TYPE_CHECKING:
     import polars as pl
 
     from curator.publish import Publication
     from curator.tokens import RowBatch
-
-STATE_FOLDER = "_curator"
-_SETTINGS = "lake.json"
-_REMEMBERED = ("text", "domain", "key", "skip_bad_rows")
 
 
 def open_lake(
@@ -96,10 +98,10 @@ def open_lake(
                 f"destination {place.url} lies inside the lake {url}, which would take what is published there for "
                 f"more of its rows; choose a folder elsewhere, or one whose name starts with '_'"
             )
-        workdir = _workdir(place)
+        workdir = work_folder(place)
         chosen = base.model_dump(exclude_unset=True) | {k: v for k, v in given.items() if v is not None}
         if not {"text", "domain"} <= chosen.keys():
-            chosen = _remembered(workdir, place) | chosen
+            chosen = remembered_columns(workdir, place) | chosen
         settings = parse(LakeConfig, chosen | {"url": url}, "the arguments")
         if settings.text == settings.domain:
             raise ConfigError(
@@ -107,84 +109,6 @@ def open_lake(
                 "name them with --text and --domain"
             )
         return Lake(settings, root=root, destination=place, workdir=workdir)
-
-
-def would_be_read_as_lake(root: Store, url: str, place: Store) -> bool:
-    """Whether Parquet files below `place` would be listed as files of the lake at `url`."""
-    local = Path(url.removeprefix("file://")).expanduser().absolute()
-    is_folder = local.is_dir() if root.is_local else not url.endswith(SUFFIXES) and not set(url) & set("*?[")
-    base = (str(local) if root.is_local and is_folder else root.full_path()).rstrip("/") + "/"
-    if type(place.fs) is not type(root.fs) or not (place.full_path() + "/").startswith(base):
-        return False
-    parts = place.full_path()[len(base) :].split("/")
-    if any(part.startswith(("_", ".")) for part in parts):
-        return False
-    return is_folder or "**" in url  # else a single file, or a glob that stays in its folders
-
-
-@dataclass(frozen=True, kw_only=True)
-class Version:
-    """One published version, as `Lake.history` lists it; `location` is the folder of its Parquet files."""
-
-    version: int
-    created_at: str
-    run_id: str
-    snapshot_id: str
-    num_files: int
-    num_rows: int
-    location: str
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished learning run of a lake."""
-
-    lake: Lake
-    record: Mapping[str, Any]
-
-    @property
-    def run_id(self) -> str:
-        """The run's name within its lake."""
-        return str(self.record["run_id"])
-
-    @property
-    def run_dir(self) -> Path:
-        """The folder that the run was made in: trajectory, workers' log, record and weights."""
-        return Path(self.record["run_dir"])
-
-    @property
-    def verdict(self) -> str:
-        """converged, not converged or unstable, and why, in a sentence."""
-        return f"{self.record['verdict']['status']}: {self.record['verdict']['reason']}"
-
-    @property
-    def domain_weights(self) -> duck.Relation:
-        """The domain table (domain, domain_weight, natural_share, ratio, num_samples, num_tokens) as a relation."""
-        return self.lake.sql(
-            "SELECT * EXCLUDE run_id FROM domain_weights WHERE run_id = $run_id ORDER BY domain_weight DESC",
-            params={"run_id": self.run_id},
-        )
-
-    def samples(self) -> pa.Table:
-        """The weight of every row (`curator.weights.SCHEMA`), its identities checked."""
-        from curator.learn import WEIGHTS
-        from curator.weights import SCHEMA, DomainWeight, WeightTable
-
-        path = f"{catalog.RUN_FOLDER}/{self.run_id}/{WEIGHTS}"
-        try:
-            with translated(), open_object(self.lake.destination, path) as source:
-                samples = pq.read_table(source, columns=SCHEMA.names).cast(SCHEMA)
-        except (pa.ArrowException, ValueError) as error:
-            raise StorageError(
-                f"{self.lake.destination.describe(path)} is damaged ({one_line(error)}); learn again, or restore it"
-            ) from error
-        WeightTable(samples=samples, domains=tuple(DomainWeight(**row) for row in self.record["domains"])).check()
-        return samples
-
-    def __repr__(self) -> str:
-        top = sorted(self.record["domains"], key=lambda row: -row["domain_weight"])[:3]
-        leading = ", ".join(f"{row['domain']} {row['domain_weight']:.2f}" for row in top)
-        return f"Run({self.run_id!r}: {leading}; {self.record['verdict']['status']})"
 
 
 class Lake:
@@ -197,6 +121,7 @@ class Lake:
         self._root = root
         self._corpus: Corpus | None = None
         self._connection: duck.Connection | None = None
+        self._has_views = False
 
     @property
     def url(self) -> str:
@@ -279,7 +204,7 @@ class Lake:
             self._corpus = None
             corpus, config = self.corpus, self.config
             check_schemas(corpus.files, text=config.text, domain=config.domain, key=config.key)
-            _make(self.workdir)
+            make_work_folder(self.workdir)
             with self._writable_catalog() as connection:
                 report = duck.ingest(
                     connection,
@@ -292,7 +217,7 @@ class Lake:
                         Progress(stage="ingest", done=done, total=total, detail="rows")
                     ),
                 )
-            self._remember()
+            remember_columns(self.workdir, config)
             return report
 
     def learn(
@@ -357,7 +282,7 @@ class Lake:
         """
         with translated():
             try:
-                relation = self.connection.sql(query, params=dict(params) if params else None)
+                relation = self._views().sql(query, params=dict(params) if params else None)
             except duck.Error as error:
                 raise UsageError(f"the query cannot be run: {one_line(error)}") from error
         if relation is None:
@@ -392,7 +317,7 @@ class Lake:
 
     @property
     def connection(self) -> duck.Connection:
-        """A read-only session of the catalog with the lake's views; opened on first use.
+        """A read-only session of the catalog: the row index, and `lake_rows` over the text; opened on first use.
 
         Raises:
             InputError: the lake has not been ingested, or its files changed since.
@@ -409,11 +334,26 @@ class Lake:
         with translated():
             self._connection = duck.connect(path, read_only=True)
             try:
-                self.refresh_views()
+                self._check_unchanged(self._connection)
+                duck.create_samples_view(
+                    self._connection,
+                    self.corpus,
+                    text=self.config.text,
+                    domain=self.config.domain,
+                    key=self.config.key,
+                )
             except BaseException:
                 self.release()
                 raise
             return self._connection
+
+    def _check_unchanged(self, connection: duck.Connection) -> None:
+        changed = duck.changed_files(connection, self.corpus)
+        if changed:
+            raise InputError(
+                f"{len(changed)} file(s) of {self.url} changed since the last ingest, first {changed[0]!r}; "
+                f"run `curator ingest {self.config.url}`"
+            )
 
     @contextmanager
     def _writable_catalog(self) -> Iterator[duck.Connection]:
@@ -430,21 +370,21 @@ class Lake:
                     left.unlink(missing_ok=True)
             raise
 
-    def refresh_views(self) -> None:
-        """Let the session see the runs and versions that are there now."""
-        if self._connection is None:
-            return
-        changed = duck.changed_files(self._connection, self.corpus)
-        if changed:
-            raise InputError(
-                f"{len(changed)} file(s) of {self.url} changed since the last ingest, first {changed[0]!r}; "
-                f"run `curator ingest {self.config.url}`"
-            )
-        duck.create_samples_view(
-            self._connection, self.corpus, text=self.config.text, domain=self.config.domain, key=self.config.key
-        )
-        catalog.register_records(self._connection, self.destination)
-        catalog.create_samples(self._connection, self.corpus, self.destination)
+    def forget_views(self) -> None:
+        """Let the next query see the runs and versions that are there then."""
+        self._has_views = False
+
+    def _views(self) -> duck.Connection:
+        """The session with everything that SQL can ask for: rows, weights, runs and versions.
+
+        Only queries need them: a lake whose versions are damaged can still be learned on.
+        """
+        connection = self.connection
+        if not self._has_views:
+            catalog.register_records(connection, self.destination)
+            catalog.create_samples(connection, self.corpus, self.destination)
+            self._has_views = True
+        return connection
 
     def check_destination(self) -> None:
         """Find out before hours of work, not after, whether their result can be written.
@@ -483,6 +423,7 @@ class Lake:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+        self._has_views = False
 
     def domain_counts(self) -> list[tuple[str, int]]:
         """(domain, usable rows), sorted by name."""
@@ -533,45 +474,3 @@ class Lake:
             f"SELECT sample_id, domain, {text} AS text FROM lake_rows WHERE usable {condition}"
         )
         yield from relation.to_arrow_reader(batch_rows)
-
-    def _remember(self) -> None:
-        from curator.learn import write_atomically
-
-        kept = self.config.model_dump(include=set(_REMEMBERED))
-        write_atomically(self.workdir / _SETTINGS, json.dumps(kept))
-
-
-def _remembered(workdir: Path, destination: Store) -> dict[str, Any]:
-    """The columns that the lake was last used with: on this machine, else in its newest run."""
-    try:
-        values = json.loads((workdir / _SETTINGS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        records = catalog.read_run_records(destination)
-        values = records[-1]["lake"] if records else {}
-    return {key: values[key] for key in _REMEMBERED if values.get(key) is not None}
-
-
-def _workdir(destination: Store) -> Path:
-    """Where the catalog, token caches and run folders go: the destination if it is a folder of this machine that can
-    be written, else a folder of the user's cache."""
-    if destination.is_local:
-        path = Path(destination.path)
-        nearest = next(parent for parent in (path, *path.parents) if parent.exists())
-        if nearest.is_dir() and os.access(nearest, os.W_OK):
-            return path
-    home = (
-        os.environ.get("CURATOR_HOME")
-        or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lake-curator"
-    )
-    digest = hashlib.blake2b(destination.url.encode(), digest_size=8).hexdigest()
-    return Path(home) / digest
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(
-            f"the work folder {folder} cannot be created ({error.strerror}); choose a --destination that can be "
-            "written, or set CURATOR_HOME to a folder that can"
-        ) from error

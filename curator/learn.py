@@ -5,12 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import secrets
-import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,11 +22,13 @@ from connectors.parquet import check_schemas, iter_batches
 from connectors.plain import Corpus, list_parquet
 from curator.config import LearnConfig, TargetConfig
 from curator.errors import ConfigError, InputError, InterruptedRunError, StorageError
+from curator.files import appearing_whole, write_atomically
 from curator.progress import Progress, ProgressCallback
 from curator.publish import check_column_names
 from curator.tokens import RowBatch, TokenCache, load_tokenizer, train_tokenizer, write_cache
 from curator.weights import WeightTable, from_domain_weights
 from optim import launch
+from optim.families import check_family
 from optim.layout import check_layout_fits_machine, check_layout_fits_model
 from optim.presets import PRESETS, preset
 
@@ -52,6 +51,11 @@ class _Plan:
     target: Corpus
     target_text: str
     domains: list[tuple[str, int]]
+
+    @property
+    def target_url(self) -> str:
+        """The target's address: the file, if it is one, else the folder; without credentials."""
+        return self.target.store.describe(self.target.files[0].path if len(self.target.files) == 1 else "")
 
 
 def learn(
@@ -114,6 +118,7 @@ def _model_config(config: LearnConfig) -> dict[str, Any]:
 
 def _check_model(config: LearnConfig, hf_config: dict[str, Any]) -> int:
     """Refuse a model that is none, or cannot be split as asked; returns its number of layers."""
+    check_family(hf_config)
     try:
         check_layout_fits_model(config.layout, hf_config)
         int(hf_config["vocab_size"])
@@ -197,7 +202,7 @@ def _tokenized(
     texts = _target_texts(plan)
     if not texts:
         raise InputError(
-            f"column {plan.target_text!r} of target {plan.target.store.url} has no row with text; "
+            f"column {plan.target_text!r} of target {plan.target_url} has no row with text; "
             "the target needs rows of the kind the model should be good at"
         )
     tokenizer = None if config.model in PRESETS else load_tokenizer(Path(config.model))
@@ -207,7 +212,7 @@ def _tokenized(
     if not folder.exists():
         names = [name for name, _ in plan.domains]
         tokenizer = tokenizer or train_tokenizer(_tokenizer_sample(lake, names, texts), config.vocab_size)
-        with _appearing_whole(folder) as place:
+        with appearing_whole(folder) as place:
             corpus, target = place / "corpus", place / "target"
             corpus.mkdir()
             target.mkdir()
@@ -255,22 +260,6 @@ def _counted(batches: Iterable[RowBatch], total: int, on_progress: ProgressCallb
         yield batch
         done += len(batch.text)
         on_progress(Progress(stage="tokenize", done=done, total=total, detail="rows"))
-
-
-@contextmanager
-def _appearing_whole(folder: Path) -> Iterator[Path]:
-    """A folder that appears under its name only when it is complete; a parallel maker of the same one may win."""
-    place = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}")
-    place.mkdir(parents=True)
-    try:
-        yield place
-        try:
-            place.rename(folder)
-        except OSError:
-            if not folder.exists():
-                raise
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
 
 
 def _job(
@@ -398,7 +387,7 @@ def _record(
         "snapshot_id": lake.snapshot_id,
         "lake": lake.config.model_dump(include={"url", "text", "domain", "key", "skip_bad_rows"}),
         "target": {
-            "url": plan.target.store.url,
+            "url": plan.target_url,
             "text": plan.target_text,
             "num_samples": target.num_rows,
             "num_tokens": int(target.domain_tokens().sum()),
@@ -409,13 +398,6 @@ def _record(
         "summary": summary,
         "verdict": dataclasses.asdict(result.verdict),
     }
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small local file so that readers see the old or the new one, never half."""
-    place = path.with_name(f".{path.name}-{os.getpid()}")
-    place.write_text(text, encoding="utf-8")
-    place.replace(path)
 
 
 def _remove_if_empty(folder: Path) -> None:

@@ -16,12 +16,13 @@ from connectors.commit import commit, read_log, read_manifest
 from connectors.manifest import Manifest, PublishedFile
 from connectors.parquet import ParquetFile, rewrite_with_columns
 from connectors.store import exists, stat_object
-from curator.catalog import WEIGHT_COLUMNS
+from curator.catalog import WEIGHT_COLUMNS, check_published_files
 from curator.errors import InputError
 from curator.progress import Progress, ProgressCallback
 
 if TYPE_CHECKING:
-    from curator.lake import Lake, Run
+    from curator.lake import Lake
+    from curator.run import Run
 
 WEIGHT_SCHEMA = pa.schema({"sample_weight": pa.float32(), "domain_weight": pa.float32(), "weight_run_id": pa.string()})
 
@@ -71,7 +72,11 @@ def publish(lake: Lake, run: Run, on_progress: ProgressCallback, *, dry_run: boo
             "learn again, then publish that run"
         )
     if dry_run or known:
-        files = read_manifest(lake.destination, known).files if known else ()
+        files: tuple[PublishedFile, ...] = ()
+        if known:
+            manifest = read_manifest(lake.destination, known)
+            check_published_files(lake.destination, manifest)
+            files = manifest.files
         return _publication(lake, run, weights, folder, files, version=known.number if known else None, created=False)
     lake.check_destination()
     with lake.writing():
@@ -84,7 +89,7 @@ def publish(lake: Lake, run: Run, on_progress: ProgressCallback, *, dry_run: boo
         extra={"folder": folder, "domains": run.record["domains"]},
     )
     version = commit(lake.destination, manifest, idempotency_key=key)
-    lake.refresh_views()
+    lake.forget_views()
     return _publication(lake, run, weights, folder, files, version=version.number, created=version.created)
 
 

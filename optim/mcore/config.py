@@ -14,10 +14,9 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from optim import pretrained
 from optim.errors import ModelError
+from optim.families import check_family
 from optim.layout import Layout
 from optim.mcore.device import megatron_warnings_dropped
-
-FAMILIES = ("gemma2", "gpt2", "llama", "mistral", "qwen2", "qwen3")
 
 # Rotary variants whose frequencies do not change with the length of the input.
 _FIXED_ROTARY = ("default", "linear", "llama3", "yarn")
@@ -77,9 +76,8 @@ def decoder_config(hf: Any, layout: Layout, dtype: torch.dtype) -> DecoderConfig
         ModelError: for a family that is not supported, naming those that are, or for an option of a
             supported family that would change what it computes.
     """
+    check_family({"model_type": hf.model_type})
     family = str(hf.model_type)
-    if family not in FAMILIES:
-        raise ModelError(f"models of type {family!r} are not supported; supported are {', '.join(FAMILIES)}")
     for name, allowed in _REQUIRED[family].items():
         value = getattr(hf, name, allowed[0])
         if value not in allowed:

@@ -88,9 +88,7 @@ def test_an_old_version_can_be_made_the_newest_again(store):
     first = commit(store, manifest("good"), idempotency_key="1")
     commit(store, manifest("bad"), idempotency_key="2")
     commit(store, read_manifest(store, first), idempotency_key="rollback of 2")
-    assert (
-        read_manifest(store, latest(store)) == manifest("good") or read_manifest(store, latest(store)).run_id == "good"
-    )
+    assert read_manifest(store, latest(store)) == read_manifest(store, first)
     assert [version.run_id for version in read_log(store)] == ["good", "bad", "good"]
 
 
@@ -138,7 +136,7 @@ def test_a_manifest_that_is_not_the_committed_one_is_named(store):
     with pytest.raises(CorruptFileError, match="is not the manifest that version 1 committed"):
         read_manifest(store, version)
     delete(store, version.manifest_path)
-    with pytest.raises(CorruptFileError, match="was removed"):
+    with pytest.raises(CorruptFileError, match=r"was removed; .* deleting .*log/0+1\.json if it is the newest"):
         read_manifest(store, version)
 
 

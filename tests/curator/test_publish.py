@@ -357,3 +357,13 @@ def test_rows_that_left_the_lake_since_the_run_are_counted(learned):
     assert publish(learned, dry_run=True).num_gone == 0
     smallest.unlink()
     assert publish(learned).num_gone == lost
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"), [(Path.unlink, "is gone although"), (lambda p: p.write_bytes(b"x"), "was changed after")]
+)
+def test_a_version_whose_file_is_damaged_is_not_called_published(learned, damage, said):
+    damaged = published_files(publish(learned))[0]
+    damage(damaged)
+    with pytest.raises(StorageError, match=rf"{damaged.name} {said} .*learn again"):
+        publish(learned)

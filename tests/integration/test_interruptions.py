@@ -182,3 +182,4 @@ def test_a_model_of_an_unknown_family(here, before):
     assert "'bloom'" in message
     assert "supported are gemma2, gpt2, llama, mistral, qwen2, qwen3" in message
     assert values_of(curator(here, "history", "lake", "--json"))["runs"] == []
+    assert not (here / "lake" / "_curator" / "tokens").exists()  # refused before any work was done for it

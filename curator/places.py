@@ -1,0 +1,81 @@
+"""Where the things of a lake lie, and the columns it was last used with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from connectors.plain import SUFFIXES
+from connectors.store import Store
+from curator import catalog
+from curator.config import LakeConfig
+from curator.errors import StorageError
+from curator.files import write_atomically
+
+STATE_FOLDER = "_curator"
+_SETTINGS = "lake.json"
+_REMEMBERED = ("text", "domain", "key", "skip_bad_rows")
+
+
+def would_be_read_as_lake(root: Store, url: str, place: Store) -> bool:
+    """Whether Parquet files below `place` would be listed as files of the lake at `url`."""
+    local = Path(url.removeprefix("file://")).expanduser().absolute()
+    is_folder = local.is_dir() if root.is_local else not url.endswith(SUFFIXES) and not set(url) & set("*?[")
+    base = (str(local) if root.is_local and is_folder else root.full_path()).rstrip("/") + "/"
+    if type(place.fs) is not type(root.fs) or not (place.full_path() + "/").startswith(base):
+        return False
+    parts = place.full_path()[len(base) :].split("/")
+    if any(part.startswith(("_", ".")) for part in parts):
+        return False
+    return is_folder or "**" in url  # else a single file, or a glob that stays in its folders
+
+
+def remembered_columns(workdir: Path, destination: Store) -> dict[str, Any]:
+    """The columns that the lake was last used with: on this machine, else in its newest run."""
+    try:
+        values = json.loads((workdir / _SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        records = catalog.read_run_records(destination)
+        values = records[-1]["lake"] if records else {}
+    return {key: values[key] for key in _REMEMBERED if values.get(key) is not None}
+
+
+def remember_columns(workdir: Path, config: LakeConfig) -> None:
+    """Keep the columns for calls that do not name them."""
+    write_atomically(workdir / _SETTINGS, json.dumps(config.model_dump(include=set(_REMEMBERED))))
+
+
+def work_folder(destination: Store) -> Path:
+    """Where the catalog, token caches and run folders go.
+
+    The destination if it is a folder of this machine that can be written, else one in the user's cache.
+    """
+    if destination.is_local:
+        path = Path(destination.path)
+        nearest = next(parent for parent in (path, *path.parents) if parent.exists())
+        if nearest.is_dir() and os.access(nearest, os.W_OK):
+            return path
+    home = (
+        os.environ.get("CURATOR_HOME")
+        or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lake-curator"
+    )
+    digest = hashlib.blake2b(destination.url.encode(), digest_size=8).hexdigest()
+    return Path(home) / digest
+
+
+def make_work_folder(folder: Path) -> None:
+    """Create the work folder, if it is not there.
+
+    Raises:
+        StorageError: it cannot be created.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"the work folder {folder} cannot be created ({error.strerror}); choose a --destination that can be "
+            "written, or set CURATOR_HOME to a folder that can"
+        ) from error

@@ -1,0 +1,84 @@
+"""What a lake remembers of its past: finished runs and published versions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from connectors import duck
+from connectors.store import open_object
+from curator import catalog
+from curator.errors import StorageError, one_line, translated
+
+if TYPE_CHECKING:
+    from curator.lake import Lake
+
+
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    """One published version, as `Lake.history` lists it; `location` is the folder of its Parquet files."""
+
+    version: int
+    created_at: str
+    run_id: str
+    snapshot_id: str
+    num_files: int
+    num_rows: int
+    location: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished learning run of a lake."""
+
+    lake: Lake
+    record: Mapping[str, Any]
+
+    @property
+    def run_id(self) -> str:
+        """The run's name within its lake."""
+        return str(self.record["run_id"])
+
+    @property
+    def run_dir(self) -> Path:
+        """The folder that the run was made in: trajectory, workers' log, record and weights."""
+        return Path(self.record["run_dir"])
+
+    @property
+    def verdict(self) -> str:
+        """converged, not converged or unstable, and why, in a sentence."""
+        return f"{self.record['verdict']['status']}: {self.record['verdict']['reason']}"
+
+    @property
+    def domain_weights(self) -> duck.Relation:
+        """The domain table (domain, domain_weight, natural_share, ratio, num_samples, num_tokens) as a relation."""
+        return self.lake.sql(
+            "SELECT * EXCLUDE run_id FROM domain_weights WHERE run_id = $run_id ORDER BY domain_weight DESC",
+            params={"run_id": self.run_id},
+        )
+
+    def samples(self) -> pa.Table:
+        """The weight of every row (`curator.weights.SCHEMA`), its identities checked."""
+        from curator.learn import WEIGHTS
+        from curator.weights import SCHEMA, DomainWeight, WeightTable
+
+        path = f"{catalog.RUN_FOLDER}/{self.run_id}/{WEIGHTS}"
+        try:
+            with translated(), open_object(self.lake.destination, path) as source:
+                samples = pq.read_table(source, columns=SCHEMA.names).cast(SCHEMA)
+        except (pa.ArrowException, ValueError) as error:
+            raise StorageError(
+                f"{self.lake.destination.describe(path)} is damaged ({one_line(error)}); learn again, or restore it"
+            ) from error
+        WeightTable(samples=samples, domains=tuple(DomainWeight(**row) for row in self.record["domains"])).check()
+        return samples
+
+    def __repr__(self) -> str:
+        top = sorted(self.record["domains"], key=lambda row: -row["domain_weight"])[:3]
+        leading = ", ".join(f"{row['domain']} {row['domain_weight']:.2f}" for row in top)
+        return f"Run({self.run_id!r}: {leading}; {self.record['verdict']['status']})"
