@@ -205,8 +205,10 @@ def test_a_target_that_is_not_there(here):
 def test_a_target_without_usable_text(here):
     write_rows(here / "blank.parquet", text=[None, "", "  "])
     message = learn(here, "lake", "--target", "blank.parquet")
-    assert message.startswith(f"column 'text' of target {here} has no row with text")
-    assert message.endswith("the target needs rows of the kind the model should be good at")
+    assert message == (
+        f"column 'text' of target {here / 'blank.parquet'} has no row with text; "
+        "the target needs rows of the kind the model should be good at"
+    )
 
 
 def test_a_target_that_is_not_utf8(here):
