@@ -13,6 +13,9 @@ _OWN_PACKAGES = ("curator", "connectors", "optim")
 # What torch.distributed raises in a rank whose peer has gone.
 _PEER_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "gloo", "Socket closed")
 
+# What it raises in a rank that waited in vain: in a collective, or for the others to appear.
+_TIMED_OUT = ("Timed out waiting", "Timed out after", "wait timeout after", "Socket Timeout", "Timeout waiting for key")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
@@ -46,6 +49,7 @@ class Order:
     world_size: int
     device: str
     preload: tuple[str, ...]
+    collective_timeout: float
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,16 @@ class Job:
         """The file through which ranks find each other."""
         return self.folder / "store"
 
-    def write(self, target: str, payload: Any, *, world_size: int, device: str, preload: tuple[str, ...] = ()) -> None:
+    def write(
+        self,
+        target: str,
+        payload: Any,
+        *,
+        world_size: int,
+        device: str,
+        preload: tuple[str, ...],
+        collective_timeout: float,
+    ) -> None:
         """Write the order.
 
         Raises:
@@ -69,7 +82,7 @@ class Job:
             data = pickle.dumps(payload)
         except Exception as error:
             raise TypeError(f"the payload for {target} cannot be sent to workers: {error}") from error
-        order = Order(target, data, world_size, device, preload)
+        order = Order(target, data, world_size, device, preload, collective_timeout)
         (self.folder / "order").write_bytes(pickle.dumps(order))
 
     def order(self) -> Order:
@@ -131,7 +144,13 @@ def describe_exit(status: int) -> str:
 
 def is_peer_lost(error: BaseException) -> bool:
     """Whether `error` only says that another rank has gone."""
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _PEER_LOST)
+    lost = isinstance(error, RuntimeError) and any(text in str(error) for text in _PEER_LOST)
+    return lost and not is_timeout(error)
+
+
+def is_timeout(error: BaseException) -> bool:
+    """Whether `error` says that this rank waited in vain for the others."""
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _TIMED_OUT)
 
 
 def reraisable(error: BaseException) -> bytes | None:

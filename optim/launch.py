@@ -25,6 +25,8 @@ from optim.job import Failure, Job
 Device = Literal["cpu", "cuda"]
 _TRAIN_PACKAGES = ("torch", "transformers", "safetensors", "megatron.core")
 _GRACE_SECONDS = 2.0
+COLLECTIVE_TIMEOUT = 1800.0
+"""Seconds that a rank waits for its peers: longer than any step, shorter than a night of standing still."""
 
 
 def launch(
@@ -38,6 +40,7 @@ def launch(
     on_poll: Callable[[], None] | None = None,
     poll_seconds: float = 0.2,
     log: Path | None = None,
+    collective_timeout: float = COLLECTIVE_TIMEOUT,
 ) -> list[Any]:
     """Call `target(payload)` in `world_size` processes joined by torch.distributed; return their results by rank.
 
@@ -54,16 +57,25 @@ def launch(
         on_poll: Called in this process about every `poll_seconds`; an exception it raises ends the workers.
         poll_seconds: How often to look after the workers.
         log: File that the workers' output is appended to; None: this process's stderr.
+        collective_timeout: Seconds after which a rank that waits for its peers in a collective fails.
 
     Raises:
         MissingExtraError: if a package that workers need is not installed.
-        WorkerError: if a rank raised, was killed, or returned something that cannot be pickled. An exception of this
+        WorkerError: if a rank raised, was killed, waited too long for its peers, or returned something that cannot be
+            pickled. An exception of this
             distribution is raised as itself, with the WorkerError as its cause.
     """
     check_train_extra()
     with tempfile.TemporaryDirectory(prefix="lake-curator-") as folder:
         job = Job(Path(folder))
-        job.write(target, payload, world_size=world_size, device=device, preload=tuple(preload))
+        job.write(
+            target,
+            payload,
+            world_size=world_size,
+            device=device,
+            preload=tuple(preload),
+            collective_timeout=collective_timeout,
+        )
         threads = threads or max(1, device_count("cpu") // world_size)
         _supervise(job, _environment(threads, device), on_poll, poll_seconds, log)
         failures = job.failures(world_size)

@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from optim.errors import MissingExtraError
-from optim.job import Failure, Job, Order, describe_exit, is_peer_lost, reraisable
+from optim.job import Failure, Job, Order, describe_exit, is_peer_lost, is_timeout, reraisable
 
-_COLLECTIVE_TIMEOUT = timedelta(hours=2)
 _POLL_SECONDS = 0.02
 _GRACE_SECONDS = 0.5
 
@@ -37,7 +36,7 @@ def main(argv: list[str]) -> int:
     try:
         ranks = _fork_ranks(job, order) if order.device == "cpu" else _start_ranks(job, order)
     except Exception as error:
-        job.write_failure(_failure(-1, error))
+        job.write_failure(_failure(-1, error, order.collective_timeout))
         return 1
     return _watch(job, ranks, parent)
 
@@ -99,7 +98,7 @@ def _run_rank(job: Job, order: Order, rank: int) -> int:
     except BaseException as error:
         if job.has_result(rank) and is_peer_lost(error):
             return 0  # this rank had done its part; the one that left early reports itself
-        job.write_failure(_failure(rank, error))
+        job.write_failure(_failure(rank, error, order.collective_timeout))
         return 1
     finally:
         sys.stdout.flush()
@@ -120,7 +119,7 @@ def _join(job: Job, order: Order, rank: int) -> None:
         store=dist.FileStore(str(job.store), order.world_size),  # type: ignore[attr-defined]
         rank=rank,
         world_size=order.world_size,
-        timeout=_COLLECTIVE_TIMEOUT,
+        timeout=timedelta(seconds=order.collective_timeout),
     )
 
 
@@ -132,10 +131,15 @@ def _leave() -> None:
     dist.destroy_process_group()
 
 
-def _failure(rank: int, error: BaseException) -> Failure:
+def _failure(rank: int, error: BaseException, collective_timeout: float) -> Failure:
+    cause = "".join(traceback.format_exception_only(error)).strip().splitlines()[0]
+    if is_timeout(error):
+        cause = (
+            f"a collective waited {collective_timeout:g} seconds for its peers; one of them hangs or went another way"
+        )
     return Failure(
         rank=rank,
-        cause="".join(traceback.format_exception_only(error)).strip().splitlines()[0],
+        cause=cause,
         traceback="".join(traceback.format_exception(error)),
         exception=reraisable(error),
         is_consequence=is_peer_lost(error),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -108,7 +109,10 @@ def model_parallel(layout: Layout) -> Iterator[ProcessGroups]:
     if parallel_state.model_parallel_is_initialized():
         raise LayoutError("this process runs a Megatron model already; close it before opening another")
     parallel_state.initialize_model_parallel(
-        layout.tensor_parallel, layout.pipeline_parallel, create_gloo_process_groups=False
+        layout.tensor_parallel,
+        layout.pipeline_parallel,
+        create_gloo_process_groups=False,
+        distributed_timeout_minutes=_timeout_of_world() / timedelta(minutes=1),
     )
     try:
         with torch.random.fork_rng(devices=[]):
@@ -118,6 +122,15 @@ def model_parallel(layout: Layout) -> Iterator[ProcessGroups]:
         yield _current_groups()
     finally:
         parallel_state.destroy_model_parallel()
+
+
+def _timeout_of_world() -> timedelta:
+    """How long the world's collectives wait for a peer; Megatron would give its groups a limit of its own."""
+    world = dist.group.WORLD
+    assert world is not None
+    options = world._get_backend(pick_device()).options  # noqa: SLF001 - torch offers no other way
+    timeout: timedelta = getattr(options, "_timeout", dist.default_pg_timeout)  # a fake world has no options
+    return timeout
 
 
 def _current_groups() -> ProcessGroups:

@@ -47,6 +47,26 @@ def _end(how: str) -> None:
     raise AssertionError(how)
 
 
+def wait_for_a_peer_that_hangs(folder: Path) -> None:
+    """Rank 1 never comes to the collective in which rank 0 waits."""
+    (folder / f"pid{dist.get_rank()}").write_text(f"{os.getpid()} {os.getppid()}")
+    if dist.get_rank() == 1:
+        time.sleep(600)
+    dist.all_reduce(torch.zeros(1))
+
+
+def wait_on_a_tensor_parallel_peer(folder: Path) -> None:
+    """The same in a group that Megatron made."""
+    from optim.layout import Layout
+    from optim.mcore.device import megatron_on_this_device
+    from optim.mcore.parallel import model_parallel
+
+    with megatron_on_this_device(), model_parallel(Layout(tensor_parallel=2)) as groups:
+        if groups.tensor_rank == 1:
+            time.sleep(600)
+        dist.all_reduce(torch.zeros(1), group=groups.tensor)
+
+
 def return_what_cannot_be_pickled(_: Any) -> Any:
     return lambda: 0
 

@@ -102,6 +102,19 @@ def test_a_missing_package_names_the_extra(monkeypatch):
         run("add_up", 1)
 
 
+@pytest.mark.parametrize("wait", ["wait_for_a_peer_that_hangs", "wait_on_a_tensor_parallel_peer"])
+def test_a_rank_that_waits_too_long_for_a_peer_says_so(tmp_path, wait):
+    started = time.monotonic()
+    with pytest.raises(WorkerError) as caught:
+        run(wait, tmp_path, collective_timeout=2.0, threads=1)
+    assert str(caught.value) == (
+        "worker 0 of 2 failed: a collective waited 2 seconds for its peers; one of them hangs or went another way"
+    )
+    assert time.monotonic() - started < 30
+    if wait == "wait_for_a_peer_that_hangs":
+        wait_until_gone(processes_started(tmp_path, 2))
+
+
 class StopPollingError(Exception):
     pass
 
