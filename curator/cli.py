@@ -11,6 +11,7 @@ import shlex
 import signal
 import sys
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -236,6 +237,12 @@ def learn(
     run_dir: Annotated[
         Path | None, typer.Option("--run-dir", help="New folder for the run.", show_default=False)
     ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            "--resume", help="Folder of a stopped run to go on with; only the layout may be given.", show_default=False
+        ),
+    ] = None,
     destination: DestinationOption = None,
     min_domain_rows: MinRowsOption = None,
     config: ConfigOption = None,
@@ -247,23 +254,39 @@ def learn(
     from curator import console
     from curator.config import override
 
+    layout = {
+        "tensor_parallel": tensor_parallel,
+        "pipeline_parallel": pipeline_parallel,
+        "data_parallel": data_parallel,
+    }
     settings = _settings(lake_url, config)
     chosen = override(
         settings.learn,
         model=model,
         steps=steps,
         seed=seed,
-        tensor_parallel=tensor_parallel,
-        pipeline_parallel=pipeline_parallel,
-        data_parallel=data_parallel,
+        **layout,
         blocks=None if block_size is None else {"size": block_size},
     )
+    given: dict[str, object] = {
+        "target": target,
+        "target-text": target_text,
+        "model": model,
+        "steps": steps,
+        "seed": seed,
+    }
+    given |= {"block-size": block_size, "run-dir": run_dir}
+    _check_resumed_alone(resume, given)
     goal = override(settings.target, url=target, text=target_text)
     columns = {"text": text, "domain": domain, "key": key, "destination": destination}
     options = {"skip_bad_rows": skip_bad_rows, "min_domain_rows": min_domain_rows}
     with _open(settings, **columns, **options) as lake:
         with console.progress() as tell:
-            run = lake.learn(goal, run_dir=run_dir, config=chosen, on_progress=tell)
+            if resume:
+                asked = {name: size for name, size in layout.items() if size is not None}
+                run = lake.resume(resume, on_progress=tell, **asked)
+            else:
+                run = lake.learn(goal, run_dir=run_dir, config=chosen, on_progress=tell)
         if as_json:
             console.print_json(_learn_values(run.record))
             return
@@ -271,6 +294,17 @@ def learn(
         console.out().print(f"\nVerdict   {run.verdict}\nRun       {run.run_id} in {run.run_dir}")
         place = f" --destination {shlex.quote(lake.config.destination)}" if lake.config.destination else ""
         _print_next(f"curator publish {shlex.quote(lake.config.url)}{place} --run {run.run_id}")
+
+
+def _check_resumed_alone(resume: Path | None, given: Mapping[str, object]) -> None:
+    from curator.errors import ConfigError
+
+    extra = [name for name, value in given.items() if value is not None]
+    if resume and extra:
+        raise ConfigError(
+            f"--{extra[0]} cannot be given with --resume: a run goes on with what it was begun with; "
+            "only --tensor-parallel, --pipeline-parallel and --data-parallel may change"
+        )
 
 
 @app.command()

@@ -70,6 +70,13 @@ class BlocksConfig(_Section):
     moments: Literal["drop", "keep", "offload"] = Field("drop", description="Adam moments of a block that is left")
 
 
+class CheckpointConfig(_Section):
+    """When a run writes down what it needs to be resumed; also when it is asked to stop."""
+
+    every_minutes: float = Field(10.0, gt=0, description="minutes between two checkpoints")
+    keep: int = Field(2, ge=1, description="newest checkpoints that are kept")
+
+
 class LearnConfig(_Section):
     """One learning run."""
 
@@ -92,6 +99,7 @@ class LearnConfig(_Section):
     data_parallel: int = Field(1, ge=1)
     weights: WeightsConfig = Field(default_factory=lambda: WeightsConfig())
     blocks: BlocksConfig = Field(default_factory=lambda: BlocksConfig())
+    checkpoint: CheckpointConfig = Field(default_factory=lambda: CheckpointConfig())
 
     @property
     def layout(self) -> Layout:

@@ -259,6 +259,27 @@ class Lake:
             )
         return self.run(run_id)
 
+    def resume(self, run_dir: str | os.PathLike[str], *, on_progress: ProgressCallback = silent, **layout: Any) -> Run:
+        """Go on with a run that was stopped or killed, from its newest checkpoint (or its start, if it has none).
+
+        Args:
+            run_dir: the run's folder.
+            on_progress: told how far the work is.
+            **layout: tensor_parallel, pipeline_parallel, data_parallel and other settings of
+                `curator.worker.EXECUTION_FIELDS`; everything else stays as it was begun with.
+
+        Raises:
+            ConfigError: there is no unfinished run in `run_dir`, or a setting that a begun run cannot change.
+            InputError: the lake has changed since the run began.
+            LearningError: the run failed, or a checkpoint cannot be used.
+            InterruptedRunError: stopped by the user.
+        """
+        from curator.learn import resume
+
+        with translated():
+            run_id = resume(self, Path(run_dir), layout, on_progress)
+        return self.run(run_id)
+
     def publish(self, run: Run | str, *, dry_run: bool = False, on_progress: ProgressCallback = silent) -> Publication:
         """Write a run's weights into new Parquet files and make them the lake's newest version, atomically.
 

@@ -1,13 +1,21 @@
-"""One learning run: tokenize → start workers → read their result → a run folder with the weight artifact."""
+"""One learning run: tokenize → start workers → read their result → a run folder with the weight artifact.
+
+Before the workers start, `job.json` in the run folder says all that finishing the run takes, so that a run that was
+stopped, or killed, can be resumed from there.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
+import os
 import secrets
+import shlex
+import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,14 +28,16 @@ import xxhash
 
 from connectors.parquet import check_schemas, iter_batches
 from connectors.plain import Corpus, list_parquet
-from curator.config import LearnConfig, TargetConfig
-from curator.errors import ConfigError, InputError, InterruptedRunError, StorageError
+from curator.config import LearnConfig, TargetConfig, override
+from curator.errors import ConfigError, InputError, InterruptedRunError, LearningError, StorageError, one_line
 from curator.files import appearing_whole, write_atomically
+from curator.places import CHECKPOINTS
 from curator.progress import Progress, ProgressCallback
 from curator.publish import check_column_names
 from curator.tokens import RowBatch, TokenCache, load_tokenizer, train_tokenizer, write_cache
 from curator.weights import WeightTable, from_domain_weights
 from optim import launch
+from optim.errors import StoppedError, WorkerError
 from optim.families import check_family
 from optim.layout import check_layout_fits_machine, check_layout_fits_model
 from optim.presets import PRESETS, preset
@@ -38,10 +48,16 @@ if TYPE_CHECKING:
     from optim.backend import ModelSource
 
 SCHEMA_VERSION = 1
+JOB = "job.json"
 RECORD = "run.json"
 WEIGHTS = "weights.parquet"
 _TOKENIZER_CHARS = 4_000_000
 """Characters that a preset's tokenizer is trained on, in equal parts from every domain and the target."""
+
+_CHECKPOINT_GRACE_SECONDS = 600.0
+"""How long workers may take to write a checkpoint when a run is stopped; stopping it once more ends them at once."""
+_LONGEST_RECORD = 1 << 20
+"""Bytes of a trajectory that certainly hold its last line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +72,60 @@ class _Plan:
     def target_url(self) -> str:
         """The target's address: the file, if it is one, else the folder; without credentials."""
         return self.target.store.describe(self.target.files[0].path if len(self.target.files) == 1 else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Begun:
+    """A run whose workers have their orders: what `job.json` says."""
+
+    run_id: str
+    snapshot_id: str
+    target_url: str
+    target_text: str
+    job: WorkerJob
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.job.run_dir
+
+    def write(self) -> None:
+        values = {
+            "schema_version": SCHEMA_VERSION,
+            "run_id": self.run_id,
+            "snapshot_id": self.snapshot_id,
+            "target": {"url": self.target_url, "text": self.target_text},
+            "job": self.job.to_json(),
+        }
+        write_atomically(self.folder / JOB, json.dumps(values, indent=1))
+
+    @staticmethod
+    def read(folder: Path) -> _Begun:
+        """What `write` wrote.
+
+        Raises:
+            ConfigError: there is none, or it is damaged.
+        """
+        from curator.worker import WorkerJob
+
+        path = folder / JOB
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            return _Begun(
+                run_id=values["run_id"],
+                snapshot_id=values["snapshot_id"],
+                target_url=values["target"]["url"],
+                target_text=values["target"]["text"],
+                job=dataclasses.replace(WorkerJob.from_json(values["job"]), run_dir=folder),
+            )
+        except FileNotFoundError:
+            raise ConfigError(
+                f"{folder} holds no run that was begun: there is no {JOB}; name the folder that `curator learn` made"
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"{path} cannot be used ({type(error).__name__}: {one_line(error)}); learn anew"
+            ) from error
 
 
 def learn(
@@ -75,28 +145,110 @@ def learn(
     device = _check_machine(config, num_layers)
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
     folder = _new_run_dir(run_dir or lake.workdir / "runs" / run_id)
-    try:
+    with _explaining_interruptions(lake, folder):
         lake.ingest(on_progress)
         check_column_names(lake)
         plan = _plan(lake, goal, goal_text)
         corpus, target_cache = _tokenized(lake, plan, config, on_progress)
-        job = _job(folder, corpus, target_cache, config, hf_config)
-        lake.release()
-        result = _run_workers(job, config, device, on_progress)
+        begun = _Begun(
+            run_id=run_id,
+            snapshot_id=lake.snapshot_id,
+            target_url=plan.target_url,
+            target_text=plan.target_text,
+            job=_job(folder, corpus, target_cache, config, hf_config),
+        )
+        begun.write()
+        _finish(lake, begun, device, started, on_progress)
+    return run_id
+
+
+def resume(lake: Lake, folder: Path, layout: Mapping[str, Any], on_progress: ProgressCallback) -> str:
+    """Go on with the run in `folder` from its newest checkpoint, under another layout if one is given.
+
+    Raises:
+        ConfigError: there is no unfinished run there.
+        InputError: the lake or the token cache is not what the run began with.
+    """
+    started = time.monotonic()
+    launch.check_train_extra()
+    folder = folder.resolve()
+    begun = _Begun.read(folder)
+    if (folder / RECORD).exists():
+        raise ConfigError(f"run {begun.run_id} in {folder} is finished; there is nothing to resume")
+    _check_only_execution(layout)
+    config = override(begun.job.learn, **layout)
+    num_layers = _check_model(config, dict(begun.job.model.hf_config))
+    lake.check_destination()
+    device = _check_machine(config, num_layers)
+    begun = dataclasses.replace(begun, job=dataclasses.replace(begun.job, learn=config))
+    with _explaining_interruptions(lake, folder):
+        lake.ingest(on_progress)
+        if lake.snapshot_id != begun.snapshot_id:
+            raise InputError(
+                f"{lake.url} has changed since run {begun.run_id} began (snapshot {begun.snapshot_id}, now "
+                f"{lake.snapshot_id}); its checkpoints belong to the old rows: learn anew, or restore the files"
+            )
+        gone = [cache for cache in (begun.job.corpus, begun.job.target) if not cache.is_dir()]
+        if gone:
+            raise InputError(f"the token cache {gone[0]} of run {begun.run_id} is gone; learn anew")
+        begun.write()
+        _finish(lake, begun, device, started, on_progress)
+    return begun.run_id
+
+
+def _check_only_execution(settings: Mapping[str, Any]) -> None:
+    from curator.worker import EXECUTION_FIELDS
+
+    changed = sorted(settings.keys() - EXECUTION_FIELDS)
+    if changed:
+        raise ConfigError(
+            f"{changed[0]} cannot change when a run is resumed; only how it is executed can: "
+            f"{', '.join(sorted(EXECUTION_FIELDS & LearnConfig.model_fields.keys()))}"
+        )
+
+
+@contextmanager
+def _explaining_interruptions(lake: Lake, folder: Path) -> Iterator[None]:
+    """Say what is left of a run that does not come to its end, and how to go on with it."""
+    try:
+        yield
     except KeyboardInterrupt:
         _remove_if_empty(folder)
         left = f", what it wrote so far is in {folder}" if folder.exists() else ""
-        raise InterruptedRunError(f"stopped before the run ended; nothing was published{left}") from None
+        raise InterruptedRunError(
+            f"stopped before the run ended; nothing was published{left}{_how_to_go_on(lake, folder)}"
+        ) from None
+    except (StoppedError, WorkerError) as error:
+        kind = InterruptedRunError if isinstance(error, StoppedError) else LearningError
+        raise kind(f"{one_line(error)}{_how_to_go_on(lake, folder)}") from error
     except BaseException:
         _remove_if_empty(folder)
         raise
-    table = _weight_table(corpus, result)
+
+
+def _how_to_go_on(lake: Lake, folder: Path) -> str:
+    """What to add to a message where there is a checkpoint to go on from."""
+    if not any((folder / CHECKPOINTS).glob("step-*")):
+        return ""
+    return f"; go on with `curator learn {shlex.quote(lake.config.url)} --resume {shlex.quote(str(folder))}`"
+
+
+def _finish(lake: Lake, begun: _Begun, device: launch.Device, started: float, on_progress: ProgressCallback) -> None:
+    """Run the workers, unless they have been at their end before, and record what they found."""
+    from curator.worker import RESULT, WorkerResult
+
+    folder = begun.folder
+    lake.release()
+    if not (folder / RESULT).exists():
+        _run_workers(begun.job, device, on_progress)
+    result = WorkerResult.read(folder)
+    table = _weight_table(TokenCache.open(begun.job.corpus), result)
     pq.write_table(table.samples, folder / WEIGHTS, compression="zstd")
-    record = _record(run_id, lake, plan, config, result, table, target_cache, folder, time.monotonic() - started)
+    record = _record(lake, begun, result, table, time.monotonic() - started)
     write_atomically(folder / RECORD, json.dumps(record, indent=1))
     with lake.writing():
         lake.record_run(folder, record)
-    return run_id
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
 
 
 def _model_config(config: LearnConfig) -> dict[str, Any]:
@@ -299,47 +451,46 @@ def _model_source(config: LearnConfig, hf_config: dict[str, Any], vocab_size: in
     return ModelSource(hf_config=hf_config, folder=Path(config.model).resolve(), seed=config.seed)
 
 
-def _run_workers(
-    job: WorkerJob, config: LearnConfig, device: launch.Device, on_progress: ProgressCallback
-) -> WorkerResult:
+def _run_workers(job: WorkerJob, device: launch.Device, on_progress: ProgressCallback) -> None:
     from curator.worker import TRAJECTORY
 
-    follow = _Follower(job.run_dir / TRAJECTORY, TokenCache.open(job.corpus).domains, config.steps, on_progress)
-    results: list[WorkerResult] = launch.launch(
+    follow = _Follower(job.run_dir / TRAJECTORY, TokenCache.open(job.corpus).domains, job.learn.steps, on_progress)
+    launch.launch(
         "curator.worker:run_worker",
         job,
-        world_size=config.layout.world_size,
+        world_size=job.learn.layout.world_size,
         device=device,
         preload=("optim.mcore.backend",),
         on_poll=follow,
+        grace_seconds=_CHECKPOINT_GRACE_SECONDS,
         log=job.run_dir / "workers.log",
     )
     follow()
-    return results[0]
 
 
 class _Follower:
-    """Reads new lines of a growing trajectory and tells of the last one."""
+    """Tells of the last line of a trajectory, which grows, and is cut back first when a run is resumed."""
 
     def __init__(self, path: Path, domains: Sequence[str], total: int, on_progress: ProgressCallback) -> None:
         self._path = path
         self._domains = domains
         self._total = total
         self._tell = on_progress
-        self._offset = 0
+        self._last = b""
 
     def __call__(self) -> None:
         try:
             with self._path.open("rb") as source:
-                source.seek(self._offset)
-                fresh = source.read()
+                size = source.seek(0, os.SEEK_END)
+                source.seek(max(0, size - _LONGEST_RECORD))
+                complete, newline, _ = source.read().rpartition(b"\n")
         except FileNotFoundError:
             return
-        complete, newline, _ = fresh.rpartition(b"\n")
-        if not newline:
+        last = complete.rpartition(b"\n")[2]
+        if not newline or last == self._last:
             return
-        self._offset += len(complete) + 1
-        record = json.loads(complete.rpartition(b"\n")[2])
+        self._last = last
+        record = json.loads(last)
         self._tell(
             Progress(
                 stage="learn", done=record["step"] + 1, total=self._total, detail=_described(record, self._domains)
@@ -364,35 +515,26 @@ def _weight_table(corpus: TokenCache, result: WorkerResult) -> WeightTable:
     )
 
 
-def _record(
-    run_id: str,
-    lake: Lake,
-    plan: _Plan,
-    config: LearnConfig,
-    result: WorkerResult,
-    table: WeightTable,
-    target: TokenCache,
-    folder: Path,
-    seconds: float,
-) -> dict[str, Any]:
+def _record(lake: Lake, begun: _Begun, result: WorkerResult, table: WeightTable, seconds: float) -> dict[str, Any]:
     """Everything worth knowing about a finished run, as JSON."""
     summary = {k: v if v is None or np.isfinite(v) else None for k, v in dataclasses.asdict(result.summary).items()}
+    target = TokenCache.open(begun.job.target)
     return {
         "schema_version": SCHEMA_VERSION,
-        "run_id": run_id,
+        "run_id": begun.run_id,
         "status": "finished",
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 3),
-        "run_dir": str(folder),
-        "snapshot_id": lake.snapshot_id,
+        "run_dir": str(begun.folder),
+        "snapshot_id": begun.snapshot_id,
         "lake": lake.config.model_dump(include={"url", "text", "domain", "key", "skip_bad_rows"}),
         "target": {
-            "url": plan.target_url,
-            "text": plan.target_text,
+            "url": begun.target_url,
+            "text": begun.target_text,
             "num_samples": target.num_rows,
             "num_tokens": int(target.domain_tokens().sum()),
         },
-        "learn": config.model_dump(mode="json"),
+        "learn": begun.job.learn.model_dump(mode="json"),
         "backend": dataclasses.asdict(result.backend),
         "domains": [dataclasses.asdict(domain) for domain in table.domains],
         "summary": summary,

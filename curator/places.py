@@ -16,6 +16,8 @@ from curator.errors import StorageError
 from curator.files import write_atomically
 
 STATE_FOLDER = "_curator"
+CHECKPOINTS = "checkpoints"
+"""In a run folder, until the run is finished."""
 _SETTINGS = "lake.json"
 _REMEMBERED = ("text", "domain", "key", "skip_bad_rows")
 

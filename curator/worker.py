@@ -1,31 +1,58 @@
 """The program of a worker process: sampler + solver + Megatron-Core backend, one rank of the layout.
 
 The only module that knows both the data and `optim.mcore`. Rank 0 appends every step's record to `trajectory.jsonl`
-in the run folder, where the parent reads its progress.
+in the run folder, where the parent reads its progress, and writes `result.json` there at the end. A run folder with
+checkpoints is gone on with, so running a job again is resuming it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
 import torch
+import torch.distributed as dist
 
 from curator.config import LearnConfig
+from curator.files import write_atomically
+from curator.places import CHECKPOINTS
 from curator.sampler import Sampler, SamplerSettings
 from curator.tokens import TokenCache
-from optim.backend import AdamWSettings, BackendInfo, ModelSource
+from optim.backend import AdamWSettings, Backend, BackendInfo, ModelSource
 from optim.blocks import BlockSchedule
+from optim.checkpoint import Checkpoint, Checkpoints
 from optim.data_weights import DataWeightSettings
 from optim.diagnostics import StepRecord, Summary, Verdict
+from optim.errors import CheckpointError, StoppedError
 from optim.schedules import LearningRate
 from optim.solver import SolverSettings, solve
+from optim.state import SolverState
 
 TRAJECTORY = "trajectory.jsonl"
+RESULT = "result.json"
+
+# What may differ when a run is resumed: it changes how the work is done, not what is learned.
+EXECUTION_FIELDS = frozenset(
+    (
+        "tensor_parallel",
+        "pipeline_parallel",
+        "data_parallel",
+        "sequence_parallel",
+        "recompute",
+        "micro_batch_tokens",
+        "micro_batch_rows",
+        "checkpoint",
+    )
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,15 +66,73 @@ class WorkerJob:
     model: ModelSource
     prior: list[float]
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What has to be equal for a checkpoint to be resumed."""
+        return {
+            "learn": self.learn.model_dump(mode="json", exclude=set(EXECUTION_FIELDS)),
+            "model": _model_to_json(self.model),
+            "tokens": self.corpus.parent.name,
+            "prior": self.prior,
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """As values of JSON."""
+        return {
+            "run_dir": str(self.run_dir),
+            "corpus": str(self.corpus),
+            "target": str(self.target),
+            "learn": self.learn.model_dump(mode="json"),
+            "model": _model_to_json(self.model),
+            "prior": self.prior,
+        }
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any]) -> WorkerJob:
+        """The inverse of `to_json`."""
+        model = dict(values["model"])
+        folder = model.pop("folder")
+        return WorkerJob(
+            run_dir=Path(values["run_dir"]),
+            corpus=Path(values["corpus"]),
+            target=Path(values["target"]),
+            learn=LearnConfig.model_validate(values["learn"]),
+            model=ModelSource(**model, folder=Path(folder) if folder else None),
+            prior=values["prior"],
+        )
+
+
+def _model_to_json(model: ModelSource) -> dict[str, Any]:
+    return {
+        "hf_config": dict(model.hf_config),
+        "folder": str(model.folder) if model.folder else None,
+        "seed": model.seed,
+    }
+
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerResult:
-    """What rank 0 brings back; `weights` are the averaged domain weights, in the order of the corpus cache."""
+    """What a run found; `weights` are the averaged domain weights, in the order of the corpus cache."""
 
     weights: list[float]
     summary: Summary
     verdict: Verdict
     backend: BackendInfo
+
+    def write(self, run_dir: Path) -> None:
+        """Write it as `result.json`, wholly or not at all."""
+        write_atomically(run_dir / RESULT, json.dumps(dataclasses.asdict(self), indent=1))
+
+    @staticmethod
+    def read(run_dir: Path) -> WorkerResult:
+        """What `write` wrote."""
+        values = json.loads((run_dir / RESULT).read_text(encoding="utf-8"))
+        return WorkerResult(
+            weights=values["weights"],
+            summary=Summary(**values["summary"]),
+            verdict=Verdict(**values["verdict"]),
+            backend=BackendInfo(**values["backend"]),
+        )
 
 
 def solver_settings(learn: LearnConfig, num_layers: int) -> SolverSettings:
@@ -82,11 +167,17 @@ def solver_settings(learn: LearnConfig, num_layers: int) -> SolverSettings:
     )
 
 
-def run_worker(job: WorkerJob) -> WorkerResult | None:
-    """One rank's whole run; rank 0 returns the result. Collective: every rank of the torch.distributed world."""
+def run_worker(job: WorkerJob) -> None:
+    """One rank's whole run, gone on with from its newest checkpoint; rank 0 writes the result into the run folder.
+
+    Collective: every rank of the torch.distributed world.
+
+    Raises:
+        StoppedError: after SIGTERM, when a checkpoint has been written.
+        CheckpointError: a checkpoint cannot be written, or is not of this job.
+    """
     from optim.mcore.backend import mcore_backend
 
-    rank = torch.distributed.get_rank()
     learn = job.learn
     sampler = Sampler(
         TokenCache.open(job.corpus),
@@ -99,31 +190,130 @@ def run_worker(job: WorkerJob) -> WorkerResult | None:
             seed=learn.seed,
         ),
     )
+    checkpoints = Checkpoints(job.run_dir / CHECKPOINTS, identity=job.identity, keep=learn.checkpoint.keep)
     optimizer = AdamWSettings(weight_decay=learn.weight_decay, moments_on_switch=learn.blocks.moments)
-    with mcore_backend(
-        job.model,
-        layout=learn.layout,
-        optimizer=optimizer,
-        micro_batch_rows=learn.micro_batch_rows,
-        dtype=learn.dtype,
-    ) as backend:
+    with (
+        _stop_requests() as stop,
+        mcore_backend(
+            job.model,
+            layout=learn.layout,
+            optimizer=optimizer,
+            micro_batch_rows=learn.micro_batch_rows,
+            dtype=learn.dtype,
+        ) as backend,
+    ):
         settings = solver_settings(learn, backend.info.num_layers)
         prior_D = torch.tensor(job.prior, dtype=torch.float64)
-        with _trajectory(job.run_dir, rank) as write:
-            solution = solve(backend, sampler, prior_D, settings, on_step=write)
+        found = checkpoints.newest()
+        if found is not None:
+            backend.load(found.folder)
+        with _Trajectory.open(job.run_dir, found) as trajectory:
+            keeper = _Keeper(checkpoints, backend, trajectory, stop, 60 * learn.checkpoint.every_minutes)
+            solution = solve(
+                backend,
+                sampler,
+                prior_D,
+                settings,
+                start=found.state if found else None,
+                records=trajectory.records,
+                on_step=trajectory.write,
+                after_step=keeper,
+            )
         info = backend.info
-    if rank:
-        return None
-    return WorkerResult(
-        weights=solution.weights_D.tolist(), summary=solution.summary, verdict=solution.verdict, backend=info
-    )
+    if dist.get_rank() == 0:
+        weights = solution.weights_D.tolist()
+        result = WorkerResult(weights=weights, summary=solution.summary, verdict=solution.verdict, backend=info)
+        result.write(job.run_dir)
 
 
 @contextmanager
-def _trajectory(run_dir: Path, rank: int) -> Iterator[Callable[[StepRecord], None]]:
-    """A writer of step records, one JSON line each; only rank 0 writes."""
-    if rank:
-        yield lambda _: None
+def _stop_requests() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets, instead of ending the process; only the main thread can be asked."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
         return
-    with (run_dir / TRAJECTORY).open("a", encoding="utf-8", buffering=1) as sink:
-        yield lambda record: print(json.dumps(dataclasses.asdict(record)), file=sink, flush=True)
+    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _Trajectory:
+    """The growing file of step records, one JSON line each; only rank 0 writes."""
+
+    def __init__(self, records: list[StepRecord], sink: IO[str] | None) -> None:
+        self.records = records
+        self._sink = sink
+
+    @staticmethod
+    @contextmanager
+    def open(run_dir: Path, found: Checkpoint | None) -> Iterator[_Trajectory]:
+        """The records up to the checkpoint (None: none); what a killed run wrote after it is cut off."""
+        path = run_dir / TRAJECTORY
+        kept = int(found.extra["trajectory_bytes"]) if found else 0
+        records = [StepRecord(**json.loads(line)) for line in _first_bytes(path, kept).splitlines()]
+        if found and len(records) != found.state.step:
+            raise CheckpointError(
+                f"{path} holds {len(records)} of the {found.state.step} steps before checkpoint {found.folder}; "
+                "restore it, or learn anew"
+            )
+        dist.barrier()
+        if dist.get_rank():
+            yield _Trajectory(records, None)
+            return
+        path.touch()
+        os.truncate(path, kept)
+        with path.open("a", encoding="utf-8", buffering=1) as sink:
+            yield _Trajectory(records, sink)
+
+    def write(self, record: StepRecord) -> None:
+        """Append a step."""
+        if self._sink is not None:
+            print(json.dumps(dataclasses.asdict(record)), file=self._sink, flush=True)
+
+    def sync(self) -> int:
+        """Wait until all is on disk; the length of the file in bytes."""
+        if self._sink is None:
+            return 0
+        os.fsync(self._sink.fileno())
+        return os.fstat(self._sink.fileno()).st_size
+
+
+def _first_bytes(path: Path, count: int) -> bytes:
+    if not count:
+        return b""
+    with path.open("rb") as source:
+        return source.read(count)
+
+
+class _Keeper:
+    """Called after every step: writes a checkpoint when one is due, and one more before it stops the run."""
+
+    def __init__(
+        self, checkpoints: Checkpoints, backend: Backend, trajectory: _Trajectory, stop: threading.Event, seconds: float
+    ) -> None:
+        self._checkpoints = checkpoints
+        self._backend = backend
+        self._trajectory = trajectory
+        self._stop = stop
+        self._seconds = seconds
+        self._last = time.monotonic()
+
+    def __call__(self, state: SolverState) -> None:
+        stop, due = self._agreed(self._stop.is_set(), time.monotonic() - self._last > self._seconds)
+        if stop or due:
+            self._checkpoints.save(self._backend, state, {"trajectory_bytes": self._trajectory.sync()})
+            self._last = time.monotonic()
+        if stop:
+            raise StoppedError(f"stopped after step {state.step}, with a checkpoint; the run can be resumed")
+
+    def _agreed(self, *flags: bool) -> list[bool]:
+        """Each flag, true if it is on any rank: all ranks have to do the same."""
+        if dist.get_world_size() == 1:
+            return list(flags)
+        device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
+        values = torch.tensor(flags, dtype=torch.int32, device=device)
+        dist.all_reduce(values, op=dist.ReduceOp.MAX)
+        return [bool(value) for value in values.tolist()]

@@ -116,3 +116,17 @@ class Backend(Protocol):
 
         Collective; every rank yields the whole model.
         """
+
+    def save(self, folder: Path) -> None:
+        """Write both copies and their optimizers' states into an empty `folder`, in a form that no layout shows in.
+
+        `folder/model` and `folder/aux_model` are Hugging Face model folders, `folder/optimizer` holds the moments by
+        the same names (see `optim.checkpoint`).
+        """
+
+    def load(self, folder: Path) -> None:
+        """Take up what `save` wrote, in whatever layout it did.
+
+        Raises:
+            CheckpointError: it is not of this model.
+        """

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,17 +13,28 @@ from optim.backend import AdamWSettings
 
 
 @dataclass
-class _State:
-    """Moments of one parameter, shaped like it, in `_state_dtype`; `master` is a copy in it of one that has less."""
+class AdamWState:
+    """Moments of one parameter, shaped like it, in `_state_dtype`; `master` is a copy in it of one that has less.
+
+    `step` counts its updates.
+    """
 
     step: int
     first: Tensor
     second: Tensor
     master: Tensor | None
 
-    def to(self, device: torch.device) -> _State:
+    def moments(self) -> Iterator[tuple[str, Tensor]]:
+        """(Kind, tensor) of what is kept: first, second, and master where there is one."""
+        yield "first", self.first
+        yield "second", self.second
+        if self.master is not None:
+            yield "master", self.master
+
+    def to(self, device: torch.device) -> AdamWState:
+        """The same state on `device`."""
         master = None if self.master is None else self.master.to(device)
-        return _State(self.step, self.first.to(device), self.second.to(device), master)
+        return AdamWState(self.step, self.first.to(device), self.second.to(device), master)
 
 
 class BlockAdamW:
@@ -35,8 +47,8 @@ class BlockAdamW:
     def __init__(self, settings: AdamWSettings) -> None:
         self._settings = settings
         self._active: dict[str, Tensor] = {}
-        self._states: dict[str, _State] = {}
-        self._parked: dict[str, _State] = {}
+        self._states: dict[str, AdamWState] = {}
+        self._parked: dict[str, AdamWState] = {}
 
     @property
     def active(self) -> Mapping[str, Tensor]:
@@ -52,23 +64,33 @@ class BlockAdamW:
             elif self._settings.moments_on_switch == "offload":
                 self._parked[name] = state.to(torch.device("cpu"))
         for name, parameter in parameters.items():
-            if name not in self._states:
-                parked = self._parked.pop(name, None)
-                self._states[name] = parked.to(parameter.device) if parked else _new_state(parameter)
+            if name in self._parked:
+                self._states[name] = self._parked.pop(name).to(parameter.device)
         self._active = dict(parameters)
+
+    def states(self) -> Iterator[tuple[str, AdamWState, Literal["active", "parked"]]]:
+        """(Name, state, where it is) of everything that is remembered."""
+        yield from ((name, state, "active") for name, state in self._states.items())
+        yield from ((name, state, "parked") for name, state in self._parked.items())
+
+    def restore(self, name: str, state: AdamWState, *, parked: bool) -> None:
+        """Remember `state` as `states` gave it; the parameter itself need not be active."""
+        (self._parked if parked else self._states)[name] = state
 
     @torch.no_grad()
     def update(self, learning_rate: float, *, grad_scale: float = 1.0) -> None:
         """One step with the gradients in `.grad`, each multiplied by `grad_scale`; an absent gradient counts as 0."""
-        by_age: dict[int, list[tuple[Tensor, _State]]] = {}
+        by_age: dict[int, list[tuple[Tensor, AdamWState]]] = {}
         for name, parameter in self._active.items():
+            if name not in self._states:  # not before it is used: a block that never trains has no moments
+                self._states[name] = _new_state(parameter)
             state = self._states[name]
             state.step += 1
             by_age.setdefault(state.step, []).append((parameter, state))
         for age, items in by_age.items():
             self._update_group(items, age, learning_rate, grad_scale)
 
-    def _update_group(self, items: list[tuple[Tensor, _State]], age: int, lr: float, grad_scale: float) -> None:
+    def _update_group(self, items: list[tuple[Tensor, AdamWState]], age: int, lr: float, grad_scale: float) -> None:
         beta1, beta2 = self._settings.betas
         weights = [parameter if state.master is None else state.master for parameter, state in items]
         grads = [_gradient(parameter) for parameter, _ in items]
@@ -102,11 +124,11 @@ def _state_dtype(parameter: Tensor) -> torch.dtype:
     return torch.promote_types(parameter.dtype, torch.float32)
 
 
-def _new_state(parameter: Tensor) -> _State:
+def _new_state(parameter: Tensor) -> AdamWState:
     dtype = _state_dtype(parameter)
     zeros = torch.zeros_like(parameter, dtype=dtype)
     master = None if parameter.dtype == dtype else parameter.detach().to(dtype)
-    return _State(0, zeros, zeros.clone(), master)
+    return AdamWState(0, zeros, zeros.clone(), master)
 
 
 def _gradient(parameter: Tensor) -> Tensor:

@@ -4,6 +4,8 @@ OptimError
 ├── LayoutError       tensor × pipeline × data parallelism that this model or machine cannot have
 ├── ModelError        a model folder, family or configuration that cannot be used
 ├── DivergedError     a loss, gradient or weight became NaN or infinite
+├── CheckpointError   a checkpoint that cannot be written, or not be used for this run
+├── StoppedError      a run was asked to stop and has written a checkpoint
 ├── WorkerError       a worker process failed; carries its rank and its traceback
 └── MissingExtraError torch, transformers or megatron-core is not installed
 """
@@ -25,6 +27,14 @@ class ModelError(OptimError):
 
 class DivergedError(OptimError):
     """Training left the finite numbers; nothing it produced should be used."""
+
+
+class CheckpointError(OptimError):
+    """A checkpoint cannot be written, or cannot be used for this run."""
+
+
+class StoppedError(OptimError):
+    """The run was asked to stop; it can be resumed from the checkpoint it has just written."""
 
 
 class MissingExtraError(OptimError):

@@ -13,9 +13,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +23,6 @@ from optim.job import Failure, Job
 
 Device = Literal["cpu", "cuda"]
 _TRAIN_PACKAGES = ("torch", "transformers", "safetensors", "megatron.core")
-_GRACE_SECONDS = 2.0
 COLLECTIVE_TIMEOUT = 1800.0
 """Seconds that a rank waits for its peers: longer than any step, shorter than a night of standing still."""
 
@@ -39,6 +37,7 @@ def launch(
     preload: Sequence[str] = (),
     on_poll: Callable[[], None] | None = None,
     poll_seconds: float = 0.2,
+    grace_seconds: float = 2.0,
     log: Path | None = None,
     collective_timeout: float = COLLECTIVE_TIMEOUT,
 ) -> list[Any]:
@@ -56,6 +55,7 @@ def launch(
         preload: Modules to import before the ranks are forked, beyond the target's own: once instead of once a rank.
         on_poll: Called in this process about every `poll_seconds`; an exception it raises ends the workers.
         poll_seconds: How often to look after the workers.
+        grace_seconds: How long ranks may take to end after SIGTERM, when this call is interrupted.
         log: File that the workers' output is appended to; None: this process's stderr.
         collective_timeout: Seconds after which a rank that waits for its peers in a collective fails.
 
@@ -77,7 +77,7 @@ def launch(
             collective_timeout=collective_timeout,
         )
         threads = threads or max(1, device_count("cpu") // world_size)
-        _supervise(job, _environment(threads, device), on_poll, poll_seconds, log)
+        _supervise(job, _environment(threads, device), on_poll, poll_seconds, grace_seconds, log)
         failures = job.failures(world_size)
         if failures:
             _raise_first(failures, world_size, log)
@@ -128,6 +128,7 @@ def _supervise(
     environment: dict[str, str],
     on_poll: Callable[[], None] | None,
     poll_seconds: float,
+    grace_seconds: float,
     log: Path | None,
 ) -> None:
     """Run the helper to its end; end its whole process group if anything goes wrong here."""
@@ -142,7 +143,7 @@ def _supervise(
             stderr=output,
             start_new_session=True,
         )
-        stack.callback(_end_group, helper)
+        stack.callback(_end_group, helper, grace_seconds)
         _poll_until_done(helper, on_poll, poll_seconds)
         job.note_helper_exit(helper.returncode)
 
@@ -158,17 +159,21 @@ def _poll_until_done(helper: subprocess.Popen[bytes], on_poll: Callable[[], None
             return
 
 
-def _end_group(helper: subprocess.Popen[bytes]) -> None:
-    """End the helper and every rank: politely, then not."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(helper.pid, number)
-        except (ProcessLookupError, PermissionError):
-            break  # nobody is left in the group
-        deadline = time.monotonic() + _GRACE_SECONDS
-        while helper.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-    helper.wait()
+def _end_group(helper: subprocess.Popen[bytes], grace_seconds: float) -> None:
+    """End the helper and every rank: politely, then, or when interrupted once more, not."""
+    try:
+        _signal_group(helper, signal.SIGTERM)
+        helper.wait(grace_seconds)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        _signal_group(helper, signal.SIGKILL)
+        helper.wait()
+
+
+def _signal_group(helper: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    with suppress(ProcessLookupError, PermissionError):  # nobody is left in the group
+        os.killpg(helper.pid, number)
 
 
 def _raise_first(failures: list[Failure], world_size: int, log: Path | None) -> None:

@@ -6,9 +6,11 @@ and the fast path for tiny models.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,8 +21,9 @@ from transformers import AutoModelForCausalLM
 from optim import pretrained
 from optim.backend import AdamWSettings, BackendInfo, Copy, ModelSource, Term, UpdateReport
 from optim.batch import Batch
-from optim.block_adamw import BlockAdamW, clip_factor
+from optim.block_adamw import AdamWState, BlockAdamW, clip_factor
 from optim.blocks import Block, check_block
+from optim.checkpoint import write_index, write_shards, write_synced
 from optim.errors import DivergedError, ModelError
 from optim.layout import Layout
 
@@ -137,6 +140,43 @@ class LocalBackend:
         """(Hugging Face name, full tensor on the CPU) of every parameter of `copy`."""
         for name, parameter in self._models[copy].named_parameters():
             yield name, parameter.detach().cpu().clone()
+
+    def save(self, folder: Path) -> None:
+        """Write both copies and their optimizers' states (see `optim.backend.Backend.save`)."""
+        for copy in Copy:
+            write_index(folder / copy, write_shards(folder / copy, "model", self._stored(copy)))
+            write_synced(folder / copy / "config.json", self._config.to_json_string())
+        moments: dict[str, Tensor] = {}
+        ages = {}
+        for copy, optimizer in self._optimizers.items():
+            for name, state, place in optimizer.states():
+                ages[f"{copy}.{name}"] = {"step": state.step, "parked": place == "parked"}
+                moments |= {f"{copy}.{kind}.{name}": moment for kind, moment in state.moments()}
+        write_index(folder / "optimizer", write_shards(folder / "optimizer", "optimizer", moments.items()))
+        write_synced(folder / "optimizer" / pretrained.AGES, json.dumps(ages))
+
+    @torch.no_grad()
+    def load(self, folder: Path) -> None:
+        """Take up what any backend's `save` wrote."""
+        moments = pretrained.FolderTensors(folder / "optimizer")
+        ages = pretrained.read_ages(folder / "optimizer")
+        for copy, model in self._models.items():
+            stored = pretrained.FolderTensors(folder / copy)
+            for name, parameter in model.named_parameters():
+                shape = tuple(parameter.shape)
+                parameter.copy_(stored.read(name, shape))
+                age = ages.get(f"{copy}.{name}")
+                if age is not None:
+                    kept = {
+                        kind: moments.read(f"{copy}.{kind}.{name}", shape).to(self._device)
+                        for kind in ("first", "second", "master")
+                        if f"{copy}.{kind}.{name}" in moments
+                    }
+                    state = AdamWState(age["step"], kept["first"], kept["second"], kept.get("master"))
+                    self._optimizers[copy].restore(name, state, parked=age["parked"])
+
+    def _stored(self, copy: Copy) -> Iterator[tuple[str, Tensor]]:
+        return ((name, parameter.detach()) for name, parameter in self._models[copy].named_parameters())
 
     def _micro_batches(self, batch: Batch) -> Iterator[slice]:
         pretrained.check_batch(

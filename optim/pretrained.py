@@ -16,6 +16,9 @@ from optim.batch import Batch
 from optim.errors import ModelError
 from optim.initial import initial_tensor
 
+AGES = "ages.json"
+"""How often each tensor's moments were updated, in the optimizer's folder of a checkpoint."""
+
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
 # Buffers that older checkpoints carry and no model needs.
@@ -127,10 +130,19 @@ class FolderTensors:
         """Stored names that nothing has asked for."""
         return self._file_of.keys() - self._read
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._file_of
+
     def _file(self, name: str) -> Any:
         if name not in self._open:
             self._open[name] = _open_safetensors(self._folder / name)
         return self._open[name]
+
+
+def read_ages(folder: Path) -> dict[str, dict[str, Any]]:
+    """{"copy.tensor": {"step": updates, "parked": whether its block was left}} of a checkpoint's optimizer."""
+    ages: dict[str, dict[str, Any]] = json.loads((folder / AGES).read_text(encoding="utf-8"))
+    return ages
 
 
 def check_none_left(folder: Path, unread: Iterable[str], *, tied: bool) -> None:

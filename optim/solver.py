@@ -7,7 +7,7 @@ warm-up in which u falls behind w on the target, moves λ. Source: arXiv 2406.19
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -76,7 +76,10 @@ def solve(
     prior_D: Tensor,
     settings: SolverSettings,
     *,
+    start: SolverState | None = None,
+    records: Sequence[StepRecord] = (),
     on_step: Callable[[StepRecord], None] = lambda _: None,
+    after_step: Callable[[SolverState], None] = lambda _: None,
 ) -> Solution:
     """Learn the domain weights.
 
@@ -85,18 +88,20 @@ def solve(
         source: draws each step's data.
         prior_D: (D,) starting weights, positive, summing to 1; also what `prior_pull` pulls to.
         settings: the run.
+        start: the state to go on from, of which `backend` holds the copies; None: the beginning.
+        records: of the steps before `start`.
         on_step: called after every step with its record.
+        after_step: called after that with the state that the next step starts from; what it raises ends the run.
 
     Raises:
         DivergedError: a loss or gradient left the finite numbers.
 
     Collective: every rank, with equal arguments.
     """
-    state = SolverState.initial(prior_D)
-    records: list[StepRecord] = []
-    pending: list[Tensor] = []
-    started = time.monotonic()
-    for step in range(settings.num_steps):
+    state = start or SolverState.initial(prior_D)
+    records = list(records)
+    started = time.monotonic() - (records[-1].seconds if records else 0.0)
+    for step in range(state.step, settings.num_steps):
         data = source.at(step)
         backend.set_block(settings.blocks.at(step))
         weights_D = data_weights.weights(state.data_weights.logits_D, settings.data_weights.floor)
@@ -104,26 +109,23 @@ def solve(
             backend, data, weights_D, penalty=settings.penalty, learning_rate=settings.learning_rate.at(step)
         )
         _check_finite(step, result)
-        pending.append(result.weight_grad_D)
-        state = _advance(state, pending, result, prior_D, settings)
+        state = _advance(state, result, prior_D, settings)
         record = _record(state, result, settings, seconds=time.monotonic() - started)
         if step % settings.eval_period == 0 or step == settings.num_steps - 1:
             record = replace(record, aux_val_loss=_aux_val_loss(backend, data), distance=backend.distance())
         records.append(record)
         on_step(record)
+        after_step(state)
     return _solution(state, records, settings)
 
 
-def _advance(
-    state: SolverState, pending: list[Tensor], result: StepResult, prior_D: Tensor, settings: SolverSettings
-) -> SolverState:
-    """The state after a step; consumes `pending` when λ moves."""
+def _advance(state: SolverState, result: StepResult, prior_D: Tensor, settings: SolverSettings) -> SolverState:
+    """The state after a step; λ moves once enough gradients are pending."""
     step, logits = state.step, state.data_weights
-    if step < settings.warmup_steps:
-        pending.clear()
-    elif len(pending) >= settings.inner_steps:
+    pending = (*state.pending, result.weight_grad_D) if step >= settings.warmup_steps else ()
+    if len(pending) >= settings.inner_steps:
         mean_D = torch.stack(pending).mean(dim=0)
-        pending.clear()
+        pending = ()
         logits = data_weights.update(logits, mean_D, prior_D, settings.data_weights)
     average_D, num_averaged = state.average_D, state.num_averaged
     weights_D = data_weights.weights(logits.logits_D, settings.data_weights.floor)
@@ -138,6 +140,7 @@ def _advance(
         average_D=average_D,
         num_averaged=num_averaged,
         tokens_D=state.tokens_D + result.tokens_D,
+        pending=pending,
     )
 
 

@@ -38,6 +38,7 @@ def main(argv: list[str]) -> int:
     except Exception as error:
         job.write_failure(_failure(-1, error, order.collective_timeout))
         return 1
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the ranks are told too, and may have something to finish
     return _watch(job, ranks, parent)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,8 +17,9 @@ from torch import Tensor
 from optim import pretrained
 from optim.backend import AdamWSettings, BackendInfo, Copy, ModelSource, Term, UpdateReport
 from optim.batch import Batch
-from optim.block_adamw import BlockAdamW, clip_factor
+from optim.block_adamw import AdamWState, BlockAdamW, clip_factor
 from optim.blocks import Block, check_block
+from optim.checkpoint import write_index, write_shards, write_synced
 from optim.errors import DivergedError
 from optim.layout import Layout, check_layout_fits_model
 from optim.mcore import parallel, schedule
@@ -86,6 +90,7 @@ class McoreBackend:
         self._groups = groups
         self._layout = layout
         self._settings = optimizer
+        self._hf_config = pretrained.model_config(source.hf_config).to_json_string()
         self._micro_batch_rows = micro_batch_rows
         self._device = pick_device()
         self._weights = WeightMap(config, groups)
@@ -168,6 +173,87 @@ class McoreBackend:
         local = self._weights.full_tensors(decoder, decoder.named_global_parameters())
         for name, tensor in over_stages(local, self._groups):
             yield name, tensor.clone()
+
+    def save(self, folder: Path) -> None:
+        """Write both copies and their optimizers' states, each stage its own files (see `Backend.save`)."""
+        if self._groups.data_rank == 0:
+            for copy, decoder in self._decoders.items():
+                whole = self._weights.full_tensors(decoder, decoder.named_global_parameters())
+                self._write(folder / copy, whole)
+                if self._is_first_rank:
+                    write_synced(folder / copy / "config.json", self._hf_config)
+            self._write(folder / "optimizer", self._moments())
+            ages = self._over_stages(self._ages())
+            if self._is_first_rank:
+                write_synced(folder / "optimizer" / pretrained.AGES, json.dumps(ages))
+
+    def load(self, folder: Path) -> None:
+        """Take up what `save` wrote, in whatever layout it did."""
+        moments = pretrained.FolderTensors(folder / "optimizer")
+        ages = pretrained.read_ages(folder / "optimizer")
+        for copy, decoder in self._decoders.items():
+            self._weights.load(decoder, pretrained.FolderTensors(folder / copy).read)
+            for name, parameter in decoder.named_global_parameters().items():
+                stored = self._weights.names_of(name)[0]
+                age = ages.get(f"{copy}.{stored}")
+                if age is not None:
+                    state = self._read_state(copy, name, parameter, moments, age["step"])
+                    if age["parked"] and self._settings.moments_on_switch == "offload":
+                        state = state.to(torch.device("cpu"))
+                    self._optimizers[copy].restore(name, state, parked=age["parked"])
+
+    def _read_state(
+        self, copy: Copy, name: str, parameter: torch.nn.Parameter, moments: pretrained.FolderTensors, step: int
+    ) -> AdamWState:
+        """This rank's part of the moments of a parameter."""
+
+        def part(kind: str) -> Tensor:
+            out = torch.empty_like(parameter, dtype=torch.float32, requires_grad=False)
+            self._weights.fill(
+                name, parameter, out, lambda stored, shape: moments.read(f"{copy}.{kind}.{stored}", shape)
+            )
+            return out
+
+        has_master = f"{copy}.master.{self._weights.names_of(name)[0]}" in moments
+        return AdamWState(step, part("first"), part("second"), part("master") if has_master else None)
+
+    def _moments(self) -> Iterator[tuple[str, Tensor]]:
+        """(copy.kind.tensor, full moment) of this stage; every tensor rank yields them all."""
+        for copy, optimizer in self._optimizers.items():
+            for name, state, _ in optimizer.states():
+                for kind, moment in state.moments():
+                    local = {name: moment.to(self._device)}
+                    for hf_name, full in self._weights.full_tensors(self._decoders[copy], local):
+                        yield f"{copy}.{kind}.{hf_name}", full
+
+    def _ages(self) -> dict[str, dict[str, object]]:
+        return {
+            f"{copy}.{hf_name}": {"step": state.step, "parked": place == "parked"}
+            for copy, optimizer in self._optimizers.items()
+            for name, state, place in optimizer.states()
+            for hf_name in self._weights.names_of(name)
+        }
+
+    def _write(self, folder: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Write this stage's tensors; the first rank adds the index of all stages."""
+        if self._groups.tensor_rank == 0:
+            file_of = write_shards(folder, f"stage-{self._groups.stage:03d}", tensors)
+        else:
+            file_of = dict.fromkeys((name for name, _ in tensors), "")
+        whole = self._over_stages(file_of)
+        if self._is_first_rank:
+            write_index(folder, whole)
+
+    def _over_stages(self, local: dict[str, Any]) -> dict[str, Any]:
+        """The entries of every stage of this rank's pipeline."""
+        parts: list[dict[str, Any]] = [{} for _ in range(self._groups.num_stages)]
+        dist.all_gather_object(parts, local, group=self._groups.pipeline)
+        return {name: value for part in parts for name, value in part.items()}
+
+    @property
+    def _is_first_rank(self) -> bool:
+        groups = self._groups
+        return groups.tensor_rank == groups.data_rank == groups.stage == 0
 
     def _load_decoder(self, source: ModelSource) -> Decoder:
         with torch.random.fork_rng(devices=[]), megatron_warnings_dropped():

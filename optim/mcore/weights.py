@@ -75,6 +75,10 @@ class WeightMap:
             for hf_name, tensor in zip(names, rule.split(full), strict=True):
                 yield hf_name, tensor.contiguous()
 
+    def names_of(self, name: str) -> list[str]:
+        """The Hugging Face tensors behind the Megatron parameter `name`."""
+        return self._rule(name)[0]
+
     def num_elements(self, decoder: Decoder) -> int:
         """Elements of this stage's full tensors, without padding and the second copy of a tied embedding."""
         return sum(

@@ -9,30 +9,9 @@ from pathlib import Path
 
 import pytest
 from lake_cases import command, curator, environment, refusal, tree, values_of
+from process_cases import is_learning, outcome, processes_of, wait_until
 
 pytest.importorskip("megatron.core", reason="needs the extra [train]")
-
-
-def processes_of(here):
-    """pid → parent of every process whose command line names this test's folder."""
-    found = {}
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit() and str(here) in (entry / "cmdline").read_text().replace("\0", " "):
-                state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
-                if state != "Z":
-                    found[int(entry.name)] = int(parent)
-        except OSError:  # it has just ended
-            continue
-    return found
-
-
-def wait_until(condition, seconds, process=None):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        assert process is None or process.poll() is None, process.communicate()
-        time.sleep(0.05)
 
 
 def endless(here, *options):
@@ -48,16 +27,6 @@ def endless(here, *options):
         text=True,
         start_new_session=True,
     )
-
-
-def is_learning(here):
-    path = here / "run" / "trajectory.jsonl"
-    return path.exists() and path.read_text().count("\n") >= 2
-
-
-def outcome(process):
-    out, err = process.communicate(timeout=30)
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 def check_that_nothing_stayed(here, before):
@@ -99,7 +68,8 @@ def test_a_stopped_run(here, before, number, group):
     done = outcome(process)
     message = refusal(done, 1)
     assert message == (
-        f"stopped before the run ended; nothing was published, what it wrote so far is in {here / 'run'}"
+        f"stopped before the run ended; nothing was published, what it wrote so far is in {here / 'run'}; "
+        f"go on with `curator learn lake --resume {here / 'run'}`"
     )
     assert json.loads(done.stdout)["error"]["code"] == "interrupted"
     check_that_nothing_stayed(here, before)

@@ -17,7 +17,7 @@ pytest.importorskip("megatron.core", reason="needs the extra [train]")
 
 from curator.config import BlocksConfig, LearnConfig, WeightsConfig
 from curator.tokens import RowBatch, train_tokenizer, write_cache
-from curator.worker import TRAJECTORY, WorkerJob
+from curator.worker import TRAJECTORY, WorkerJob, WorkerResult
 from optim.backend import ModelSource
 from optim.launch import launch
 from optim.presets import preset
@@ -80,11 +80,9 @@ def trajectory(caches, tmp_path_factory, parallel):
         prior=[1 / 3] * 3,
     )
     world = learn.tensor_parallel * learn.pipeline_parallel * learn.data_parallel
-    results = launch(
-        "curator.worker:run_worker", job, world_size=world, threads=1, preload=PRELOAD, log=run_dir / "log"
-    )
+    launch("curator.worker:run_worker", job, world_size=world, threads=1, preload=PRELOAD, log=run_dir / "log")
     records = [json.loads(line) for line in (run_dir / TRAJECTORY).read_text().splitlines()]
-    return records, results
+    return records, WorkerResult.read(run_dir)
 
 
 @pytest.fixture(scope="module")
@@ -98,18 +96,17 @@ def column(records, name):
 
 def test_one_process_learns_something_that_could_differ(one_process):
     """The comparison below would be empty if the weights stood still, nothing was clipped or no block switched."""
-    records, results = one_process
+    records, result = one_process
     assert len(records) == STEPS
     assert np.abs(column(records, "weights")[-1] - 1 / 3).max() > 0.05
     assert column(records, "clipped").any()
-    assert results[0].weights == pytest.approx(records[-1]["average_weights"])
+    assert result.weights == pytest.approx(records[-1]["average_weights"])
 
 
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "one process"])
 def test_trajectory_is_that_of_one_process(layout, one_process, caches, tmp_path_factory):
     expected, _ = one_process
-    records, results = trajectory(caches, tmp_path_factory, LAYOUTS[layout])
-    assert [result is None for result in results] == [rank > 0 for rank in range(len(results))]
+    records, _ = trajectory(caches, tmp_path_factory, LAYOUTS[layout])
     np.testing.assert_allclose(column(records, "weights"), column(expected, "weights"), rtol=0, atol=5e-6)
     for name in ("val_loss", "train_loss", "aux_train_loss"):
         np.testing.assert_allclose(column(records, name), column(expected, name), rtol=1e-5, err_msg=name)

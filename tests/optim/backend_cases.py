@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -146,6 +147,36 @@ def train_in_layouts(cases: list[tuple[str, Layout]]) -> dict[tuple[str, Layout]
         with mcore_backend(source, layout=layout, optimizer=OPTIMIZER, micro_batch_rows=3) as backend:
             trajectories[name, layout] = train(backend, num_steps=20)
     return trajectories
+
+
+def losses_of_steps(backend: Backend, first: int, stop: int) -> list[float]:
+    """Row losses of the last of the steps `first`..`stop` of a run whose data and blocks are functions of the step."""
+    schedule = BlockSchedule(num_layers=backend.info.num_layers, size=2, period=3, edges="sampled", seed=1)
+    losses: list[float] = []
+    for step in range(first, stop):
+        batch = make_batch(5, 20, torch.Generator().manual_seed(step))
+        backend.set_block(schedule.at(step))
+        terms = [Term(copy=copy, batch=batch, token_weight_B=torch.full((5,), 0.01)) for copy in Copy]
+        losses = torch.cat(backend.forward_backward(terms)).tolist()
+        for copy in Copy:
+            backend.update(copy, learning_rate=1e-3 if copy is Copy.MODEL else 3e-3)
+    return losses
+
+
+def train_and_save(order: tuple[str, Layout, str, tuple[Path, int] | None, int, Path]) -> list[float]:
+    """Steps up to `stop`, from the beginning or a saved folder, then save. Runs in workers."""
+    from optim.mcore.backend import mcore_backend
+
+    name, layout, moments, saved, stop, folder = order
+    optimizer = replace(OPTIMIZER, moments_on_switch=moments)
+    source = ModelSource(hf_config=CONFIGS[name], seed=3)
+    with mcore_backend(source, layout=layout, optimizer=optimizer, micro_batch_rows=3) as backend:
+        if saved:
+            backend.load(saved[0])
+        losses = losses_of_steps(backend, saved[1] if saved else 0, stop)
+        folder.mkdir(exist_ok=True)
+        backend.save(folder)
+    return losses
 
 
 def diverge(layout: Layout) -> list[str]:

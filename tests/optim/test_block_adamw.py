@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -87,10 +89,44 @@ def test_a_block_that_returns_starts_anew_when_moments_are_dropped():
 def test_moments_exist_for_the_active_block_and_what_the_policy_keeps(policy, num_kept):
     params = parameters()
     optimizer = BlockAdamW(AdamWSettings(moments_on_switch=policy))
-    optimizer.activate({"a": params["a"]})
-    optimizer.activate({"b": params["b"]})
-    assert set(optimizer.active) == set(optimizer._states) == {"b"}
-    assert len(optimizer._parked) == num_kept
+    for name in ("a", "b"):
+        optimizer.activate({name: params[name]})
+        optimizer.update(1e-3)
+    places = {name: place for name, _, place in optimizer.states()}
+    assert places.pop("b") == "active"
+    assert list(places.values()) == ["parked"] * num_kept
+
+
+def test_a_block_that_never_trained_has_no_moments():
+    optimizer = BlockAdamW(SETTINGS)
+    optimizer.activate(parameters())
+    assert list(optimizer.states()) == []
+
+
+@pytest.mark.parametrize("policy", ["drop", "keep", "offload"])
+def test_restored_states_go_on_as_if_nothing_had_happened(policy):
+    settings = AdamWSettings(weight_decay=0.1, moments_on_switch=policy)
+    params = parameters()
+    optimizer = BlockAdamW(settings)
+    trained = []
+    for step, active in enumerate(["a", "b", "a", "b", "a"]):
+        if step == 3:
+            copy = {name: p.detach().clone().requires_grad_() for name, p in params.items()}
+            resumed = BlockAdamW(settings)
+            for name, state, place in optimizer.states():
+                resumed.restore(
+                    name,
+                    replace(state, first=state.first.clone(), second=state.second.clone()),
+                    parked=place == "parked",
+                )
+            trained = [(optimizer, params), (resumed, copy)]
+        for one, group in trained or [(optimizer, params)]:
+            one.activate({active: group[active]})
+            give_gradients(group, step)
+            one.update(1e-2)
+    assert len(trained) == 2
+    for name in params:
+        assert torch.equal(params[name], copy[name])
 
 
 def test_low_precision_parameters_move_by_a_float32_master_copy():
