@@ -123,9 +123,7 @@ class _Begun:
                 f"{folder} holds no run that was begun: there is no {JOB}; name the folder that `curator learn` made"
             ) from None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(
-                f"{path} cannot be used ({type(error).__name__}: {one_line(error)}); learn anew"
-            ) from error
+            raise ConfigError(f"{path} is damaged ({type(error).__name__}: {one_line(error)}); learn anew") from error
 
 
 def learn(
