@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from curator.errors import ConfigError
+from optim.layout import UNSUPPORTED
 
 if TYPE_CHECKING:
     from optim.layout import Layout
@@ -92,11 +93,13 @@ class LearnConfig(_Section):
     learning_rate: float = Field(2e-3, gt=0, description="peak AdamW learning rate of both copies")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay of both copies")
     vocab_size: int = Field(2048, ge=300, description="BPE vocabulary that presets train on the lake")
-    micro_batch_rows: int = Field(16, ge=1, description="sequences in one forward pass")
+    micro_batch_tokens: int = Field(2048, ge=1, description="tokens in one forward pass")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="number format of the parameters")
     tensor_parallel: int = Field(1, ge=1)
     pipeline_parallel: int = Field(1, ge=1)
     data_parallel: int = Field(1, ge=1)
+    sequence_parallel: bool = Field(False, description="share positions over the tensor axis, too")
+    recompute: bool = Field(False, description="run layers again in the backward pass to save memory")
     weights: WeightsConfig = Field(default_factory=lambda: WeightsConfig())
     blocks: BlocksConfig = Field(default_factory=lambda: BlocksConfig())
     checkpoint: CheckpointConfig = Field(default_factory=lambda: CheckpointConfig())
@@ -110,6 +113,7 @@ class LearnConfig(_Section):
             tensor_parallel=self.tensor_parallel,
             pipeline_parallel=self.pipeline_parallel,
             data_parallel=self.data_parallel,
+            sequence_parallel=self.sequence_parallel,
         )
 
 
@@ -218,6 +222,11 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 def _explain(section: type[BaseModel], path: tuple[str, ...], item: Any, source: str) -> str:
     where = f"{source}: {'.'.join(path)}"
     if item["type"] == "extra_forbidden":
+        if path[-1] in UNSUPPORTED:
+            return (
+                f"{where}: {UNSUPPORTED[path[-1]]} is not supported; "
+                "split a model with tensor_parallel, pipeline_parallel and data_parallel"
+            )
         known = _known_keys(section, path[:-1])
         near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(known)}"

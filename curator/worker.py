@@ -49,7 +49,6 @@ EXECUTION_FIELDS = frozenset(
         "sequence_parallel",
         "recompute",
         "micro_batch_tokens",
-        "micro_batch_rows",
         "checkpoint",
     )
 )
@@ -198,8 +197,9 @@ def run_worker(job: WorkerJob) -> None:
             job.model,
             layout=learn.layout,
             optimizer=optimizer,
-            micro_batch_rows=learn.micro_batch_rows,
+            micro_batch_tokens=learn.micro_batch_tokens,
             dtype=learn.dtype,
+            recompute=learn.recompute,
         ) as backend,
     ):
         settings = solver_settings(learn, backend.info.num_layers)

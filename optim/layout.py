@@ -14,17 +14,21 @@ from optim.errors import LayoutError
 class Layout:
     """Sizes of the parallel axes; the world is their product.
 
-    Axis order (fastest first) is tensor, data, pipeline, as in Megatron-Core.
+    Axis order (fastest first) is tensor, data, pipeline, as in Megatron-Core. `sequence_parallel` has the tensor axis
+    share the positions, too, where layers are not split by heads or width: less memory, the same communication.
     """
 
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
     data_parallel: int = 1
+    sequence_parallel: bool = False
 
     def __post_init__(self) -> None:
         for name in ("tensor_parallel", "pipeline_parallel", "data_parallel"):
             if getattr(self, name) < 1:
                 raise LayoutError(f"{name}={getattr(self, name)} is not a number of workers; use 1 or more")
+        if self.sequence_parallel and self.tensor_parallel == 1:
+            raise LayoutError("sequence_parallel shares positions over the tensor axis; set tensor_parallel above 1")
 
     @property
     def world_size(self) -> int:
@@ -32,7 +36,17 @@ class Layout:
         return self.tensor_parallel * self.pipeline_parallel * self.data_parallel
 
     def __str__(self) -> str:
-        return f"TP={self.tensor_parallel} PP={self.pipeline_parallel} DP={self.data_parallel}"
+        sequence = " SP" if self.sequence_parallel else ""
+        return f"TP={self.tensor_parallel} PP={self.pipeline_parallel} DP={self.data_parallel}{sequence}"
+
+
+UNSUPPORTED = {
+    "context_parallel": "context parallelism",
+    "expert_parallel": "expert parallelism",
+    "virtual_pipeline_parallel": "virtual pipeline parallelism",
+    "fp8": "fp8",
+}
+"""Settings of Megatron-Core that would be computed wrongly or bring nothing here, and are refused by name."""
 
 
 def check_layout_fits_model(layout: Layout, hf_config: Mapping[str, Any]) -> None:

@@ -42,13 +42,15 @@ def mcore_backend(
     *,
     layout: Layout,
     optimizer: AdamWSettings,
-    micro_batch_rows: int,
+    micro_batch_tokens: int,
     dtype: str = "float32",
+    recompute: bool = False,
 ) -> Iterator[McoreBackend]:
     """A running `McoreBackend`; everything it set up in this process is undone on exit.
 
     Uses the torch.distributed world that is there; without one, a world of this process alone. `dtype` is
-    float32 or bfloat16 (then with a float32 master copy of the active block).
+    float32 or bfloat16 (then with a float32 master copy of the active block). `micro_batch_tokens` go through the model
+    at a time. `recompute` saves most activations for a second forward pass of the layers that carry gradients.
 
     Collective: every rank, with equal arguments.
 
@@ -58,7 +60,9 @@ def mcore_backend(
     """
     hf = pretrained.model_config(source.hf_config)
     check_layout_fits_model(layout, hf.to_dict())
-    config = decoder_config(hf, layout, pretrained.torch_dtype(dtype, allowed=("float32", "bfloat16")))
+    config = decoder_config(
+        hf, layout, pretrained.torch_dtype(dtype, allowed=("float32", "bfloat16")), recompute=recompute
+    )
     with (
         megatron_on_this_device(),
         fast_float32_matmul(),
@@ -66,7 +70,7 @@ def mcore_backend(
         parallel.model_parallel(layout) as groups,
     ):
         yield McoreBackend(
-            source, config, groups, optimizer=optimizer, micro_batch_rows=micro_batch_rows, layout=layout
+            source, config, groups, optimizer=optimizer, micro_batch_tokens=micro_batch_tokens, layout=layout
         )
 
 
@@ -84,14 +88,14 @@ class McoreBackend:
         *,
         layout: Layout,
         optimizer: AdamWSettings,
-        micro_batch_rows: int,
+        micro_batch_tokens: int,
     ) -> None:
         self._config = config
         self._groups = groups
         self._layout = layout
         self._settings = optimizer
         self._hf_config = pretrained.model_config(source.hf_config).to_json_string()
-        self._micro_batch_rows = micro_batch_rows
+        self._micro_batch_tokens = micro_batch_tokens
         self._device = pick_device()
         self._weights = WeightMap(config, groups)
         self._decoders = {copy: self._load_decoder(source) for copy in Copy}
@@ -279,7 +283,11 @@ class McoreBackend:
                 term.batch, vocab_size=self._config.vocab_size, max_positions=self._config.max_positions
             )
         micro_batches = schedule.split_terms(
-            terms, self._groups, micro_batch_rows=self._micro_batch_rows, device=self._device
+            terms,
+            self._groups,
+            micro_batch_tokens=self._micro_batch_tokens,
+            multiple=self._layout.tensor_parallel if self._layout.sequence_parallel else 1,
+            device=self._device,
         )
         losses = schedule.run_schedule(self._copies, micro_batches, forward_only=forward_only)
         num_rows = [term.batch.num_rows for term in terms]

@@ -61,6 +61,8 @@ class DecoderConfig(TransformerConfig):  # type: ignore[misc]
     embedding_scale: float = 1.0
     norm_plus_one: bool = False
     post_norms: bool = False
+    recompute: bool = False
+    """Whether layers keep their input only and run again in the backward pass."""
 
     @property
     def padded_vocab_size(self) -> int:
@@ -69,7 +71,7 @@ class DecoderConfig(TransformerConfig):  # type: ignore[misc]
         return -(-self.vocab_size // ranks) * ranks
 
 
-def decoder_config(hf: Any, layout: Layout, dtype: torch.dtype) -> DecoderConfig:
+def decoder_config(hf: Any, layout: Layout, dtype: torch.dtype, *, recompute: bool = False) -> DecoderConfig:
     """Megatron's configuration of the model that the transformers configuration `hf` describes.
 
     Raises:
@@ -84,7 +86,7 @@ def decoder_config(hf: Any, layout: Layout, dtype: torch.dtype) -> DecoderConfig
             raise ModelError(f"{family} models with {name}={value!r} are not supported; it must be {allowed[0]!r}")
     specific = _gpt2(hf) if family == "gpt2" else _llama_like(hf)
     with megatron_warnings_dropped():
-        return DecoderConfig(**_common(hf, layout, dtype), **specific)
+        return DecoderConfig(**_common(hf, layout, dtype), **specific, recompute=recompute)
 
 
 def _common(hf: Any, layout: Layout, dtype: torch.dtype) -> dict[str, Any]:
@@ -98,6 +100,7 @@ def _common(hf: Any, layout: Layout, dtype: torch.dtype) -> dict[str, Any]:
         "num_attention_heads": int(hf.num_attention_heads),
         "tensor_model_parallel_size": layout.tensor_parallel,
         "pipeline_model_parallel_size": layout.pipeline_parallel,
+        "sequence_parallel": layout.sequence_parallel,
         "params_dtype": dtype,
         "pipeline_dtype": dtype,
         "bf16": dtype == torch.bfloat16,

@@ -7,11 +7,15 @@ Shapes: hidden states are (S, B, hidden), Megatron's order.
 from __future__ import annotations
 
 import functools
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.gpt import GPTModel
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
@@ -24,6 +28,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor
 from torch.nn import Parameter, functional
+from torch.utils.checkpoint import checkpoint
 
 from optim.mcore import kernels
 from optim.mcore.config import DecoderConfig
@@ -31,10 +36,23 @@ from optim.mcore.device import pick_device
 from optim.mcore.parallel import ProcessGroups
 
 
+@dataclass
+class PackedRows(PackedSeqParams):  # type: ignore[misc]
+    """Lengths of the rows that follow each other in a pack, as runs of (length, number of rows) that are equal."""
+
+    runs: tuple[tuple[int, int], ...] = ()
+
+    @staticmethod
+    def of(lengths: Sequence[int]) -> PackedRows:
+        """Rows of these lengths, in this order."""
+        runs = tuple((length, len(list(rows))) for length, rows in itertools.groupby(lengths))
+        return PackedRows(qkv_format="thd", runs=runs)
+
+
 class Decoder(GPTModel):  # type: ignore[misc]
     """The layers of one pipeline stage, with embedding on the first and head on the last.
 
-    Called with labels it returns the token losses, (B, S) float32. `cut_input` says that nothing below this
+    Called with labels it returns the token losses of a pack, (1, T) float32. `cut_input` says that nothing below this
     stage trains: no graph is built down to its input and zeros go upstream.
     """
 
@@ -105,13 +123,20 @@ def layer_of(name: str) -> int | None:
 
 
 class Layer(TransformerLayer):  # type: ignore[misc]
-    """A transformer layer that keeps no graph when neither it nor anything below it trains."""
+    """A transformer layer that keeps no graph when neither it nor anything below it trains.
+
+    Recomputation is torch's: Megatron's own checkpoint gives no gradient to a layer whose input needs none.
+    """
 
     needs_graph = True
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Megatron's forward pass."""
         if self.needs_graph:
+            if self.config.recompute and torch.is_grad_enabled():
+                return checkpoint(
+                    super().forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs
+                )  # no dropout, so no random state
             return super().forward(*args, **kwargs)
         with torch.no_grad():
             return super().forward(*args, **kwargs)
@@ -128,6 +153,8 @@ class Norm(torch.nn.Module):
         self.weight = Parameter(torch.empty(hidden_size, **factory))
         has_bias = config.normalization == "LayerNorm"
         self.bias = Parameter(torch.empty(hidden_size, **factory)) if has_bias else None
+        for parameter in self.parameters():
+            parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last dimension."""
@@ -149,23 +176,35 @@ class CoreAttention(MegatronModule):  # type: ignore[misc]
         self.scale = softmax_scale or config.softmax_scale or config.kv_channels**-0.5
         self.window = config.windows[layer_number - 1] if config.windows else None
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, *_: object, **__: object) -> Tensor:
-        """(S, B, N, H) and twice (S, B, K, H) → (S, B, N·H). The mask is always causal."""
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, *_: object, packed_seq_params: PackedRows, **__: object
+    ) -> Tensor:
+        """(T, N, H) and twice (T, K, H) of a pack → (T, N·H); every row sees its own earlier positions."""
+        runs = packed_seq_params.runs
+        sizes = [length * rows for length, rows in runs]
+        parts = zip(runs, *(torch.split(x, sizes) for x in (query, key, value)), strict=True)
+        outs = [self._attend(length, q, k, v) for (length, _), q, k, v in parts]
+        return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+    def _attend(self, length: int, *parts: Tensor) -> Tensor:
+        """Attention within rows of equal `length` that follow each other."""
+        q_SBNH, k_SBKH, v_SBKH = (x.view(-1, length, *x.shape[1:]).transpose(0, 1) for x in parts)
         config = self.config
         table = None
         if config.rotary_frequencies is not None:
             table = kernels.rotary_table(
-                query.shape[0], config.rotary_frequencies, config.rotary_scale, query.dtype, query.device
+                length, config.rotary_frequencies, config.rotary_scale, q_SBNH.dtype, q_SBNH.device
             )
-        return kernels.causal_attention(
-            query,
-            key,
-            value,
+        out_SBD = kernels.causal_attention(
+            q_SBNH,
+            k_SBKH,
+            v_SBKH,
             table=table,
             scale=self.scale,
             window=self.window,
             softcap=config.attention_softcap,
         )
+        return out_SBD.transpose(0, 1).flatten(0, 1)
 
 
 class PostNormLinear(RowParallelLinear):  # type: ignore[misc]

@@ -149,8 +149,8 @@ def _current_groups() -> ProcessGroups:
 def sync_gradients(parameters: Mapping[str, Parameter], groups: ProcessGroups, *, tied: bool) -> None:
     """Complete the gradients of the active `parameters` of one copy; an absent gradient becomes 0.
 
-    Summed over data parallelism; over the tensor axis where each rank saw its own heads only; and over the two copies
-    of a tied embedding.
+    Summed over data parallelism; over the tensor axis where each rank saw its own heads or positions only; and over
+    the two copies of a tied embedding.
 
     Collective: every rank of the world, with the same block active.
     """
@@ -161,14 +161,19 @@ def sync_gradients(parameters: Mapping[str, Parameter], groups: ProcessGroups, *
     if groups.data_size > 1:
         _sum_over(gradients.values(), groups.data)
     if groups.tensor_size > 1:
-        _sum_over([g for name, g in gradients.items() if _is_partial(name)], groups.tensor)
+        partial = [g for name, g in gradients.items() if _is_partial(name, parameters[name])]
+        _sum_over(partial, groups.tensor)
     if tied and groups.ends is not None:
         _sum_over([g for name, g in gradients.items() if name in (EMBEDDING, HEAD)], groups.ends)
 
 
-def _is_partial(name: str) -> bool:
-    """Whether a replicated parameter gets a part of its gradient on each tensor-parallel rank: norms of heads."""
-    return ".q_layernorm." in name or ".k_layernorm." in name
+def _is_partial(name: str, parameter: Parameter) -> bool:
+    """Whether a replicated parameter gets a part of its gradient on each tensor-parallel rank.
+
+    Norms of heads do, and under sequence parallelism all that acts on this rank's positions only.
+    """
+    is_head_norm = ".q_layernorm." in name or ".k_layernorm." in name
+    return is_head_norm or bool(getattr(parameter, "sequence_parallel", False))
 
 
 def _sum_over(gradients: Iterable[Tensor], group: ProcessGroup) -> None:

@@ -14,27 +14,35 @@ import torch
 import torch.distributed as dist
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 from torch import Tensor
+from torch.nn import functional
 
 from optim.backend import Copy, Term
 from optim.batch import Batch
 from optim.mcore.device import megatron_warnings_dropped
-from optim.mcore.model import Decoder
+from optim.mcore.model import Decoder, PackedRows
 from optim.mcore.parallel import ProcessGroups
 
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatch:
-    """Rows that go through one copy together.
+    """A pack: b whole rows of t tokens in all, one after the other, that go through one copy together.
 
-    `tokens_BS` is (b, s+1), `mask_BS` (b, s), `token_weight_B` (b,) as in `Term`. `slots_B` says where the rows'
-    losses go among those of all terms.
+    `inputs_T`, `labels_T` and `positions_T` are (t,) int64, positions from 0 in every row; `mask_T` (t,) as in `Batch`;
+    `length_B` (b,) int64, longest first, sums to `num_tokens`, and what t has beyond fills the pack up;
+    `token_weight_B` (b,) as in `Term`. `rows` says the same to the attention. `slots_B` says where the rows' losses go
+    among those of all terms.
     """
 
     copy: Copy
-    tokens_BS: Tensor
-    mask_BS: Tensor
+    inputs_T: Tensor
+    labels_T: Tensor
+    positions_T: Tensor
+    mask_T: Tensor
+    length_B: Tensor
     token_weight_B: Tensor
+    rows: PackedRows
     slots_B: Tensor
+    num_tokens: int
 
 
 class TwoCopies(torch.nn.Module):
@@ -51,43 +59,83 @@ class TwoCopies(torch.nn.Module):
         """Keep the previous stage's output for the copy that the next forward pass names."""
         self._input = input_tensor
 
-    def forward(self, copy: Copy, tokens_BS: Tensor) -> Tensor:
-        """Token losses (b, s) on the last stage, hidden states on the others."""
-        decoder = self.decoders[copy]
+    def forward(self, micro_batch: MicroBatch) -> Tensor:
+        """Token losses (1, t) on the last stage, hidden states on the others."""
+        decoder = self.decoders[micro_batch.copy]
         decoder.set_input_tensor(self._input)
-        inputs_BS, labels_BS = tokens_BS[:, :-1], tokens_BS[:, 1:].contiguous()
-        positions_BS = torch.arange(inputs_BS.shape[1], device=tokens_BS.device).expand_as(inputs_BS)
-        out: Tensor = decoder(inputs_BS, positions_BS, None, labels=labels_BS)
+        out: Tensor = decoder(
+            micro_batch.inputs_T[None],
+            micro_batch.positions_T[None],
+            None,
+            labels=micro_batch.labels_T[None],
+            packed_seq_params=micro_batch.rows,
+        )
         return out
 
 
 def split_terms(
-    terms: Sequence[Term], groups: ProcessGroups, *, micro_batch_rows: int, device: torch.device
+    terms: Sequence[Term], groups: ProcessGroups, *, micro_batch_tokens: int, multiple: int, device: torch.device
 ) -> list[MicroBatch]:
     """This data-parallel rank's micro-batches of `terms`.
 
-    Rows are dealt out by length, so that ranks get equal work and rows of a micro-batch are of like length; each
-    micro-batch is cut to its longest row. No row is padded in: a rank with fewer rows has fewer micro-batches.
+    Rows are dealt out by length, so that ranks get equal work, and packed. A row counts up to its last counted target;
+    one without any is left out, its loss is 0. Packs are filled up to a `multiple` of tokens.
     """
-    micro_batches = []
+    micro_batches: list[MicroBatch] = []
     first_slot = 0
     for term in terms:
         length_B = _lengths(term.batch.mask_BS)
         order_B = torch.argsort(length_B, descending=True, stable=True)
         mine_B = order_B[groups.data_rank :: groups.data_size]
-        for rows_B in torch.split(mine_B, micro_batch_rows) if len(mine_B) else ():
-            length = max(1, int(length_B[rows_B].max()))
-            micro_batches.append(
-                MicroBatch(
-                    copy=term.copy,
-                    tokens_BS=term.batch.tokens_BS[rows_B, : length + 1].to(device),
-                    mask_BS=term.batch.mask_BS[rows_B, :length].to(device),
-                    token_weight_B=term.token_weight_B[rows_B].to(device),
-                    slots_B=first_slot + rows_B,
-                )
-            )
+        packs = _packs(mine_B[length_B[mine_B] > 0].tolist(), length_B.tolist(), micro_batch_tokens)
+        micro_batches += [
+            _micro_batch(term, torch.tensor(pack), length_B, first_slot, multiple, device) for pack in packs
+        ]
         first_slot += term.batch.num_rows
     return micro_batches
+
+
+def _packs(rows: Sequence[int], lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """`rows`, longest first, in packs of at most `capacity` tokens, first fit; a longer row is a pack of its own."""
+    packs: list[list[int]] = []
+    room: list[int] = []
+    for row in rows:
+        place = next((i for i, free in enumerate(room) if lengths[row] <= free), None)
+        if place is None:
+            packs.append([row])
+            room.append(capacity - lengths[row])
+        else:
+            packs[place].append(row)
+            room[place] -= lengths[row]
+    return packs
+
+
+def _micro_batch(
+    term: Term, pack_B: Tensor, length_B: Tensor, first_slot: int, multiple: int, device: torch.device
+) -> MicroBatch:
+    length_B = length_B[pack_B]
+    within_BS = torch.arange(int(length_B[0])) < length_B[:, None]
+    row_T, position_T = within_BS.nonzero(as_tuple=True)
+    row_T = pack_B[row_T]
+    tokens_BS = term.batch.tokens_BS
+    filling = -len(row_T) % multiple
+
+    def filled(values_T: Tensor) -> Tensor:
+        return functional.pad(values_T, (0, filling)).to(device)
+
+    lengths = [*length_B.tolist(), filling] if filling else length_B.tolist()
+    return MicroBatch(
+        copy=term.copy,
+        inputs_T=filled(tokens_BS[row_T, position_T]),
+        labels_T=filled(tokens_BS[row_T, position_T + 1]),
+        positions_T=filled(position_T),
+        mask_T=filled(term.batch.mask_BS[row_T, position_T]),
+        length_B=length_B.to(device),
+        token_weight_B=term.token_weight_B[pack_B].to(device),
+        rows=PackedRows.of(lengths),
+        num_tokens=len(row_T),
+        slots_B=first_slot + pack_B,
+    )
 
 
 def _lengths(mask_BS: Tensor) -> Tensor:
@@ -109,25 +157,26 @@ def run_schedule(copies: TwoCopies, micro_batches: Sequence[MicroBatch], *, forw
     def forward_step(micro_batches: Iterator[MicroBatch], copies: TwoCopies) -> tuple[Tensor, Callable[..., Any]]:
         micro_batch = next(micro_batches)
 
-        def weighted_loss(loss_BS: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-            counted_BS = torch.where(micro_batch.mask_BS > 0, loss_BS * micro_batch.mask_BS, 0.0)
-            loss_B = counted_BS.sum(dim=1, dtype=torch.float64)
+        def weighted_loss(loss_1T: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+            counted_T = torch.where(micro_batch.mask_T > 0, loss_1T[0] * micro_batch.mask_T, 0.0)
+            loss_B = torch.segment_reduce(
+                counted_T[: micro_batch.num_tokens].double(), "sum", lengths=micro_batch.length_B
+            )
             losses.append(loss_B.detach())
             num_tokens = torch.ones((), dtype=torch.int, device=loss_B.device)  # of no consequence: nothing is divided
             return (loss_B * micro_batch.token_weight_B).sum(), num_tokens, {}
 
-        return copies(micro_batch.copy, micro_batch.tokens_BS), weighted_loss
+        return copies(micro_batch), weighted_loss
 
     if micro_batches:
-        rows, width = micro_batches[0].mask_BS.shape
         with megatron_warnings_dropped():
             get_forward_backward_func()(
                 forward_step_func=forward_step,
                 data_iterator=iter(micro_batches),
                 model=copies,
                 num_microbatches=len(micro_batches),
-                seq_length=width,
-                micro_batch_size=rows,
+                seq_length=len(micro_batches[0].mask_T),
+                micro_batch_size=1,
                 forward_only=forward_only,
             )
     return losses

@@ -91,7 +91,7 @@ def bench_step() -> None:
 
     local = LocalBackend(source, optimizer=AdamWSettings())
     plain = best_seconds(lambda: step(local), 4)
-    with mcore_backend(source, layout=Layout(), optimizer=AdamWSettings(), micro_batch_rows=16) as backend:
+    with mcore_backend(source, layout=Layout(), optimizer=AdamWSettings(), micro_batch_tokens=2048) as backend:
         ours = best_seconds(lambda: step(backend), 4)
     tokens = (16 + 24 + 24) * 128
     print(

@@ -141,3 +141,17 @@ def test_settings_cannot_be_changed_after_they_were_checked():
 def test_an_argument_that_does_not_exist_names_the_nearest():
     with pytest.raises(ConfigError, match=r"the arguments: stps is not a known key; did you mean 'steps'\?"):
         override(LearnConfig(), stps=3)
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("context_parallel", "context parallelism"),
+        ("expert_parallel", "expert parallelism"),
+        ("virtual_pipeline_parallel", "virtual pipeline parallelism"),
+        ("fp8", "fp8"),
+    ],
+)
+def test_parallelism_that_is_not_supported_is_refused_by_name(key, name):
+    with pytest.raises(ConfigError, match=f"{name} is not supported; split a model with tensor_parallel"):
+        override(LearnConfig(), **{key: 2})

@@ -65,7 +65,7 @@ def trajectory(caches, tmp_path_factory, parallel):
         sequence_length=24,
         rows_per_domain=3,  # 9 rows: odd, so that data parallelism has to pad
         target_rows=5,
-        micro_batch_rows=4,
+        micro_batch_tokens=60,
         blocks=BlocksConfig(size=2, period=3, edges="sampled"),
         weights=WeightsConfig(learning_rate=0.5, warmup_share=0.1),
         **parallel,

@@ -144,7 +144,7 @@ def train_in_layouts(cases: list[tuple[str, Layout]]) -> dict[tuple[str, Layout]
     trajectories = {}
     for name, layout in cases:
         source = ModelSource(hf_config=CONFIGS[name], seed=3)
-        with mcore_backend(source, layout=layout, optimizer=OPTIMIZER, micro_batch_rows=3) as backend:
+        with mcore_backend(source, layout=layout, optimizer=OPTIMIZER, micro_batch_tokens=50) as backend:
             trajectories[name, layout] = train(backend, num_steps=20)
     return trajectories
 
@@ -170,7 +170,7 @@ def train_and_save(order: tuple[str, Layout, str, tuple[Path, int] | None, int, 
     name, layout, moments, saved, stop, folder = order
     optimizer = replace(OPTIMIZER, moments_on_switch=moments)
     source = ModelSource(hf_config=CONFIGS[name], seed=3)
-    with mcore_backend(source, layout=layout, optimizer=optimizer, micro_batch_rows=3) as backend:
+    with mcore_backend(source, layout=layout, optimizer=optimizer, micro_batch_tokens=50) as backend:
         if saved:
             backend.load(saved[0])
         losses = losses_of_steps(backend, saved[1] if saved else 0, stop)
@@ -188,13 +188,13 @@ def diverge(layout: Layout) -> list[str]:
     batch = make_batch(3, 9, generator)
     term = Term(copy=Copy.MODEL, batch=batch, token_weight_B=torch.tensor([0.0, 1.0, float("inf")]))
     messages = []
-    with mcore_backend(source, layout=layout, optimizer=OPTIMIZER, micro_batch_rows=2) as backend:
+    with mcore_backend(source, layout=layout, optimizer=OPTIMIZER, micro_batch_tokens=40) as backend:
         backend.forward_backward([term])
         try:
             backend.update(Copy.MODEL, learning_rate=1e-3)
         except DivergedError as error:
             messages.append(str(error))
-    with mcore_backend(source, layout=layout, optimizer=OPTIMIZER, micro_batch_rows=2) as backend:
+    with mcore_backend(source, layout=layout, optimizer=OPTIMIZER, micro_batch_tokens=40) as backend:
         for _ in range(2):
             backend.update(Copy.MODEL, learning_rate=1e30)  # only the weight decay acts, by 1 − 1e29
         try:

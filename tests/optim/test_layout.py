@@ -56,3 +56,9 @@ def test_a_gpu_runs_one_worker_and_a_core_at_most_four():
         check_layout_fits_machine(Layout(data_parallel=9), num_devices=2, device="cpu")
     with pytest.raises(LayoutError, match="2 GPUs"):
         check_layout_fits_machine(Layout(data_parallel=3), num_devices=2, device="cuda")
+
+
+def test_sequence_parallelism_needs_a_tensor_axis():
+    with pytest.raises(LayoutError, match="set tensor_parallel above 1"):
+        Layout(sequence_parallel=True)
+    assert str(Layout(tensor_parallel=2, sequence_parallel=True)) == "TP=2 PP=1 DP=1 SP"

@@ -14,12 +14,13 @@ from optim.errors import DivergedError, LayoutError, ModelError
 from optim.layout import Layout
 from optim.local import LocalBackend
 from optim.mcore.backend import mcore_backend
+from optim.mcore.schedule import split_terms
 
 
 @contextmanager
 def open_backend(name="llama", *, folder=None, **options):
     source = ModelSource(hf_config=CONFIGS[name], folder=folder, seed=3)
-    settings = {"layout": Layout(), "optimizer": OPTIMIZER, "micro_batch_rows": 2} | options
+    settings = {"layout": Layout(), "optimizer": OPTIMIZER, "micro_batch_tokens": 40} | options
     with mcore_backend(source, **settings) as backend:
         yield backend
 
@@ -174,8 +175,8 @@ def test_losses_do_not_depend_on_micro_batches_or_padding():
     wider.tokens_BS[:, :21], wider.mask_BS[:] = batch.tokens_BS, 0
     wider.mask_BS[:, :20] = batch.mask_BS
     found = []
-    for rows in (1, 3, 7, 100):
-        with open_backend(micro_batch_rows=rows) as backend:
+    for tokens in (1, 19, 40, 1000):
+        with open_backend(micro_batch_tokens=tokens) as backend:
             found += [backend.losses(Copy.MODEL, batch), backend.losses(Copy.MODEL, wider)]
     for loss_B in found[1:]:
         torch.testing.assert_close(loss_B, found[0], rtol=1e-6, atol=1e-6)
@@ -193,6 +194,53 @@ def test_gradients_of_calls_add_up_and_losses_leave_them_alone():
         backend.losses(Copy.MODEL, second.batch)
         backend.forward_backward([second])
         torch.testing.assert_close(gradients(backend, Copy.MODEL), together, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
+def test_recomputing_layers_changes_no_bit(name):
+    runs = []
+    for recompute in (False, True):
+        with open_backend(name, recompute=recompute) as backend:
+            runs.append(train(backend, num_steps=4))
+    assert torch.equal(runs[1].losses, runs[0].losses)
+    assert torch.equal(runs[1].grad_norms, runs[0].grad_norms)
+    assert all(torch.equal(runs[1].weights[key], expected) for key, expected in runs[0].weights.items())
+
+
+def test_recomputing_layers_keeps_fewer_bytes_for_the_backward_pass():
+    term = Term(copy=Copy.MODEL, batch=batch_of(6, 60), token_weight_B=torch.ones(6))
+    kept = []
+    for recompute in (False, True):
+        saved = {}
+
+        def keep(tensor, saved=saved):
+            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with (
+            open_backend(recompute=recompute, micro_batch_tokens=1000) as backend,
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        ):
+            backend.forward_backward([term])
+        kept.append(sum(saved.values()))
+    assert kept[1] < 0.5 * kept[0]
+
+
+def test_packs_hold_whole_rows_and_no_padding():
+    batch = batch_of(9, 30)
+    term = Term(copy=Copy.MODEL, batch=batch, token_weight_B=torch.ones(9))
+    length_B = batch.mask_BS.sum(dim=1).long()
+    with open_backend() as backend:
+        packs = split_terms([term], backend._groups, micro_batch_tokens=50, multiple=1, device=torch.device("cpu"))
+    assert sum(len(pack.mask_T) for pack in packs) == int(length_B.sum())
+    assert all(len(pack.mask_T) <= 50 for pack in packs)
+    assert len(packs) < (length_B > 0).sum()
+    slots = torch.cat([pack.slots_B for pack in packs])
+    assert sorted(slots.tolist()) == (length_B > 0).nonzero().flatten().tolist()
+    for pack in packs:
+        inputs = torch.split(pack.inputs_T, pack.length_B.tolist())
+        for slot, row in zip(pack.slots_B.tolist(), inputs, strict=True):
+            assert torch.equal(row, batch.tokens_BS[slot, : length_B[slot]])
 
 
 def test_bfloat16_follows_float32():
@@ -226,7 +274,7 @@ def test_models_that_would_be_computed_wrongly_are_refused(change, message):
     source = ModelSource(hf_config=CONFIGS["llama"] | change)
     with (
         pytest.raises(ModelError, match=message),
-        mcore_backend(source, layout=Layout(), optimizer=OPTIMIZER, micro_batch_rows=2),
+        mcore_backend(source, layout=Layout(), optimizer=OPTIMIZER, micro_batch_tokens=40),
     ):
         pass
 
