@@ -19,7 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 if TYPE_CHECKING:
-    from curator.config import Config
+    from curator.config import Config, LearnConfig, TargetConfig
     from curator.lake import Lake
 
 
@@ -247,6 +247,9 @@ def learn(
     min_domain_rows: MinRowsOption = None,
     config: ConfigOption = None,
     *,
+    prepare: Annotated[
+        bool, typer.Option("--prepare", help="Stop before the workers, to run them with torchrun or Slurm.")
+    ] = False,
     skip_bad_rows: SkipOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -281,6 +284,9 @@ def learn(
     columns = {"text": text, "domain": domain, "key": key, "destination": destination}
     options = {"skip_bad_rows": skip_bad_rows, "min_domain_rows": min_domain_rows}
     with _open(settings, **columns, **options) as lake:
+        if prepare:
+            _prepare(lake, goal, chosen, run_dir, as_json=as_json)
+            return
         with console.progress() as tell:
             if resume:
                 asked = {name: size for name, size in layout.items() if size is not None}
@@ -294,6 +300,24 @@ def learn(
         console.out().print(f"\nVerdict   {run.verdict}\nRun       {run.run_id} in {run.run_dir}")
         place = f" --destination {shlex.quote(lake.config.destination)}" if lake.config.destination else ""
         _print_next(f"curator publish {shlex.quote(lake.config.url)}{place} --run {run.run_id}")
+
+
+def _prepare(lake: Lake, goal: TargetConfig, chosen: LearnConfig, run_dir: Path | None, *, as_json: bool) -> None:
+    """Write the orders of a run, and say how to run its workers."""
+    from curator import console
+    from curator.errors import ConfigError
+
+    if run_dir is None:
+        raise ConfigError("--prepare needs --run-dir, a folder that all machines share")
+    with console.progress() as tell:
+        folder = lake.prepare(goal, run_dir=run_dir, config=chosen, on_progress=tell)
+    workers = chosen.layout.world_size
+    torchrun = f"torchrun --nproc-per-node {workers} -m curator.worker {shlex.quote(str(folder))}"
+    if as_json:
+        console.print_json({"run_dir": str(folder), "workers": workers, "command": torchrun})
+        return
+    place = shlex.quote(lake.config.url)
+    _print_next(torchrun, f"sbatch {folder / 'slurm.sh'}", f"curator learn {place} --resume {shlex.quote(str(folder))}")
 
 
 def _check_resumed_alone(resume: Path | None, given: Mapping[str, object]) -> None:

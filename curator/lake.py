@@ -259,6 +259,29 @@ class Lake:
             )
         return self.run(run_id)
 
+    def prepare(
+        self,
+        target: str | TargetConfig,
+        *,
+        run_dir: str | os.PathLike[str],
+        target_text: str | None = None,
+        config: LearnConfig | None = None,
+        on_progress: ProgressCallback = silent,
+        **settings: Any,
+    ) -> Path:
+        """Do all of `learn` that comes before the workers, which are to run on other machines; returns the run folder.
+
+        Run `torchrun … -m curator.worker RUN_DIR` there (the folder holds a `slurm.sh` that does), with as many
+        processes as the layout has workers, then `resume(RUN_DIR)` here. The run folder and this lake's work folder
+        have to be on a file system that all of them share. Arguments and errors are those of `learn`.
+        """
+        from curator.learn import prepare
+
+        goal = target if isinstance(target, TargetConfig) else TargetConfig(url=target, text=target_text)
+        chosen = override(config or LearnConfig(), **settings)
+        with translated():
+            return prepare(self, goal, chosen, Path(run_dir), on_progress, elsewhere=True).folder
+
     def resume(self, run_dir: str | os.PathLike[str], *, on_progress: ProgressCallback = silent, **layout: Any) -> Run:
         """Go on with a run that was stopped or killed, from its newest checkpoint (or its start, if it has none).
 

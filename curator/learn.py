@@ -31,9 +31,10 @@ from connectors.plain import Corpus, list_parquet
 from curator.config import LearnConfig, TargetConfig, override
 from curator.errors import ConfigError, InputError, InterruptedRunError, LearningError, StorageError, one_line
 from curator.files import appearing_whole, write_atomically
-from curator.places import CHECKPOINTS
+from curator.places import CHECKPOINTS, JOB
 from curator.progress import Progress, ProgressCallback
 from curator.publish import check_column_names
+from curator.slurm import slurm_script
 from curator.tokens import RowBatch, TokenCache, load_tokenizer, train_tokenizer, write_cache
 from curator.weights import WeightTable, from_domain_weights
 from optim import launch
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from optim.backend import ModelSource
 
 SCHEMA_VERSION = 1
-JOB = "job.json"
+SLURM = "slurm.sh"
 RECORD = "run.json"
 WEIGHTS = "weights.parquet"
 _TOKENIZER_CHARS = 4_000_000
@@ -75,7 +76,7 @@ class _Plan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Begun:
+class Begun:
     """A run whose workers have their orders: what `job.json` says."""
 
     run_id: str
@@ -90,6 +91,7 @@ class _Begun:
         return self.job.run_dir
 
     def write(self) -> None:
+        """Write `job.json`, and `slurm.sh` for workers that are to run on other machines."""
         values = {
             "schema_version": SCHEMA_VERSION,
             "run_id": self.run_id,
@@ -98,9 +100,10 @@ class _Begun:
             "job": self.job.to_json(),
         }
         write_atomically(self.folder / JOB, json.dumps(values, indent=1))
+        write_atomically(self.folder / SLURM, slurm_script(self.folder, self.job.learn.layout.world_size))
 
     @staticmethod
-    def read(folder: Path) -> _Begun:
+    def read(folder: Path) -> Begun:
         """What `write` wrote.
 
         Raises:
@@ -111,7 +114,7 @@ class _Begun:
         path = folder / JOB
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            return _Begun(
+            return Begun(
                 run_id=values["run_id"],
                 snapshot_id=values["snapshot_id"],
                 target_url=values["target"]["url"],
@@ -134,13 +137,34 @@ def learn(
     Everything is written under the run folder first; the record that makes the run known to the lake comes last.
     """
     started = time.monotonic()
+    begun = prepare(lake, target, config, run_dir, on_progress)
+    with _explaining_interruptions(lake, begun.folder):
+        _finish(lake, begun, started, on_progress)
+    return begun.run_id
+
+
+def prepare(
+    lake: Lake,
+    target: TargetConfig,
+    config: LearnConfig,
+    run_dir: Path | None,
+    on_progress: ProgressCallback,
+    *,
+    elsewhere: bool = False,
+) -> Begun:
+    """Do all that comes before the workers, and write their orders into the run folder.
+
+    `elsewhere` says that they will not run on this machine, whose size then does not matter.
+    """
     launch.check_train_extra()
     hf_config = _model_config(config)
     num_layers = _check_model(config, hf_config)
     goal, goal_text = _target(lake, target)
     lake.check_run_dir(run_dir)
     lake.check_destination()
-    device = _check_machine(config, num_layers)
+    _check_solver(config, num_layers)
+    if not elsewhere:
+        _check_machine(config)
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
     folder = _new_run_dir(run_dir or lake.workdir / "runs" / run_id)
     with _explaining_interruptions(lake, folder):
@@ -148,7 +172,7 @@ def learn(
         check_column_names(lake)
         plan = _plan(lake, goal, goal_text)
         corpus, target_cache = _tokenized(lake, plan, config, on_progress)
-        begun = _Begun(
+        begun = Begun(
             run_id=run_id,
             snapshot_id=lake.snapshot_id,
             target_url=plan.target_url,
@@ -156,8 +180,7 @@ def learn(
             job=_job(folder, corpus, target_cache, config, hf_config),
         )
         begun.write()
-        _finish(lake, begun, device, started, on_progress)
-    return run_id
+    return begun
 
 
 def resume(lake: Lake, folder: Path, layout: Mapping[str, Any], on_progress: ProgressCallback) -> str:
@@ -170,14 +193,13 @@ def resume(lake: Lake, folder: Path, layout: Mapping[str, Any], on_progress: Pro
     started = time.monotonic()
     launch.check_train_extra()
     folder = folder.resolve()
-    begun = _Begun.read(folder)
+    begun = Begun.read(folder)
     if (folder / RECORD).exists():
         raise ConfigError(f"run {begun.run_id} in {folder} is finished; there is nothing to resume")
     _check_only_execution(layout)
     config = override(begun.job.learn, **layout)
-    num_layers = _check_model(config, dict(begun.job.model.hf_config))
+    _check_solver(config, _check_model(config, dict(begun.job.model.hf_config)))
     lake.check_destination()
-    device = _check_machine(config, num_layers)
     begun = dataclasses.replace(begun, job=dataclasses.replace(begun.job, learn=config))
     with _explaining_interruptions(lake, folder):
         lake.ingest(on_progress)
@@ -190,7 +212,7 @@ def resume(lake: Lake, folder: Path, layout: Mapping[str, Any], on_progress: Pro
         if gone:
             raise InputError(f"the token cache {gone[0]} of run {begun.run_id} is gone; learn anew")
         begun.write()
-        _finish(lake, begun, device, started, on_progress)
+        _finish(lake, begun, started, on_progress)
     return begun.run_id
 
 
@@ -231,14 +253,14 @@ def _how_to_go_on(lake: Lake, folder: Path) -> str:
     return f"; go on with `curator learn {shlex.quote(lake.config.url)} --resume {shlex.quote(str(folder))}`"
 
 
-def _finish(lake: Lake, begun: _Begun, device: launch.Device, started: float, on_progress: ProgressCallback) -> None:
+def _finish(lake: Lake, begun: Begun, started: float, on_progress: ProgressCallback) -> None:
     """Run the workers, unless they have been at their end before, and record what they found."""
     from curator.worker import RESULT, WorkerResult
 
     folder = begun.folder
     lake.release()
     if not (folder / RESULT).exists():
-        _run_workers(begun.job, device, on_progress)
+        _run_workers(begun.job, _check_machine(begun.job.learn), on_progress)
     result = WorkerResult.read(folder)
     table = _weight_table(TokenCache.open(begun.job.corpus), result)
     pq.write_table(table.samples, folder / WEIGHTS, compression="zstd")
@@ -281,16 +303,20 @@ def _check_model(config: LearnConfig, hf_config: dict[str, Any]) -> int:
         raise InputError(f"config.json of model {config.model!r} holds a size that is no number: {error}") from error
 
 
-def _check_machine(config: LearnConfig, num_layers: int) -> launch.Device:
-    """Refuse solver settings and sizes of the world that cannot work; returns the device's kind. Imports torch."""
-    import torch
-
+def _check_solver(config: LearnConfig, num_layers: int) -> None:
+    """Refuse solver settings that cannot work. Imports torch."""
     from curator.worker import solver_settings
 
     try:
         solver_settings(config, num_layers)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def _check_machine(config: LearnConfig) -> launch.Device:
+    """Refuse a world that is too large for this machine; returns the device's kind. Imports torch."""
+    import torch
+
     device: launch.Device = "cuda" if torch.cuda.is_available() else "cpu"
     check_layout_fits_machine(config.layout, num_devices=launch.device_count(device), device=device)
     return device
@@ -513,7 +539,7 @@ def _weight_table(corpus: TokenCache, result: WorkerResult) -> WeightTable:
     )
 
 
-def _record(lake: Lake, begun: _Begun, result: WorkerResult, table: WeightTable, seconds: float) -> dict[str, Any]:
+def _record(lake: Lake, begun: Begun, result: WorkerResult, table: WeightTable, seconds: float) -> dict[str, Any]:
     """Everything worth knowing about a finished run, as JSON."""
     summary = {k: v if v is None or np.isfinite(v) else None for k, v in dataclasses.asdict(result.summary).items()}
     target = TokenCache.open(begun.job.target)

@@ -16,6 +16,8 @@ from curator.errors import StorageError
 from curator.files import write_atomically
 
 STATE_FOLDER = "_curator"
+JOB = "job.json"
+"""In a run folder: what its workers are to do."""
 CHECKPOINTS = "checkpoints"
 """In a run folder, until the run is finished."""
 _SETTINGS = "lake.json"

@@ -3,6 +3,9 @@
 The only module that knows both the data and `optim.mcore`. Rank 0 appends every step's record to `trajectory.jsonl`
 in the run folder, where the parent reads its progress, and writes `result.json` there at the end. A run folder with
 checkpoints is gone on with, so running a job again is resuming it.
+
+`Lake.learn` starts the workers itself. `torchrun … -m curator.worker RUN_DIR` runs them where it does, on one machine
+or many that share the run folder; `curator learn LAKE --resume RUN_DIR` then records the run.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import dataclasses
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -23,8 +27,9 @@ import torch
 import torch.distributed as dist
 
 from curator.config import LearnConfig
+from curator.errors import one_line
 from curator.files import write_atomically
-from curator.places import CHECKPOINTS
+from curator.places import CHECKPOINTS, JOB
 from curator.sampler import Sampler, SamplerSettings
 from curator.tokens import TokenCache
 from optim.backend import AdamWSettings, Backend, BackendInfo, ModelSource
@@ -32,7 +37,7 @@ from optim.blocks import BlockSchedule
 from optim.checkpoint import Checkpoint, Checkpoints
 from optim.data_weights import DataWeightSettings
 from optim.diagnostics import StepRecord, Summary, Verdict
-from optim.errors import CheckpointError, StoppedError
+from optim.errors import CheckpointError, OptimError, StoppedError
 from optim.schedules import LearningRate
 from optim.solver import SolverSettings, solve
 from optim.state import SolverState
@@ -317,3 +322,43 @@ class _Keeper:
         values = torch.tensor(flags, dtype=torch.int32, device=device)
         dist.all_reduce(values, op=dist.ReduceOp.MAX)
         return [bool(value) for value in values.tolist()]
+
+
+def main(argv: list[str]) -> int:
+    """One rank under torchrun, or the only one without it; the exit status: 0, 1, or 75 when it can be run again."""
+    if len(argv) != 1:
+        sys.stderr.write("usage: python -m curator.worker RUN_DIR\n")
+        return 2
+    rank = os.environ.get("RANK", "0")
+    try:
+        values = json.loads((Path(argv[0]) / JOB).read_text(encoding="utf-8"))
+        job = dataclasses.replace(WorkerJob.from_json(values["job"]), run_dir=Path(argv[0]).resolve())
+        with _world():
+            run_worker(job)
+    except (OptimError, OSError, ValueError, KeyError) as error:
+        sys.stderr.write(f"curator.worker: rank {rank}: {type(error).__name__}: {one_line(error)}\n")
+        return 75 if isinstance(error, StoppedError) else 1
+    return 0
+
+
+@contextmanager
+def _world() -> Iterator[None]:
+    """The torch.distributed world that torchrun describes in the environment, or one of this process alone."""
+    has_gpu = torch.cuda.is_available()
+    backend = "nccl" if has_gpu else "gloo"
+    if has_gpu:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if "RANK" in os.environ:
+        dist.init_process_group(backend)
+    else:
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=0, world_size=1)
+    try:
+        yield
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
