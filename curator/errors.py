@@ -138,10 +138,11 @@ def _of_connectors(error: connector_errors.ConnectorError) -> type[CuratorError]
 
 def _of_optim(error: Exception) -> type[CuratorError] | None:
     """The class for an error of `optim`, which is imported only where torch is: compare by name, not by import."""
-    table = {
+    table: dict[str, type[CuratorError]] = {
         "LayoutError": InputError,
         "ModelError": InputError,
         "MissingExtraError": MissingExtraError,
+        "StoppedError": InterruptedRunError,
         "OptimError": LearningError,
     }
     names = [base.__name__ for base in type(error).__mro__ if base.__module__ == "optim.errors"]

@@ -69,6 +69,8 @@ def test_every_error_of_the_optimizer_becomes_one_of_ours():
         "ModelError": "InputError",
         "DivergedError": "LearningError",
         "MissingExtraError": "MissingExtraError",
+        "CheckpointError": "LearningError",
+        "StoppedError": "InterruptedRunError",
         "WorkerError": "LearningError",
     }
 

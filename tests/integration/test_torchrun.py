@@ -32,10 +32,6 @@ def test_a_prepared_run_under_torchrun_learns_what_one_command_does(here):
     assert prepared["command"] == f"torchrun --nproc-per-node 2 -m curator.worker {here / 'run'}"
     assert values_of(curator(here, "history", "lake", "--json"))["runs"] == []
 
-    alone = workers(here, 1, "run")
-    assert alone.returncode == 1
-    assert "curator.worker: rank 0: LayoutError: TP=1 PP=1 DP=2 needs 2 workers, but there are 1" in alone.stderr
-
     done = workers(here, 2, "run")
     assert done.returncode == 0, done.stderr
     values = values_of(curator(here, "learn", "lake", "--resume", "run", "--json"))
@@ -44,6 +40,21 @@ def test_a_prepared_run_under_torchrun_learns_what_one_command_does(here):
     record = json.loads((here / "run" / "run.json").read_text())
     assert record["run_id"] == values["run_id"]
     assert record["backend"]["layout"] == "TP=1 PP=1 DP=2"
+
+
+def test_a_world_of_another_size_is_refused(here):
+    values_of(curator(here, *LEARN, "--run-dir", "run", "--prepare"))
+    alone = subprocess.run(
+        [sys.executable, "-m", "curator.worker", "run"],
+        cwd=here,
+        env=environment(here),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert alone.returncode == 1
+    assert "curator.worker: rank 0: LayoutError: TP=1 PP=1 DP=2 needs 2 workers, but there are 1" in alone.stderr
 
 
 def test_the_slurm_script_is_a_script_for_this_run(here):
