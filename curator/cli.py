@@ -271,15 +271,16 @@ def learn(
         **layout,
         blocks=None if block_size is None else {"size": block_size},
     )
-    given: dict[str, object] = {
-        "target": target,
-        "target-text": target_text,
-        "model": model,
-        "steps": steps,
-        "seed": seed,
-    }
-    given |= {"block-size": block_size, "run-dir": run_dir}
-    _check_resumed_alone(resume, given)
+    if resume:
+        begun_with: dict[str, object] = {
+            "target": target,
+            "target-text": target_text,
+            "model": model,
+            "steps": steps,
+            "seed": seed,
+        }
+        begun_with |= {"block-size": block_size, "run-dir": run_dir, "prepare": prepare or None}
+        _check_resumed_alone(begun_with)
     goal = override(settings.target, url=target, text=target_text)
     columns = {"text": text, "domain": domain, "key": key, "destination": destination}
     options = {"skip_bad_rows": skip_bad_rows, "min_domain_rows": min_domain_rows}
@@ -320,13 +321,14 @@ def _prepare(lake: Lake, goal: TargetConfig, chosen: LearnConfig, run_dir: Path 
     _print_next(torchrun, f"sbatch {folder / 'slurm.sh'}", f"curator learn {place} --resume {shlex.quote(str(folder))}")
 
 
-def _check_resumed_alone(resume: Path | None, given: Mapping[str, object]) -> None:
+def _check_resumed_alone(begun_with: Mapping[str, object]) -> None:
+    """Refuse options that a run that has begun cannot take any more."""
     from curator.errors import ConfigError
 
-    extra = [name for name, value in given.items() if value is not None]
-    if resume and extra:
+    given = [name for name, value in begun_with.items() if value is not None]
+    if given:
         raise ConfigError(
-            f"--{extra[0]} cannot be given with --resume: a run goes on with what it was begun with; "
+            f"--{given[0]} cannot be given with --resume: a run goes on with what it was begun with; "
             "only --tensor-parallel, --pipeline-parallel and --data-parallel may change"
         )
 

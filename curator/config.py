@@ -11,15 +11,12 @@ import os
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from curator.errors import ConfigError
-from optim.layout import UNSUPPORTED
-
-if TYPE_CHECKING:
-    from optim.layout import Layout
+from optim.layout import UNSUPPORTED, Layout
 
 ENV_PREFIX = "CURATOR__"
 DEFAULT_FILE = "curator.toml"
@@ -107,8 +104,6 @@ class LearnConfig(_Section):
     @property
     def layout(self) -> Layout:
         """How the workers share the model."""
-        from optim.layout import Layout
-
         return Layout(
             tensor_parallel=self.tensor_parallel,
             pipeline_parallel=self.pipeline_parallel,

@@ -275,7 +275,7 @@ class Lake:
         processes as the layout has workers, then `resume(RUN_DIR)` here. The run folder and this lake's work folder
         have to be on a file system that all of them share. Arguments and errors are those of `learn`.
         """
-        from curator.learn import prepare
+        from curator.prepare import prepare
 
         goal = target if isinstance(target, TargetConfig) else TargetConfig(url=target, text=target_text)
         chosen = override(config or LearnConfig(), **settings)

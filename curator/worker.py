@@ -11,6 +11,7 @@ or many that share the run folder; `curator learn LAKE --resume RUN_DIR` then re
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,7 +29,7 @@ import torch
 import torch.distributed as dist
 
 from curator.config import LearnConfig
-from curator.errors import one_line
+from curator.errors import CuratorError, TryAgainError, one_line
 from curator.files import write_atomically
 from curator.places import CHECKPOINTS, JOB
 from curator.sampler import Sampler, SamplerSettings
@@ -38,12 +40,15 @@ from optim.checkpoint import Checkpoint, Checkpoints
 from optim.data_weights import DataWeightSettings
 from optim.diagnostics import StepRecord, Summary, Verdict
 from optim.errors import CheckpointError, OptimError, StoppedError
+from optim.job import is_peer_lost, is_timeout
+from optim.launch import COLLECTIVE_TIMEOUT
 from optim.schedules import LearningRate
 from optim.solver import SolverSettings, solve
 from optim.state import SolverState
 
 TRAJECTORY = "trajectory.jsonl"
 RESULT = "result.json"
+_LOCK = "lock"
 
 # What may differ when a run is resumed: it changes how the work is done, not what is learned.
 EXECUTION_FIELDS = frozenset(
@@ -179,6 +184,7 @@ def run_worker(job: WorkerJob) -> None:
     Raises:
         StoppedError: after SIGTERM, when a checkpoint has been written.
         CheckpointError: a checkpoint cannot be written, or is not of this job.
+        TryAgainError: another process is at work on this run.
     """
     from optim.mcore.backend import mcore_backend
 
@@ -197,6 +203,7 @@ def run_worker(job: WorkerJob) -> None:
     checkpoints = Checkpoints(job.run_dir / CHECKPOINTS, identity=job.identity, keep=learn.checkpoint.keep)
     optimizer = AdamWSettings(weight_decay=learn.weight_decay, moments_on_switch=learn.blocks.moments)
     with (
+        _sole_worker(job.run_dir),
         _stop_requests() as stop,
         mcore_backend(
             job.model,
@@ -232,6 +239,26 @@ def run_worker(job: WorkerJob) -> None:
 
 
 @contextmanager
+def _sole_worker(run_dir: Path) -> Iterator[None]:
+    """Rank 0 keeps other runs out of the folder until it ends, however it ends.
+
+    Raises:
+        TryAgainError: on rank 0, if another process is at work there.
+    """
+    if dist.get_rank():
+        yield
+        return
+    with (run_dir / _LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TryAgainError(
+                f"another process is at work on the run in {run_dir}; wait for it, or stop it and resume"
+            ) from None
+        yield
+
+
+@contextmanager
 def _stop_requests() -> Iterator[threading.Event]:
     """An event that SIGTERM sets, instead of ending the process; only the main thread can be asked."""
     event = threading.Event()
@@ -258,10 +285,10 @@ class _Trajectory:
         """The records up to the checkpoint (None: none); what a killed run wrote after it is cut off."""
         path = run_dir / TRAJECTORY
         kept = int(found.extra["trajectory_bytes"]) if found else 0
-        records = [StepRecord(**json.loads(line)) for line in _first_bytes(path, kept).splitlines()]
+        records = _records(path, kept)
         if found and len(records) != found.state.step:
             raise CheckpointError(
-                f"{path} holds {len(records)} of the {found.state.step} steps before checkpoint {found.folder}; "
+                f"{path} does not hold the {found.state.step} steps before checkpoint {found.folder}; "
                 "restore it, or learn anew"
             )
         dist.barrier()
@@ -286,11 +313,15 @@ class _Trajectory:
         return os.fstat(self._sink.fileno()).st_size
 
 
-def _first_bytes(path: Path, count: int) -> bytes:
-    if not count:
-        return b""
-    with path.open("rb") as source:
-        return source.read(count)
+def _records(path: Path, num_bytes: int) -> list[StepRecord]:
+    """The records in the first `num_bytes` of a trajectory; none if they cannot be read."""
+    if not num_bytes:
+        return []
+    try:
+        with path.open("rb") as source:
+            return [StepRecord(**json.loads(line)) for line in source.read(num_bytes).splitlines()]
+    except (OSError, ValueError, TypeError):
+        return []
 
 
 class _Keeper:
@@ -335,9 +366,11 @@ def main(argv: list[str]) -> int:
         job = dataclasses.replace(WorkerJob.from_json(values["job"]), run_dir=Path(argv[0]).resolve())
         with _world():
             run_worker(job)
-    except (OptimError, OSError, ValueError, KeyError) as error:
+    except (CuratorError, OptimError, OSError, ValueError, KeyError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not (is_timeout(error) or is_peer_lost(error)):
+            raise  # nothing that is known to happen: the traceback is worth more than a sentence
         sys.stderr.write(f"curator.worker: rank {rank}: {type(error).__name__}: {one_line(error)}\n")
-        return 75 if isinstance(error, StoppedError) else 1
+        return 75 if isinstance(error, (StoppedError, TryAgainError)) else 1
     return 0
 
 
@@ -349,7 +382,7 @@ def _world() -> Iterator[None]:
     if has_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if "RANK" in os.environ:
-        dist.init_process_group(backend)
+        dist.init_process_group(backend, timeout=timedelta(seconds=COLLECTIVE_TIMEOUT))
     else:
         store = dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, rank=0, world_size=1)

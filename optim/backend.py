@@ -128,5 +128,5 @@ class Backend(Protocol):
         """Take up what `save` wrote, in whatever layout it did.
 
         Raises:
-            CheckpointError: it is not of this model.
+            ModelError: it is not of this model.
         """

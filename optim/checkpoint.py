@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch.distributed as dist
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -109,14 +110,6 @@ class Checkpoints:
         values = json.loads((folder / _STATE).read_text(encoding="utf-8"))
         return Checkpoint(folder=folder, state=SolverState.from_json(values["solver"]), extra=values["extra"])
 
-    def exist(self) -> bool:
-        """Whether there is a checkpoint, by its name alone. Not collective."""
-        return bool(self._names())
-
-    def remove(self) -> None:
-        """Remove every checkpoint: the run is finished. Not collective."""
-        shutil.rmtree(self._folder, ignore_errors=True)
-
     def _names(self) -> list[str]:
         """Complete checkpoints, newest first."""
         return sorted((path.name for path in self._folder.glob("step-*")), reverse=True)
@@ -180,8 +173,7 @@ def write_shards(
         nonlocal shard, size, count
         if shard:
             path = folder / f"{prefix}-{count:05d}.safetensors"
-            save_file(shard, path, metadata={"format": "pt"})
-            _sync(path)
+            _save(shard, path)
             file_of.update(dict.fromkeys(shard, path.name))
             shard, size, count = {}, 0, count + 1
 
@@ -192,6 +184,16 @@ def write_shards(
             flush()
     flush()
     return file_of
+
+
+def _save(shard: dict[str, Tensor], path: Path) -> None:
+    """Write a file and wait until it is on disk; safetensors has its own error for a disk that does not take it."""
+    try:
+        save_file(shard, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{path.name}: {error}") from error
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def write_index(folder: Path, file_of: Mapping[str, str]) -> None:
@@ -233,11 +235,6 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, An
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """A run that is stopped or killed goes on from its newest checkpoint and ends as if nothing had happened."""
 
+import fcntl
 import json
 import shutil
 import signal
@@ -21,7 +22,7 @@ def here(here):
     write_settings(here / "long.toml", steps=STEPS)
     with (here / "long.toml").open("a") as settings:
         settings.write("[learn.blocks]\nsize = 2\nperiod = 4\nmoments = 'keep'\n")
-        settings.write("[learn.checkpoint]\nevery_minutes = 0.002\nkeep = 2\n")
+        settings.write("[learn.checkpoint]\nevery_minutes = 0.008\nkeep = 2\n")
     return here
 
 
@@ -105,6 +106,10 @@ def test_what_a_resumed_run_refuses(here):
     shutil.copytree(here / "run", kept)
 
     assert refusal(resume(here, "--steps", 9), 2).startswith("--steps cannot be given with --resume: ")
+    assert refusal(resume(here, "--prepare"), 2).startswith("--prepare cannot be given with --resume: ")
+    with (here / "run" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert refusal(resume(here), 75).startswith(f"another process is at work on the run in {here / 'run'}; ")
     assert refusal(curator(here, "learn", "lake", "--resume", "lake"), 2).startswith(
         f"{here / 'lake'} holds no run that was begun: there is no job.json"
     )
@@ -118,6 +123,10 @@ def test_what_a_resumed_run_refuses(here):
 
     shutil.rmtree(here / "run")
     kept.rename(here / "run")
+    records = (here / "run" / "trajectory.jsonl").read_bytes()
+    (here / "run" / "trajectory.jsonl").unlink()
+    assert "trajectory.jsonl does not hold the" in refusal(resume(here), 1)
+    (here / "run" / "trajectory.jsonl").write_bytes(records)
     for checkpoint in checkpoints_of(here):
         (checkpoint / "model" / "config.json").unlink()
     assert "every checkpoint in" in refusal(resume(here), 1)

@@ -144,7 +144,7 @@ def train_in_layouts(cases: list[tuple[str, Layout]]) -> dict[tuple[str, Layout]
     trajectories = {}
     for name, layout in cases:
         source = ModelSource(hf_config=CONFIGS[name], seed=3)
-        with mcore_backend(source, layout=layout, optimizer=OPTIMIZER, micro_batch_tokens=50) as backend:
+        with mcore_backend(source, layout=layout, optimizer=OPTIMIZER, micro_batch_tokens=70) as backend:
             trajectories[name, layout] = train(backend, num_steps=20)
     return trajectories
 
@@ -170,7 +170,7 @@ def train_and_save(order: tuple[str, Layout, str, tuple[Path, int] | None, int, 
     name, layout, moments, saved, stop, folder = order
     optimizer = replace(OPTIMIZER, moments_on_switch=moments)
     source = ModelSource(hf_config=CONFIGS[name], seed=3)
-    with mcore_backend(source, layout=layout, optimizer=optimizer, micro_batch_tokens=50) as backend:
+    with mcore_backend(source, layout=layout, optimizer=optimizer, micro_batch_tokens=70) as backend:
         if saved:
             backend.load(saved[0])
         losses = losses_of_steps(backend, saved[1] if saved else 0, stop)

@@ -11,15 +11,17 @@ TP2 = Layout(tensor_parallel=2)
 PP2 = Layout(pipeline_parallel=2)
 DP2 = Layout(data_parallel=2)
 TP2_SP = Layout(tensor_parallel=2, sequence_parallel=True)
+TP2_PP2 = Layout(tensor_parallel=2, pipeline_parallel=2)
+PP2_DP2 = Layout(pipeline_parallel=2, data_parallel=2)
 TP2_PP2_SP = Layout(tensor_parallel=2, pipeline_parallel=2, sequence_parallel=True)
 TP2_DP2 = Layout(tensor_parallel=2, data_parallel=2)
 
 # llama: grouped query heads; qwen3-tied: norms within heads, one embedding on two stages; gpt2: biases and positions;
 # gemma2: norms after the row-parallel projections
 LAYOUTS = {
-    "llama": [TP2_SP, PP2, DP2, TP2_DP2],
-    "qwen3-tied": [TP2, PP2, TP2_PP2_SP],
-    "gpt2": [TP2_SP],
+    "llama": [TP2, TP2_SP, PP2, DP2, PP2_DP2],
+    "qwen3-tied": [TP2, PP2, TP2_PP2, TP2_PP2_SP],
+    "gpt2": [TP2, TP2_SP, TP2_DP2],
     "gemma2": [TP2_SP],
 }
 CASES = [(model, layout) for model, layouts in LAYOUTS.items() for layout in layouts]

@@ -183,6 +183,18 @@ def test_losses_do_not_depend_on_micro_batches_or_padding():
     assert found[0][0] == 0
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
+def test_gradients_do_not_depend_on_what_shares_a_pack(name):
+    term = Term(copy=Copy.MODEL, batch=batch_of(7, 20), token_weight_B=torch.arange(7) / 50 + 0.01)
+    found = []
+    for tokens in (1, 1000):
+        with open_backend(name, micro_batch_tokens=tokens) as backend:
+            backend.forward_backward([term])
+            found.append(gradients(backend, Copy.MODEL))
+    for key, expected in found[0].items():
+        torch.testing.assert_close(found[1][key], expected, rtol=0, atol=1e-5 * float(expected.abs().max()) + 1e-8)
+
+
 def test_gradients_of_calls_add_up_and_losses_leave_them_alone():
     first = Term(copy=Copy.MODEL, batch=batch_of(3, 9), token_weight_B=torch.rand(3))
     second = Term(copy=Copy.MODEL, batch=batch_of(4, 12, seed=1), token_weight_B=torch.rand(4))

@@ -1,0 +1,110 @@
+"""A run between its preparation and its end: what `job.json` in its folder says, so that it can be resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from curator.errors import ConfigError, InterruptedRunError, LearningError, one_line
+from curator.files import write_atomically
+from curator.places import CHECKPOINTS, JOB
+from curator.slurm import slurm_script
+from optim.errors import StoppedError, WorkerError
+
+if TYPE_CHECKING:
+    from curator.lake import Lake
+    from curator.worker import WorkerJob
+
+_SCHEMA_VERSION = 1
+_SLURM = "slurm.sh"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Begun:
+    """A run whose workers have their orders: what `job.json` says."""
+
+    run_id: str
+    snapshot_id: str
+    target_url: str
+    target_text: str
+    job: WorkerJob
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.job.run_dir
+
+    def write(self) -> None:
+        """Write `job.json`, and `slurm.sh` for workers that are to run on other machines."""
+        values = {
+            "schema_version": _SCHEMA_VERSION,
+            "run_id": self.run_id,
+            "snapshot_id": self.snapshot_id,
+            "target": {"url": self.target_url, "text": self.target_text},
+            "job": self.job.to_json(),
+        }
+        write_atomically(self.folder / JOB, json.dumps(values, indent=1))
+        write_atomically(self.folder / _SLURM, slurm_script(self.folder, self.job.learn.layout.world_size))
+
+    @staticmethod
+    def read(folder: Path) -> Begun:
+        """What `write` wrote.
+
+        Raises:
+            ConfigError: there is none, or it is damaged.
+        """
+        from curator.worker import WorkerJob
+
+        path = folder / JOB
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            return Begun(
+                run_id=values["run_id"],
+                snapshot_id=values["snapshot_id"],
+                target_url=values["target"]["url"],
+                target_text=values["target"]["text"],
+                job=dataclasses.replace(WorkerJob.from_json(values["job"]), run_dir=folder),
+            )
+        except FileNotFoundError:
+            raise ConfigError(
+                f"{folder} holds no run that was begun: there is no {JOB}; name the folder that `curator learn` made"
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{path} is damaged ({type(error).__name__}: {one_line(error)}); learn anew") from error
+
+
+@contextmanager
+def explaining_interruptions(lake: Lake, folder: Path) -> Iterator[None]:
+    """Say what is left of a run that does not come to its end, and how to go on with it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _remove_if_empty(folder)
+        left = f", what it wrote so far is in {folder}" if folder.exists() else ""
+        raise InterruptedRunError(
+            f"stopped before the run ended; nothing was published{left}{_how_to_go_on(lake, folder)}"
+        ) from None
+    except (StoppedError, WorkerError) as error:
+        kind = InterruptedRunError if isinstance(error, StoppedError) else LearningError
+        raise kind(f"{one_line(error)}{_how_to_go_on(lake, folder)}") from error
+    except BaseException:
+        _remove_if_empty(folder)
+        raise
+
+
+def _how_to_go_on(lake: Lake, folder: Path) -> str:
+    """What to add to a message where there is a checkpoint to go on from."""
+    if not any((folder / CHECKPOINTS).glob("step-*")):
+        return ""
+    return f"; go on with `curator learn {shlex.quote(lake.config.url)} --resume {shlex.quote(str(folder))}`"
+
+
+def _remove_if_empty(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()

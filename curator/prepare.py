@@ -1,0 +1,296 @@
+"""All of a run that comes before its workers: check, ingest, tokenize, and write their orders into the run folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+from connectors.parquet import check_schemas, iter_batches
+from connectors.plain import Corpus, list_parquet
+from curator.begun import Begun, explaining_interruptions
+from curator.config import LearnConfig, TargetConfig
+from curator.errors import ConfigError, InputError, StorageError
+from curator.files import appearing_whole
+from curator.progress import Progress, ProgressCallback
+from curator.publish import check_column_names
+from curator.tokens import RowBatch, TokenCache, load_tokenizer, train_tokenizer, write_cache
+from optim import launch
+from optim.families import check_family
+from optim.layout import check_layout_fits_machine, check_layout_fits_model
+from optim.presets import PRESETS, preset
+
+if TYPE_CHECKING:
+    from curator.lake import Lake
+    from curator.worker import WorkerJob
+    from optim.backend import ModelSource
+
+_TOKENIZER_CHARS = 4_000_000
+"""Characters that a preset's tokenizer is trained on, in equal parts from every domain and the target."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """What is known before anything is tokenized."""
+
+    target: Corpus
+    target_text: str
+    domains: list[tuple[str, int]]
+
+    @property
+    def target_url(self) -> str:
+        """The target's address: the file, if it is one, else the folder; without credentials."""
+        return self.target.store.describe(self.target.files[0].path if len(self.target.files) == 1 else "")
+
+
+def prepare(
+    lake: Lake,
+    target: TargetConfig,
+    config: LearnConfig,
+    run_dir: Path | None,
+    on_progress: ProgressCallback,
+    *,
+    elsewhere: bool = False,
+) -> Begun:
+    """Do all that comes before the workers, and write their orders into the run folder.
+
+    `elsewhere` says that they will not run on this machine, whose size then does not matter.
+    """
+    launch.check_train_extra()
+    hf_config = _model_config(config)
+    num_layers = check_model(config, hf_config)
+    goal, goal_text = _target(lake, target)
+    lake.check_run_dir(run_dir)
+    lake.check_destination()
+    check_solver(config, num_layers)
+    if not elsewhere:
+        check_machine(config)
+    run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+    folder = _new_run_dir(run_dir or lake.workdir / "runs" / run_id)
+    with explaining_interruptions(lake, folder):
+        lake.ingest(on_progress)
+        check_column_names(lake)
+        plan = _plan(lake, goal, goal_text)
+        corpus, target_cache = _tokenized(lake, plan, config, on_progress)
+        begun = Begun(
+            run_id=run_id,
+            snapshot_id=lake.snapshot_id,
+            target_url=plan.target_url,
+            target_text=plan.target_text,
+            job=_job(folder, corpus, target_cache, config, hf_config),
+        )
+        begun.write()
+    return begun
+
+
+def _model_config(config: LearnConfig) -> dict[str, Any]:
+    """The Hugging Face configuration of the preset or folder that `config.model` names."""
+    if config.model in PRESETS:
+        return preset(config.model, vocab_size=config.vocab_size, sequence_length=config.sequence_length)
+    path = Path(config.model) / "config.json"
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"model {config.model!r} is neither a preset ({', '.join(PRESETS)}) nor a Hugging Face model folder: "
+            f"{path} cannot be read ({type(error).__name__})"
+        ) from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} is not a model's configuration: it holds a {type(values).__name__}, not an object")
+    return values
+
+
+def check_model(config: LearnConfig, hf_config: dict[str, Any]) -> int:
+    """Refuse a model that is none, or cannot be split as asked; returns its number of layers."""
+    check_family(hf_config)
+    try:
+        check_layout_fits_model(config.layout, hf_config)
+        int(hf_config["vocab_size"])
+        return int(hf_config.get("num_hidden_layers") or hf_config["n_layer"])
+    except KeyError as error:
+        raise InputError(
+            f"config.json of model {config.model!r} lacks {error}; it is not a decoder this engine knows"
+        ) from error
+    except (TypeError, ValueError) as error:
+        raise InputError(f"config.json of model {config.model!r} holds a size that is no number: {error}") from error
+
+
+def check_solver(config: LearnConfig, num_layers: int) -> None:
+    """Refuse solver settings that cannot work. Imports torch."""
+    from curator.worker import solver_settings
+
+    try:
+        solver_settings(config, num_layers)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def check_machine(config: LearnConfig) -> launch.Device:
+    """Refuse a world that is too large for this machine; returns the device's kind. Imports torch."""
+    import torch
+
+    device: launch.Device = "cuda" if torch.cuda.is_available() else "cpu"
+    check_layout_fits_machine(config.layout, num_devices=launch.device_count(device), device=device)
+    return device
+
+
+def _new_run_dir(folder: Path) -> Path:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"run folder {folder} is not an empty folder; name a new one, nothing is overwritten")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"run folder {folder} cannot be created ({error.strerror}); choose another with --run-dir"
+        ) from error
+    return folder.resolve()
+
+
+def _target(lake: Lake, target: TargetConfig) -> tuple[Corpus, str]:
+    """The target's files and their text column, before any work is done for it."""
+    if not target.url:
+        raise ConfigError("no target was named; pass --target URL or set target.url")
+    corpus = list_parquet(target.url, lake.config.storage_options)
+    text = target.text or lake.config.text
+    check_schemas(corpus.files, text=text)
+    return corpus, text
+
+
+def _plan(lake: Lake, corpus: Corpus, text: str) -> _Plan:
+    """Check that the domains can be told apart and that the target lies outside the lake."""
+    config = lake.config
+    domains = lake.domain_counts()
+    if not domains:
+        raise InputError(f"{lake.url} has no row with text; nothing can be learned from it")
+    if len(domains) < 2:
+        raise InputError(
+            f"column {config.domain!r} of {lake.url} holds one domain only, {domains[0][0]!r}; weights are learned "
+            "between at least two: name another column with --domain"
+        )
+    for name, rows in domains:
+        if rows < config.min_domain_rows:
+            raise InputError(
+                f"domain {name!r} of {lake.url} has {rows} usable rows, fewer than min_domain_rows="
+                f"{config.min_domain_rows}; merge it into another domain, add rows, or lower --min-domain-rows"
+            )
+    inside = {lake.corpus.store.full_path(file.path) for file in lake.corpus.files}
+    shared = [file.path for file in corpus.files if corpus.store.full_path(file.path) in inside]
+    if shared:
+        raise InputError(
+            f"target file {shared[0]!r} is also a file of the lake {lake.url}; weights would reward copies of the "
+            "target: keep it outside the lake"
+        )
+    return _Plan(target=corpus, target_text=text, domains=domains)
+
+
+def _tokenized(
+    lake: Lake, plan: _Plan, config: LearnConfig, on_progress: ProgressCallback
+) -> tuple[TokenCache, TokenCache]:
+    """Token caches of corpus and target; kept in the lake's work folder for the next run on the same data."""
+    texts = _target_texts(plan)
+    if not texts:
+        raise InputError(
+            f"column {plan.target_text!r} of target {plan.target_url} has no row with text; "
+            "the target needs rows of the kind the model should be good at"
+        )
+    tokenizer = None if config.model in PRESETS else load_tokenizer(Path(config.model))
+    spec = tokenizer.fingerprint if tokenizer else f"bpe-{config.vocab_size}"
+    digest = hashlib.blake2b("\0".join([lake.snapshot_id, spec, *texts]).encode(), digest_size=10).hexdigest()
+    folder = lake.workdir / "tokens" / digest
+    if not folder.exists():
+        names = [name for name, _ in plan.domains]
+        tokenizer = tokenizer or train_tokenizer(_tokenizer_sample(lake, names, texts), config.vocab_size)
+        with appearing_whole(folder) as place:
+            corpus, target = place / "corpus", place / "target"
+            corpus.mkdir()
+            target.mkdir()
+            total = sum(rows for _, rows in plan.domains)
+            write_cache(corpus, tokenizer, _counted(lake.text_batches(names), total, on_progress), names)
+            write_cache(target, tokenizer, [_target_batch(texts)], ["target"])
+    return TokenCache.open(folder / "corpus"), TokenCache.open(folder / "target")
+
+
+def _target_texts(plan: _Plan) -> list[str]:
+    """The usable texts of the target, distinct, in an order that does not depend on its files."""
+    texts: set[str] = set()
+    for file in plan.target.files:
+        try:
+            for batch in iter_batches(plan.target.store, file, [plan.target_text]):
+                column = batch[plan.target_text].cast(pa.large_string())
+                texts.update(text for text in column.to_pylist() if text and text.strip())
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"column {plan.target_text!r} of target {plan.target.store.describe(file.path)} is not valid UTF-8; "
+                "write the text as UTF-8"
+            ) from error
+    return sorted(texts)
+
+
+def _tokenizer_sample(lake: Lake, names: Sequence[str], target: Sequence[str]) -> Iterator[str]:
+    budget = _TOKENIZER_CHARS // (len(names) + 1)
+    yield from lake.text_sample(budget)
+    used = 0
+    for text in target:
+        yield text
+        used += len(text)
+        if used > budget:
+            return
+
+
+def _target_batch(texts: Sequence[str]) -> RowBatch:
+    ids = pa.array([xxhash.xxh3_128_hexdigest(text.encode()) for text in texts])
+    return RowBatch(sample_id=ids, text=texts, domain=np.zeros(len(texts), dtype=np.int32))
+
+
+def _counted(batches: Iterable[RowBatch], total: int, on_progress: ProgressCallback) -> Iterator[RowBatch]:
+    done = 0
+    for batch in batches:
+        yield batch
+        done += len(batch.text)
+        on_progress(Progress(stage="tokenize", done=done, total=total, detail="rows"))
+
+
+def _job(
+    folder: Path, corpus: TokenCache, target: TokenCache, config: LearnConfig, hf_config: dict[str, Any]
+) -> WorkerJob:
+    from curator.worker import WorkerJob
+
+    num_domains = len(corpus.domains)
+    if config.weights.floor * num_domains >= 1:
+        raise ConfigError(
+            f"learn.weights.floor={config.weights.floor} leaves nothing to learn for {num_domains} domains; "
+            f"it must be below {1 / num_domains:.4f}"
+        )
+    tokens = corpus.domain_tokens()
+    natural = tokens / tokens.sum()
+    uniform = np.full(num_domains, 1 / num_domains)
+    return WorkerJob(
+        run_dir=folder,
+        corpus=corpus.folder,
+        target=target.folder,
+        learn=config,
+        model=_model_source(config, hf_config, corpus.vocab_size),
+        prior=(natural if config.weights.prior == "natural" else uniform).tolist(),
+    )
+
+
+def _model_source(config: LearnConfig, hf_config: dict[str, Any], vocab_size: int) -> ModelSource:
+    from optim.backend import ModelSource
+
+    if config.model in PRESETS:
+        return ModelSource(hf_config=hf_config | {"vocab_size": vocab_size}, seed=config.seed)
+    if vocab_size > int(hf_config["vocab_size"]):
+        raise InputError(
+            f"the tokenizer in {config.model} has {vocab_size} tokens, more than the model's vocab_size="
+            f"{hf_config['vocab_size']}; use the tokenizer that belongs to the model"
+        )
+    return ModelSource(hf_config=hf_config, folder=Path(config.model).resolve(), seed=config.seed)
