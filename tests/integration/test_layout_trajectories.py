@@ -104,7 +104,10 @@ def test_one_process_learns_something_that_could_differ(one_process):
     assert result.weights == pytest.approx(records[-1]["average_weights"])
 
 
-@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "one process"])
+@pytest.mark.parametrize(
+    "layout",
+    ["TP=2", "PP=2", "TP=2 PP=2", "DP=2", pytest.param("TP=2 SP, recomputing", marks=pytest.mark.slow)],
+)
 def test_trajectory_is_that_of_one_process(layout, one_process, caches, tmp_path_factory):
     expected, _ = one_process
     records, _ = trajectory(caches, tmp_path_factory, LAYOUTS[layout])

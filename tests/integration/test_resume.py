@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import shutil
 import signal
 import subprocess
 
@@ -100,36 +99,45 @@ def test_two_workers_go_on_with_the_run_of_one(here, whole):
     assert json.loads((here / "run" / "run.json").read_text())["backend"]["layout"].startswith("TP=2 PP=1 DP=1")
 
 
+def edited(path, change):
+    """What `path` held before `change` of its values."""
+    before = path.read_text()
+    values = json.loads(before)
+    change(values)
+    path.write_text(json.dumps(values))
+    return before
+
+
 def test_what_a_resumed_run_refuses(here):
     stop(here, begin(here, *LEARN, "--run-dir", "run"), signal.SIGKILL)
-    kept = here / "kept"
-    shutil.copytree(here / "run", kept)
-
     assert refusal(resume(here, "--steps", 9), 2).startswith("--steps cannot be given with --resume: ")
     assert refusal(resume(here, "--prepare"), 2).startswith("--prepare cannot be given with --resume: ")
-    with (here / "run" / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        assert refusal(resume(here), 75).startswith(f"another process is at work on the run in {here / 'run'}; ")
     assert refusal(curator(here, "learn", "lake", "--resume", "lake"), 2).startswith(
         f"{here / 'lake'} holds no run that was begun: there is no job.json"
     )
-
-    begun = json.loads((here / "run" / "job.json").read_text())
-    begun["job"]["learn"]["penalty"] = 2.0
-    (here / "run" / "job.json").write_text(json.dumps(begun))
-    assert "was made with learn.penalty=1.0, but this run has 2.0" in refusal(resume(here), 1)
+    with (here / "run" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert refusal(resume(here), 75).startswith(f"another process is at work on the run in {here / 'run'}; ")
+    orders = (here / "run" / "job.json").read_text()
     (here / "run" / "job.json").write_text("{")
     assert refusal(resume(here), 2).startswith(f"{here / 'run' / 'job.json'} is damaged")
+    (here / "run" / "job.json").write_text(orders)
+    write_rows(here / "lake" / "more.parquet", text=sentences("north", 9, 1), domain=["north"] * 9)
+    assert "has changed since run" in refusal(resume(here), 2)
 
-    shutil.rmtree(here / "run")
-    kept.rename(here / "run")
+
+@pytest.mark.slow
+def test_what_workers_refuse_to_go_on_with(here):
+    stop(here, begin(here, *LEARN, "--run-dir", "run"), signal.SIGKILL)
+    orders = edited(here / "run" / "job.json", lambda values: values["job"]["learn"].update(penalty=2.0))
+    assert "was made with learn.penalty=1.0, but this run has 2.0" in refusal(resume(here), 1)
+    (here / "run" / "job.json").write_text(orders)
+
     records = (here / "run" / "trajectory.jsonl").read_bytes()
     (here / "run" / "trajectory.jsonl").unlink()
     assert "trajectory.jsonl does not hold the" in refusal(resume(here), 1)
     (here / "run" / "trajectory.jsonl").write_bytes(records)
+
     for checkpoint in checkpoints_of(here):
         (checkpoint / "model" / "config.json").unlink()
     assert "every checkpoint in" in refusal(resume(here), 1)
-
-    write_rows(here / "lake" / "more.parquet", text=sentences("north", 9, 1), domain=["north"] * 9)
-    assert "has changed since run" in refusal(resume(here), 2)
