@@ -429,6 +429,68 @@ def history(
 
 
 @app.command()
+def plan(
+    model: Annotated[
+        str, typer.Option("--model", help="Preset, model folder, llama-3-8b, qwen2.5-32b or yi-34b.")
+    ] = "tiny",
+    devices: Annotated[
+        int | None, typer.Option("--devices", help="Propose a layout for so many.", show_default=False)
+    ] = None,
+    memory: Annotated[
+        float | None, typer.Option("--memory", help="GiB of each device; refuse what needs more.", show_default=False)
+    ] = None,
+    tensor_parallel: Annotated[int, typer.Option("--tensor-parallel", help="Workers that share each layer.")] = 1,
+    pipeline_parallel: Annotated[int, typer.Option("--pipeline-parallel", help="Workers that share the layers.")] = 1,
+    data_parallel: Annotated[int, typer.Option("--data-parallel", help="Workers that share the batch.")] = 1,
+    block_size: Annotated[int, typer.Option("--block-size", help="Layers that train at a time; 0: all.")] = 0,
+    edges: Annotated[str, typer.Option("--edges", help="always, sampled or frozen: embedding and head.")] = "always",
+    moments: Annotated[str, typer.Option("--moments", help="drop, keep or offload those of a block left.")] = "drop",
+    sequence_length: Annotated[int, typer.Option("--sequence-length", help="Tokens of a row.")] = 2048,
+    micro_batch_tokens: Annotated[
+        int | None, typer.Option("--micro-batch-tokens", help="Default: one row.", show_default=False)
+    ] = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="bfloat16 or float32.")] = "bfloat16",
+    device: Annotated[str, typer.Option("--device", help="cuda or cpu: whose attention is planned for.")] = "cuda",
+    flops: Annotated[
+        float | None, typer.Option("--flops", help="Operations a second of a device.", min=1, show_default=False)
+    ] = None,
+    step_tokens: Annotated[int, typer.Option("--step-tokens", help="Tokens of a step, for --flops.", min=1)] = 65536,
+    *,
+    sequence_parallel: Annotated[bool, typer.Option("--sequence-parallel", help="Share positions, too.")] = False,
+    recompute: Annotated[bool, typer.Option("--recompute", help="Run layers again in the backward pass.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a run will take of each device's memory, or propose a layout for --devices; needs neither."""
+    from curator import console
+    from curator import plan as planning
+
+    learn = planning.chosen(
+        {
+            "model": model,
+            "tensor_parallel": tensor_parallel,
+            "pipeline_parallel": pipeline_parallel,
+            "data_parallel": data_parallel,
+            "sequence_parallel": sequence_parallel,
+            "recompute": recompute,
+            "sequence_length": sequence_length,
+            "micro_batch_tokens": sequence_length if micro_batch_tokens is None else micro_batch_tokens,
+            "dtype": dtype,
+            "blocks": {"size": block_size, "edges": edges, "moments": moments},
+        }
+    )
+    made = planning.plan_run(learn, devices=devices, memory_gib=memory, device=device)
+    seconds = None if flops is None else made.seconds(step_tokens, flops=flops)
+    if as_json:
+        console.print_json(planning.values(made, seconds=seconds))
+        return
+    title = f"{model}, {made.size.num_parameters / 1e9:.2f} B parameters, two copies: GiB on a device of each stage"
+    console.print_rows(["stage", *planning.COLUMNS], planning.rows(made), title=title)
+    console.out().print(f"\nSetup     {made.setup}")
+    if seconds is not None:
+        console.out().print(f"Estimate  {seconds:.3g} s for {step_tokens:,} tokens, from {flops:g} operations a second")
+
+
+@app.command()
 def doctor(
     destination: Annotated[
         str | None, typer.Argument(metavar="[URL]", help="A destination to test by writing to it.", show_default=False)

@@ -66,7 +66,7 @@ def prepare(
     `elsewhere` says that they will not run on this machine, whose size then does not matter.
     """
     launch.check_train_extra()
-    hf_config = _model_config(config)
+    hf_config = model_config(config)
     num_layers = check_model(config, hf_config)
     goal, goal_text = _target(lake, target)
     lake.check_run_dir(run_dir)
@@ -92,7 +92,7 @@ def prepare(
     return begun
 
 
-def _model_config(config: LearnConfig) -> dict[str, Any]:
+def model_config(config: LearnConfig) -> dict[str, Any]:
     """The Hugging Face configuration of the preset or folder that `config.model` names."""
     if config.model in PRESETS:
         return preset(config.model, vocab_size=config.vocab_size, sequence_length=config.sequence_length)
