@@ -26,10 +26,11 @@ from optim.block_adamw import BlockAdamW
 from optim.blocks import Block
 from optim.errors import LayoutError
 from optim.layout import Layout, check_layout_fits_model
-from optim.mcore import kernels, parallel
+from optim.mcore import head, kernels, parallel
 from optim.mcore.block import set_active
 from optim.mcore.config import DecoderConfig, decoder_config
 from optim.mcore.device import import_megatron, megatron_on_this_device, megatron_warnings_dropped, pick_device
+from optim.mcore.head import Targets
 from optim.mcore.model import Decoder, PackedRows, layer_of
 from optim.mcore.parallel import ProcessGroups
 from optim.mcore.schedule import MicroBatch, TwoCopies, run_schedule
@@ -212,11 +213,10 @@ def _pack(copy: Copy, setup: Setup) -> MicroBatch:
     return MicroBatch(
         copy=copy,
         inputs_T=token_T,
-        labels_T=token_T.clone(),
+        targets=Targets(token_T.clone(), torch.ones(num_tokens + filling, device=device)),
         positions_T=token_T.clone(),
         mask_T=torch.ones(num_tokens + filling, device=device),
         length_B=torch.full((num_rows,), length, device=device),
-        token_weight_B=torch.ones(num_rows, device=device),
         rows=PackedRows.of([length] * num_rows + [filling] * (filling > 0)),
         slots_B=torch.arange(num_rows),
         num_tokens=num_tokens,
@@ -246,13 +246,14 @@ def _fake_world(layout: Layout, *, rank: int, device: str) -> Iterator[ProcessGr
 
 @contextmanager
 def _kernels_of(device: str) -> Iterator[None]:
-    """The attention that `device` would use, and no table of fake tensors left behind."""
-    longest = kernels.MAX_BLOCK_KERNEL_LENGTH
+    """The attention and the chunks of logits that `device` would use, and no table of fake tensors left behind."""
+    longest, chunks = kernels.MAX_BLOCK_KERNEL_LENGTH, head.CHUNK_ELEMENTS
     kernels._rotary_table.cache_clear()  # noqa: SLF001
     if device == "cuda":
         kernels.MAX_BLOCK_KERNEL_LENGTH = 0
+        head.CHUNK_ELEMENTS = dict.fromkeys(chunks, chunks["cuda"])
     try:
         yield
     finally:
-        kernels.MAX_BLOCK_KERNEL_LENGTH = longest
+        kernels.MAX_BLOCK_KERNEL_LENGTH, head.CHUNK_ELEMENTS = longest, chunks
         kernels._rotary_table.cache_clear()  # noqa: SLF001

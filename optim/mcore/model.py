@@ -18,6 +18,10 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+from megatron.core.tensor_parallel.mappings import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+)
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
@@ -33,6 +37,7 @@ from torch.utils.checkpoint import checkpoint
 from optim.mcore import kernels
 from optim.mcore.config import DecoderConfig
 from optim.mcore.device import pick_device
+from optim.mcore.head import HeadShard, Targets, token_losses
 from optim.mcore.parallel import ProcessGroups
 
 
@@ -52,8 +57,8 @@ class PackedRows(PackedSeqParams):  # type: ignore[misc]
 class Decoder(GPTModel):  # type: ignore[misc]
     """The layers of one pipeline stage, with embedding on the first and head on the last.
 
-    Called with labels it returns the token losses of a pack, (1, T) float32. `cut_input` says that nothing below this
-    stage trains: no graph is built down to its input and zeros go upstream.
+    Called with `Targets` as labels it returns the token losses of a pack, (T,), and their weighted sum. `cut_input`
+    says that nothing below this stage trains: no graph is built down to its input and zeros go upstream.
     """
 
     cut_input = False
@@ -73,7 +78,14 @@ class Decoder(GPTModel):  # type: ignore[misc]
             share_embeddings_and_output_weights=config.tied,
             pg_collection=megatron_groups,
         )
-        self._first_label = groups.tensor_rank * config.padded_vocab_size // groups.tensor_size
+        if groups.is_last_stage:
+            self.output_layer.forward = _hand_on
+        self._shard = HeadShard(
+            first_label=groups.tensor_rank * config.padded_vocab_size // groups.tensor_size,
+            vocab_size=config.vocab_size,
+            softcap=config.logit_softcap,
+            group=groups.tensor if groups.tensor_size > 1 else None,
+        )
         if groups.is_first_stage and config.embedding_scale != 1.0:
             # rounded as transformers does, which keeps the scale in the dtype of the embedding
             scale = torch.tensor(config.embedding_scale, dtype=config.params_dtype).item()
@@ -87,17 +99,15 @@ class Decoder(GPTModel):  # type: ignore[misc]
             hidden = hidden.detach()
         super().set_input_tensor(hidden)
 
-    def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
-        """Token losses (B, S) of `logits` (S, B, V / tensor size), without the rows that pad the vocabulary."""
-        config = self.config
-        if config.logit_softcap:
-            logits = torch.tanh(logits / config.logit_softcap) * config.logit_softcap
-        width = logits.shape[-1]
-        if self._first_label + width > config.vocab_size:
-            label_V = torch.arange(self._first_label, self._first_label + width, device=logits.device)
-            logits = logits.masked_fill(label_V >= config.vocab_size, float("-inf"))
-        losses: Tensor = super().compute_language_model_loss(labels, logits)
-        return losses
+    def compute_language_model_loss(self, labels: Targets, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Token losses (T,) and their weighted sum of `logits`, which are the hidden states still (see `head`)."""
+        hidden = logits
+        if self.config.sequence_parallel:
+            hidden = gather_from_sequence_parallel_region(hidden)
+        elif self.config.tensor_model_parallel_size > 1:
+            hidden = copy_to_tensor_model_parallel_region(hidden)
+        weight = self.shared_embedding_or_output_weight() if self.config.tied else self.output_layer.weight
+        return token_losses(hidden[:, 0], weight, labels, self._shard)
 
     def named_global_parameters(self) -> dict[str, Parameter]:
         """Parameters of this stage by Megatron name, layers counted over the whole model."""
@@ -114,6 +124,11 @@ class Decoder(GPTModel):  # type: ignore[misc]
     def first_layer(self) -> int:
         """Global index of this stage's lowest layer."""
         return int(self.decoder.layers[0].layer_number) - 1
+
+
+def _hand_on(hidden: Tensor, **_: object) -> tuple[Tensor, None]:
+    """What the output layer does: its product and the loss come by chunks, in `compute_language_model_loss`."""
+    return hidden, None
 
 
 def layer_of(name: str) -> int | None:

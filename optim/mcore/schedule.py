@@ -19,6 +19,7 @@ from torch.nn import functional
 from optim.backend import Copy, Term
 from optim.batch import Batch
 from optim.mcore.device import megatron_warnings_dropped
+from optim.mcore.head import Targets
 from optim.mcore.model import Decoder, PackedRows
 from optim.mcore.parallel import ProcessGroups
 
@@ -27,19 +28,18 @@ from optim.mcore.parallel import ProcessGroups
 class MicroBatch:
     """A pack: b whole rows of t tokens in all, one after the other, that go through one copy together.
 
-    `inputs_T`, `labels_T` and `positions_T` are (t,) int64, positions from 0 in every row; `mask_T` (t,) as in `Batch`;
-    `length_B` (b,) int64, longest first, sums to `num_tokens`, and what t has beyond fills the pack up;
-    `token_weight_B` (b,) as in `Term`. `rows` says the same to the attention. `slots_B` says where the rows' losses go
-    among those of all terms.
+    `inputs_T` and `positions_T` are (t,) int64, positions from 0 in every row; `mask_T` (t,) as in `Batch`; `targets`
+    has the labels and each token's weight in the objective. `length_B` (b,) int64, longest first, sums to `num_tokens`,
+    and what t has beyond fills the pack up. `rows` says the same to the attention. `slots_B` says where the rows'
+    losses go among those of all terms.
     """
 
     copy: Copy
     inputs_T: Tensor
-    labels_T: Tensor
+    targets: Targets
     positions_T: Tensor
     mask_T: Tensor
     length_B: Tensor
-    token_weight_B: Tensor
     rows: PackedRows
     slots_B: Tensor
     num_tokens: int
@@ -59,18 +59,17 @@ class TwoCopies(torch.nn.Module):
         """Keep the previous stage's output for the copy that the next forward pass names."""
         self._input = input_tensor
 
-    def forward(self, micro_batch: MicroBatch) -> Tensor:
-        """Token losses (1, t) on the last stage, hidden states on the others."""
+    def forward(self, micro_batch: MicroBatch) -> Any:
+        """Token losses (t,) and their weighted sum on the last stage, hidden states on the others."""
         decoder = self.decoders[micro_batch.copy]
         decoder.set_input_tensor(self._input)
-        out: Tensor = decoder(
+        return decoder(
             micro_batch.inputs_T[None],
             micro_batch.positions_T[None],
             None,
-            labels=micro_batch.labels_T[None],
+            labels=micro_batch.targets,
             packed_seq_params=micro_batch.rows,
         )
-        return out
 
 
 def split_terms(
@@ -123,15 +122,15 @@ def _micro_batch(
     def filled(values_T: Tensor) -> Tensor:
         return functional.pad(values_T, (0, filling)).to(device)
 
+    mask_T = term.batch.mask_BS[row_T, position_T]
     lengths = [*length_B.tolist(), filling] if filling else length_B.tolist()
     return MicroBatch(
         copy=term.copy,
         inputs_T=filled(tokens_BS[row_T, position_T]),
-        labels_T=filled(tokens_BS[row_T, position_T + 1]),
+        targets=Targets(filled(tokens_BS[row_T, position_T + 1]), filled(term.token_weight_B[row_T] * mask_T)),
         positions_T=filled(position_T),
-        mask_T=filled(term.batch.mask_BS[row_T, position_T]),
+        mask_T=filled(mask_T),
         length_B=length_B.to(device),
-        token_weight_B=term.token_weight_B[pack_B].to(device),
         rows=PackedRows.of(lengths),
         num_tokens=len(row_T),
         slots_B=first_slot + pack_B,
@@ -154,17 +153,17 @@ def run_schedule(copies: TwoCopies, micro_batches: Sequence[MicroBatch], *, forw
     """
     losses: list[Tensor] = []
 
-    def forward_step(micro_batches: Iterator[MicroBatch], copies: TwoCopies) -> tuple[Tensor, Callable[..., Any]]:
+    def forward_step(micro_batches: Iterator[MicroBatch], copies: TwoCopies) -> tuple[Any, Callable[..., Any]]:
         micro_batch = next(micro_batches)
 
-        def weighted_loss(loss_1T: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-            counted_T = torch.where(micro_batch.mask_T > 0, loss_1T[0] * micro_batch.mask_T, 0.0)
-            loss_B = torch.segment_reduce(
-                counted_T[: micro_batch.num_tokens].double(), "sum", lengths=micro_batch.length_B
+        def weighted_loss(found: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+            loss_T, total = found
+            counted_T = torch.where(micro_batch.mask_T > 0, loss_T * micro_batch.mask_T, 0.0)
+            losses.append(
+                torch.segment_reduce(counted_T[: micro_batch.num_tokens].double(), "sum", lengths=micro_batch.length_B)
             )
-            losses.append(loss_B.detach())
-            num_tokens = torch.ones((), dtype=torch.int, device=loss_B.device)  # of no consequence: nothing is divided
-            return (loss_B * micro_batch.token_weight_B).sum(), num_tokens, {}
+            num_tokens = torch.ones((), dtype=torch.int, device=total.device)  # of no consequence: nothing is divided
+            return total, num_tokens, {}
 
         return copies(micro_batch), weighted_loss
 
