@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional
 
-CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
+CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**26}
 """Logits that exist at a time; the GPU's figure is a guess, nothing was measured on one."""
 _LEAST_TOKENS = 64
 

@@ -1,6 +1,7 @@
 """A training step of the engine against transformers, and a bilevel step against its own parts.
 
-One thread, CPU time, best rounds of one process. Run: python tests/bench/bench_engine.py [step] [bilevel] [packs]
+One thread, CPU time, best rounds of one process.
+Run: python tests/bench/bench_engine.py [limit] [step] [bilevel] [packs] [profile]
 `packs` needs the instruction data (CURATOR_DATA, default ../shared/data) and is left out where that is absent.
 """
 
@@ -158,6 +159,11 @@ def bench_bilevel(rounds: int = 3) -> None:
         )
 
 
+def data_folder() -> Path:
+    """Where the instruction data should be."""
+    return Path(os.environ.get("CURATOR_DATA") or Path(__file__).parents[3] / "shared" / "data") / "instruct"
+
+
 def instruction_rows(folder: Path, count: int) -> list[list[int]]:
     """Token ids of real instruction rows, two sources in turn, each cut at 512."""
     frames = [pl.read_parquet(folder / f"{name}.parquet").head(count) for name in ("gsm8k", "flan_cot")]
@@ -184,7 +190,7 @@ def padded_batch(rows: list[list[int]]) -> Batch:
 
 def bench_packs(rounds: int = 3) -> None:
     """Real instruction rows in packs, against groups of 8 in input order in which padding is computed like tokens."""
-    folder = Path(os.environ.get("CURATOR_DATA") or Path(__file__).parents[3] / "shared" / "data") / "instruct"
+    folder = data_folder()
     if not folder.is_dir():
         print(f"real instruction rows: left out, there is no {folder}")
         return
@@ -214,7 +220,57 @@ def bench_packs(rounds: int = 3) -> None:
         )
 
 
-BENCHES = {"step": bench_step, "bilevel": bench_bilevel, "packs": bench_packs}
+KINDS = {
+    "matrix products": ("aten::mm", "aten::addmm", "aten::linear", "mkldnn"),
+    "attention": ("aten::bmm", "aten::baddbmm", "softmax"),
+    "optimizer": ("_foreach",),
+    "collectives": ("c10d", "gloo"),
+}
+
+
+def bench_profile() -> None:
+    """Where the CPU time of a plain step goes, by torch's profiler; the rest is in no operation of torch."""
+    for shape in ("2M", "10M"):
+        config = config_of(shape)
+        batch = full_batch(int(str(config["vocab_size"])))
+        with ExitStack() as stack:
+            step = engine_step(open_engine(stack, config), [term(Copy.MODEL, batch)])
+            step()
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+                started = time.process_time()
+                step()
+                seconds = time.process_time() - started
+        share = dict.fromkeys([*KINDS, "elementwise and copies"], 0.0)
+        for event in profiler.key_averages():
+            kind = next((name for name, keys in KINDS.items() if any(key in event.key for key in keys)), None)
+            share[kind or "elementwise and copies"] += event.self_cpu_time_total / 1e6 / seconds
+        told = ", ".join(f"{name} {part:.0%}" for name, part in share.items())
+        print(f"profile of a plain step {shape}: {told}, Python and the rest {1 - sum(share.values()):.0%}", flush=True)
+
+
+def bench_limit() -> None:
+    """What the matrix product setting gains on this machine: the bound of any gain over torch as it comes."""
+    for rows, inner, columns in ((2048, 256, 688), (2048, 512, 1376), (2048, 688, 256)):
+        left, right = torch.randn(rows, inner), torch.randn(columns, inner)
+        works = {"product": lambda left=left, right=right: [torch.nn.functional.linear(left, right) for _ in range(20)]}
+        as_it_comes = best_of(works, 5)["product"]
+        with fast_float32_matmul():
+            ours = best_of(works, 5)["product"]
+        speed = 20 * 2 * rows * inner * columns / 1e9
+        print(
+            f"matrix product {rows}x{inner}x{columns}: {as_it_comes / ours:.2f}x torch as it comes "
+            f"({speed / ours:.0f} against {speed / as_it_comes:.0f} GFLOP/s)",
+            flush=True,
+        )
+
+
+BENCHES = {
+    "limit": bench_limit,
+    "step": bench_step,
+    "bilevel": bench_bilevel,
+    "packs": bench_packs,
+    "profile": bench_profile,
+}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
