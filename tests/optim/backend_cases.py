@@ -179,6 +179,22 @@ def train_and_save(order: tuple[str, Layout, str, tuple[Path, int] | None, int, 
     return losses
 
 
+def losses_and_norm(order: tuple[ModelSource, Layout, Batch]) -> tuple[Tensor, float]:
+    """Row losses of a model, and the norm of the gradient of their sum per row. Runs in workers."""
+    from optim.mcore.backend import mcore_backend
+
+    source, layout, batch = order
+    with mcore_backend(source, layout=layout, optimizer=OPTIMIZER, micro_batch_tokens=256) as backend:
+        return losses_and_norm_of(backend, batch)
+
+
+def losses_and_norm_of(backend: Backend, batch: Batch) -> tuple[Tensor, float]:
+    """The same of a backend."""
+    token_weight_B = torch.full((batch.num_rows,), 1 / batch.num_rows)
+    losses = backend.forward_backward([Term(copy=Copy.MODEL, batch=batch, token_weight_B=token_weight_B)])
+    return torch.cat(losses), backend.update(Copy.MODEL, learning_rate=0.0).grad_norm
+
+
 def diverge(layout: Layout) -> list[str]:
     """The errors of a loss and of a gradient norm that are not finite. Runs in workers."""
     from optim.mcore.backend import mcore_backend

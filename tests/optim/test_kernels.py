@@ -92,3 +92,15 @@ def test_a_sequence_beyond_the_block_kernel_gives_the_same_as_within(monkeypatch
     by_torch = kernels.causal_attention(*inputs, table=table, scale=SCALE)
     assert by_torch.grad_fn.name() != by_blocks.grad_fn.name()
     assert_same_function(by_torch, by_blocks, inputs)
+
+
+@pytest.mark.parametrize("kind", ["silu", "gelu_tanh"])
+def test_a_gated_activation_follows_its_formula_and_keeps_its_input_only(kind):
+    gate_up = torch.randn(5, 1, 14, dtype=torch.float64, requires_grad=True)
+    gate, up = gate_up.chunk(2, dim=-1)
+    act = functional.silu(gate) if kind == "silu" else functional.gelu(gate, approximate="tanh")
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        ours = kernels.gated_activation(gate_up, kind)
+    assert [t.data_ptr() for t in kept] == [gate_up.data_ptr()]
+    assert_same_function(ours, act * up, [gate_up])
