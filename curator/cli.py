@@ -229,7 +229,12 @@ def learn(
         int | None, typer.Option("--pipeline-parallel", help="Workers that share the layers.", show_default=False)
     ] = None,
     data_parallel: Annotated[
-        int | None, typer.Option("--data-parallel", help="Workers that share the batch.", show_default=False)
+        int | None,
+        typer.Option(
+            "--data-parallel",
+            help="Workers that share the batch; default: for presets, one a core.",
+            show_default=False,
+        ),
     ] = None,
     block_size: Annotated[
         int | None, typer.Option("--block-size", help="Layers that train at a time; 0: all.", show_default=False)

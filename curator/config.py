@@ -92,9 +92,11 @@ class LearnConfig(_Section):
     vocab_size: int = Field(2048, ge=300, description="BPE vocabulary that presets train on the lake")
     micro_batch_tokens: int = Field(2048, ge=1, description="tokens in one forward pass")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="number format of the parameters")
-    tensor_parallel: int = Field(1, ge=1)
-    pipeline_parallel: int = Field(1, ge=1)
-    data_parallel: int = Field(1, ge=1)
+    tensor_parallel: int = Field(1, ge=1, description="workers that share each layer")
+    pipeline_parallel: int = Field(1, ge=1, description="workers that share the layers")
+    data_parallel: int | None = Field(
+        None, ge=1, description="workers that share the batch; by default chosen for presets on CPUs, else 1"
+    )
     sequence_parallel: bool = Field(False, description="share positions over the tensor axis, too")
     recompute: bool = Field(False, description="run layers again in the backward pass to save memory")
     weights: WeightsConfig = Field(default_factory=lambda: WeightsConfig())
@@ -107,7 +109,7 @@ class LearnConfig(_Section):
         return Layout(
             tensor_parallel=self.tensor_parallel,
             pipeline_parallel=self.pipeline_parallel,
-            data_parallel=self.data_parallel,
+            data_parallel=self.data_parallel or 1,
             sequence_parallel=self.sequence_parallel,
         )
 
