@@ -7,7 +7,20 @@ import sys
 
 import pyarrow.parquet as pq
 import pytest
-from lake_cases import LANGUAGES, curator, refusal, sentences, tree, values_of, write_lake, write_rows, write_target
+from lake_cases import (
+    LANGUAGES,
+    curator,
+    refusal,
+    sentences,
+    tree,
+    values_of,
+    write_lake,
+    write_rows,
+    write_settings,
+    write_target,
+)
+
+from optim.launch import device_count
 
 pytest.importorskip("megatron.core", reason="needs the extra [train]")
 
@@ -143,6 +156,15 @@ def test_a_glob_with_a_key_column_and_numbers_as_domains(here):
     query = "SELECT sample_id, label, sample_weight IS NOT NULL FROM samples WHERE sample_id = 'north-3'"
     asked = values_of(curator(here, "sql", "raw/take-*.parquet", query, "--json"))
     assert asked["rows"] == [["north-3", 0, True]]
+
+
+def test_a_preset_gets_one_worker_a_core_but_no_more_than_its_rows_feed(here):
+    write_settings(here / "fast.toml", target_rows=8)
+    command = ("learn", "lake", "--target", "target.parquet", "--config", "fast.toml", "--json", "--run-dir")
+    values_of(curator(here, *command, "unasked"))
+    values_of(curator(here, *command, "asked", "--data-parallel", 1))
+    layouts = [json.loads((here / run / "run.json").read_text())["backend"]["layout"] for run in ("unasked", "asked")]
+    assert layouts == [f"TP=1 PP=1 DP={min(2, device_count('cpu'))}", "TP=1 PP=1 DP=1"]
 
 
 @pytest.mark.slow
