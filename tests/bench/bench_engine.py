@@ -112,27 +112,41 @@ def term(copy: Copy, batch: Batch) -> Term:
     return Term(copy=copy, batch=batch, token_weight_B=torch.full((batch.num_rows,), 1e-4))
 
 
-def bench_step(rounds: int = 3) -> None:
-    """A plain step of 8 × 256 tokens: ours, transformers as it comes, and with our matrix product setting."""
+def bench_step(rounds: int = 5) -> None:
+    """A plain step of 8 × 256 tokens: ours, transformers as it comes, and with our matrix product setting.
+
+    All four take part in every round, so that a machine whose speed drifts does not favour one; ratios are those of a
+    round, their median and range.
+    """
     for shape in SHAPES:
         config = config_of(shape)
         batch = full_batch(int(str(config["vocab_size"])))
         theirs = transformers_step(config, batch, torch.float32)
-        found = best_of({"as it comes": theirs}, rounds)
-        with ExitStack() as stack:
-            ours = engine_step(open_engine(stack, config), [term(Copy.MODEL, batch)])
-            stack.enter_context(fast_float32_matmul())
-            found |= best_of({"ours": ours, "same setting": theirs}, rounds)
-        with ExitStack() as stack:
-            ours = engine_step(open_engine(stack, config, "bfloat16"), [term(Copy.MODEL, batch)])
-            found |= best_of({"bfloat16": ours}, rounds)
-        tokens = ROWS * LENGTH / found["ours"]
+        seconds: dict[str, list[float]] = {}
+        for _ in range(rounds):
+            found = best_of({"as it comes": theirs}, 2)
+            with ExitStack() as stack:
+                ours = engine_step(open_engine(stack, config), [term(Copy.MODEL, batch)])
+                stack.enter_context(fast_float32_matmul())
+                found |= best_of({"ours": ours, "same setting": theirs}, 2)
+            with ExitStack() as stack:
+                ours = engine_step(open_engine(stack, config, "bfloat16"), [term(Copy.MODEL, batch)])
+                found |= best_of({"bfloat16": ours}, 2)
+            for name, spent in found.items():
+                seconds.setdefault(name, []).append(spent)
         print(
-            f"plain step {shape}: {found['as it comes'] / found['ours']:.2f}x transformers as it comes, "
-            f"{found['same setting'] / found['ours']:.2f}x with the same matmul setting, bfloat16 "
-            f"{found['as it comes'] / found['bfloat16']:.2f}x its float32 ({tokens:,.0f} tokens/CPU-s)",
+            f"plain step {shape}: {ratios(seconds, 'as it comes', 'ours')} transformers as it comes, "
+            f"{ratios(seconds, 'same setting', 'ours')} with the same matmul setting, bfloat16 "
+            f"{ratios(seconds, 'as it comes', 'bfloat16')} its float32 "
+            f"({ROWS * LENGTH / min(seconds['ours']):,.0f} tokens/CPU-s)",
             flush=True,
         )
+
+
+def ratios(seconds: Mapping[str, list[float]], theirs: str, ours: str) -> str:
+    """Median, lowest and highest of the ratios of the rounds."""
+    found = sorted(a / b for a, b in zip(seconds[theirs], seconds[ours], strict=True))
+    return f"{found[len(found) // 2]:.2f}x ({found[0]:.2f}-{found[-1]:.2f})"
 
 
 def bench_bilevel(rounds: int = 3) -> None:

@@ -32,6 +32,7 @@ def worker() -> None:
 
     dist.init_process_group("gloo")
     meet(None)
+    dist.barrier()  # as `launch` does: without it one rank's exit can break another's all-reduce
     dist.destroy_process_group()
 
 
@@ -44,12 +45,11 @@ def by_launch(num_workers: int) -> None:
 def by_torchrun(num_workers: int) -> None:
     """torch's."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_workers}"]
-    subprocess.run(
-        [*command, __file__, "worker"],
-        check=True,
-        capture_output=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-    )
+    # the interface is named as `launch` names it: without it gloo at times picks one that does not answer
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run([*command, __file__, "worker"], check=False, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise RuntimeError(f"torchrun failed: {done.stderr[-2000:]}")
 
 
 def best_wall(start: Callable[[int], None], num_workers: int) -> float:

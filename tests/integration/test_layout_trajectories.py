@@ -80,7 +80,7 @@ def trajectory(caches, tmp_path_factory, parallel):
         model=ModelSource(hf_config=preset("tiny", vocab_size=vocab_size, sequence_length=24), seed=3),
         prior=[1 / 3] * 3,
     )
-    world = learn.tensor_parallel * learn.pipeline_parallel * learn.data_parallel
+    world = learn.layout.world_size
     launch("curator.worker:run_worker", job, world_size=world, threads=1, preload=PRELOAD, log=run_dir / "log")
     records = [json.loads(line) for line in (run_dir / TRAJECTORY).read_text().splitlines()]
     return records, WorkerResult.read(run_dir)

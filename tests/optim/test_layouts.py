@@ -15,6 +15,8 @@ TP2_PP2 = Layout(tensor_parallel=2, pipeline_parallel=2)
 PP2_DP2 = Layout(pipeline_parallel=2, data_parallel=2)
 TP2_PP2_SP = Layout(tensor_parallel=2, pipeline_parallel=2, sequence_parallel=True)
 TP2_DP2 = Layout(tensor_parallel=2, data_parallel=2)
+ALL = Layout(tensor_parallel=2, pipeline_parallel=2, data_parallel=2)
+ALL_SP = Layout(tensor_parallel=2, pipeline_parallel=2, data_parallel=2, sequence_parallel=True)
 
 # llama: grouped query heads; qwen3-tied: norms within heads, one embedding on two stages; gpt2: biases and positions;
 # gemma2: norms after the row-parallel projections
@@ -54,7 +56,19 @@ def trajectories():
 
 @pytest.mark.parametrize(("model", "layout"), CASES, ids=str)
 def test_a_layout_trains_like_one_process(trajectories, model, layout):
-    ours, one = trajectories[model, layout], trajectories[model, ONE]
+    assert_trained_alike(trajectories[model, layout], trajectories[model, ONE])
+
+
+@pytest.mark.slow
+def test_all_axes_at_once_train_like_one_process():
+    cases = [("qwen3-tied", ALL), ("qwen3-tied", ALL_SP)]
+    found = trajectories_of(cases)
+    one = trajectories_of([("qwen3-tied", ONE)])["qwen3-tied", ONE]
+    for case in cases:
+        assert_trained_alike(found[case], one)
+
+
+def assert_trained_alike(ours, one):
     assert ours.initial_digest == one.initial_digest
     assert ours.info.num_parameters == one.info.num_parameters
     assert torch.equal(ours.clipped, one.clipped)
