@@ -149,8 +149,8 @@ def check_machine(config: LearnConfig) -> launch.Device:
 def _with_data_parallel(config: LearnConfig, device: launch.Device) -> LearnConfig:
     """The settings with a number of workers for the batch, where none was given: one a core for the small presets.
 
-    Two workers take a step 1.8 times as fast as one process with two threads (tests/bench/bench_layouts.py). Every
-    worker holds both copies of the model, so a model folder gets more of them only when asked.
+    Two workers take a step 1.3 to 1.8 times as fast as one process with two threads (tests/bench/bench_layouts.py).
+    Every worker holds both copies of the model, so a model folder gets more of them only when asked.
     """
     if config.data_parallel is not None or device != "cpu" or config.model not in PRESETS:
         return config

@@ -166,7 +166,8 @@ def bench(shape: str, rounds: int = 2) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    if not data_folder().is_dir():
-        sys.exit(f"left out: there is no {data_folder()}")
-    for chosen in sys.argv[1:] or [shape for shape in SHAPES if shape != "47M"]:
-        bench(chosen)
+    if data_folder().is_dir():
+        for chosen in sys.argv[1:] or [shape for shape in SHAPES if shape != "47M"]:
+            bench(chosen)
+    else:
+        print(f"the authors' procedure: left out, there is no {data_folder()}")

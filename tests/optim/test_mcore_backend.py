@@ -164,6 +164,21 @@ def test_only_the_block_trains_and_nothing_below_it_keeps_a_graph(block, graphle
         assert backend.distance() > 0
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_a_gated_activation_leaves_no_tensor_of_its_own_behind(name):
+    kept = []
+    term = Term(copy=Copy.MODEL, batch=batch_of(3, 9), token_weight_B=torch.ones(3))
+    width = CONFIGS[name]["intermediate_size"]
+    with open_backend(name) as backend:
+        backend.set_block(Block(layers=frozenset({0}), edges=True))
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+            backend.forward_backward([term])
+    shared = {t.untyped_storage().data_ptr() for t in kept if t.dim() == 3 and t.shape[-1] == 2 * width}
+    alone = {t.untyped_storage().data_ptr() for t in kept if t.dim() == 3 and t.shape[-1] == width}
+    # one input for each of the four layers, and the product that the active layer's next weight gradient needs
+    assert (len(shared), len(alone - shared)) == (4, 1)
+
+
 def is_in(block, name):
     parts = name.split(".")
     return int(parts[2]) in block.layers if "layers" in parts else block.edges
