@@ -155,11 +155,19 @@ class Layer(TransformerLayer):  # type: ignore[misc]
         if self.needs_graph:
             if self.config.recompute and torch.is_grad_enabled():
                 return checkpoint(
-                    super().forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs
+                    self._forward_again, *args, use_reentrant=False, preserve_rng_state=False, **kwargs
                 )  # no dropout, so no random state
             return super().forward(*args, **kwargs)
         with torch.no_grad():
             return super().forward(*args, **kwargs)
+
+    def _forward_again(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().forward(*args, **kwargs)
+        finally:
+            # Torch leaves a recomputed layer by an exception as soon as it has what it needs. Megatron ≥ 0.19 holds the
+            # hidden states here until the layer's last line, and with them all that was recomputed.
+            self.mlp_norm_manager = None
 
 
 def _gated_feed_forward(mlp: MLP, activation: kernels.Activation, hidden: Tensor, **_: object) -> Any:
