@@ -15,7 +15,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from curator.config import Config, LakeConfig, LearnConfig, load_config
+    from curator.compare import Comparison
+    from curator.config import CompareConfig, Config, LakeConfig, LearnConfig, load_config
     from curator.errors import CuratorError
     from curator.lake import Lake, open_lake
     from curator.publish import Publication
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "CompareConfig": "curator.config",
+    "Comparison": "curator.compare",
     "Config": "curator.config",
     "CuratorError": "curator.errors",
     "Lake": "curator.lake",
@@ -37,6 +40,8 @@ _HOMES = {
 }
 
 __all__ = [
+    "CompareConfig",
+    "Comparison",
     "Config",
     "CuratorError",
     "Lake",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from curator.errors import ConfigError, InterruptedRunError, LearningError, one_line
 from curator.files import write_atomically
+from curator.leaks import LeakReport
 from curator.places import CHECKPOINTS, JOB
 from curator.slurm import slurm_script
 from optim.errors import StoppedError, WorkerError
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from curator.lake import Lake
     from curator.worker import WorkerJob
 
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 _SLURM = "slurm.sh"
 
 
@@ -33,6 +34,7 @@ class Begun:
     snapshot_id: str
     target_url: str
     target_text: str
+    leaks: LeakReport
     job: WorkerJob
 
     @property
@@ -47,6 +49,7 @@ class Begun:
             "run_id": self.run_id,
             "snapshot_id": self.snapshot_id,
             "target": {"url": self.target_url, "text": self.target_text},
+            "leaks": dataclasses.asdict(self.leaks),
             "job": self.job.to_json(),
         }
         write_atomically(self.folder / JOB, json.dumps(values, indent=1))
@@ -69,6 +72,7 @@ class Begun:
                 snapshot_id=values["snapshot_id"],
                 target_url=values["target"]["url"],
                 target_text=values["target"]["text"],
+                leaks=LeakReport(**values["leaks"]),
                 job=dataclasses.replace(WorkerJob.from_json(values["job"]), run_dir=folder),
             )
         except FileNotFoundError:

@@ -2,13 +2,13 @@
 
 The catalog file caches what ingest read (tables `files` and `sample_index`, see `connectors.duck`); it can be thrown
 away. Runs and versions are truth elsewhere, as records in the destination store, and become temporary tables of a
-session: `runs`, `domain_weights`, `versions`, and the view `samples`.
+session: `runs`, `domain_weights`, `comparisons`, `versions`, and the view `samples`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from connectors.store import Store, list_objects, read_bytes
 from curator.errors import StorageError
 
 RUN_FOLDER = "runs"
+COMPARISON_FOLDER = "comparisons"
+COMPARISON_RECORD = "comparison.json"
 WEIGHT_COLUMNS = ("sample_weight", "domain_weight", "weight_run_id")
 
 _RUNS = pa.schema(
@@ -53,6 +55,36 @@ _DOMAIN_WEIGHTS = pa.schema(
         "num_tokens": pa.int64(),
     }
 )
+_COMPARISONS = pa.schema(
+    {
+        "comparison_id": pa.string(),
+        "created_at": pa.string(),
+        "snapshot_id": pa.string(),
+        "target": pa.string(),
+        "test": pa.string(),
+        "model": pa.string(),
+        "tokens": pa.int64(),
+        "seeds": pa.int64(),
+        "mixture": pa.string(),
+        "run_id": pa.string(),
+        "judgement": pa.string(),
+        **dict.fromkeys(
+            (
+                "test_loss",
+                "test_loss_low",
+                "test_loss_high",
+                "difference",
+                "difference_low",
+                "difference_high",
+                "train_loss",
+                "max_epochs",
+                "learn_seconds",
+                "train_seconds",
+            ),
+            pa.float64(),
+        ),
+    }
+)
 _VERSIONS = pa.schema(
     {
         "version": pa.int64(),
@@ -73,18 +105,31 @@ def read_run_records(destination: Store) -> list[dict[str, Any]]:
         for info in list_objects(destination, ".json", prefix=RUN_FOLDER)
         if info.path.count("/") == 2 and info.path.endswith("/run.json")
     ]
-    records = [_parse_record(destination, path) for path in paths]
+    records = [_parse_record(destination, path, _run_row) for path in paths]
     by_id = {record["run_id"]: record for record in records}  # a run folder inside `runs` holds the same record again
     return sorted(by_id.values(), key=lambda record: (record["created_at"], record["run_id"]))
 
 
+def read_comparison_records(destination: Store) -> list[dict[str, Any]]:
+    """Every comparison that the lake knows, oldest first."""
+    paths = [
+        info.path
+        for info in list_objects(destination, ".json", prefix=COMPARISON_FOLDER)
+        if info.path.endswith(f"/{COMPARISON_RECORD}")
+    ]
+    records = [_parse_record(destination, path, _comparison_rows) for path in paths]
+    return sorted(records, key=lambda record: (record["created_at"], record["comparison_id"]))
+
+
 def register_records(connection: duck.Connection, destination: Store) -> None:
-    """Make the temporary tables `runs`, `domain_weights` and `versions` out of the destination's records."""
+    """Make the temporary tables `runs`, `domain_weights`, `comparisons` and `versions` out of the destination's records."""
     records = read_run_records(destination)
     versions = [(version, read_manifest(destination, version)) for version in read_log(destination)]
     _create_table(connection, "runs", _RUNS, [_run_row(record) for record in records])
     domains = [domain | {"run_id": record["run_id"]} for record in records for domain in record["domains"]]
     _create_table(connection, "domain_weights", _DOMAIN_WEIGHTS, domains)
+    compared = [row for record in read_comparison_records(destination) for row in _comparison_rows(record)]
+    _create_table(connection, "comparisons", _COMPARISONS, compared)
     rows = [version_row(destination, version, manifest) for version, manifest in versions]
     _create_table(connection, "versions", _VERSIONS, rows)
 
@@ -187,14 +232,25 @@ def _create_table(connection: duck.Connection, name: str, schema: pa.Schema, row
     connection.unregister("incoming")
 
 
-def _parse_record(destination: Store, path: str) -> dict[str, Any]:
+def _comparison_rows(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row a mixture."""
+    shared = {name: record[name] for name in ("comparison_id", "created_at", "snapshot_id", "target", "test", "tokens")}
+    shared |= {name: record["compare"][name] for name in ("model", "seeds")}
+    return [
+        shared | {name: row[name] for name in _COMPARISONS.names if name not in shared} for row in record["results"]
+    ]
+
+
+def _parse_record(destination: Store, path: str, check: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
+    """A JSON record in which `check` finds what it needs."""
     try:
         record: dict[str, Any] = json.loads(read_bytes(destination, path))
-        _run_row(record)
+        check(record)
     except (ValueError, KeyError, TypeError) as error:
+        kind = "comparison" if path.endswith(COMPARISON_RECORD) else "run"
         raise StorageError(
-            f"{destination.describe(path)} is not a run record ({type(error).__name__}: {error}); "
-            "restore it, or remove its folder to forget the run"
+            f"{destination.describe(path)} is not a {kind} record ({type(error).__name__}: {error}); "
+            f"restore it, or remove its folder to forget the {kind}"
         ) from error
     return record
 

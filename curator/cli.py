@@ -339,6 +339,77 @@ def _check_resumed_alone(begun_with: Mapping[str, object]) -> None:
 
 
 @app.command()
+def compare(
+    lake_url: LakeArgument = None,
+    mixture: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--mixture",
+            help="natural, latest, a run id, domain:NAME, oracle, FILE.json, or NAME=any of these; may be repeated. "
+            "uniform is always compared.",
+            show_default=False,
+        ),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option("--target", help="The target that weights were learned for.", show_default=False),
+    ] = None,
+    test: Annotated[
+        str | None,
+        typer.Option("--test", help="Parquet files of held-out rows of the same kind.", show_default=False),
+    ] = None,
+    text: TextOption = None,
+    domain: DomainOption = None,
+    key: KeyOption = None,
+    target_text: Annotated[
+        str | None,
+        typer.Option("--target-text", help="Text column of target and test; default: the lake's.", show_default=False),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="tiny, small, or a Hugging Face model folder.", show_default=False)
+    ] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Steps of each training.", show_default=False)] = None,
+    seeds: Annotated[int | None, typer.Option("--seeds", help="Trainings of each mixture.", show_default=False)] = None,
+    destination: DestinationOption = None,
+    min_domain_rows: MinRowsOption = None,
+    config: ConfigOption = None,
+    *,
+    each_domain: Annotated[bool, typer.Option("--each-domain", help="Compare every domain alone, too.")] = False,
+    skip_bad_rows: SkipOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train fresh models on mixtures of the domains, and say which is better on held-out rows, with intervals."""
+    from curator import console
+    from curator.config import TargetConfig, override
+
+    settings = _settings(lake_url, config)
+    chosen = override(settings.compare, model=model, steps=steps, seeds=seeds)
+    goal = override(settings.target, url=target, text=target_text)
+    held_out = TargetConfig(url=test or "", text=goal.text)
+    columns = {"text": text, "domain": domain, "key": key, "destination": destination}
+    options = {"skip_bad_rows": skip_bad_rows, "min_domain_rows": min_domain_rows}
+    if not test:
+        from curator.errors import ConfigError
+
+        raise ConfigError(
+            "no test part was named; pass --test URL, rows of the target's kind that are in no other part"
+        )
+    with _open(settings, **columns, **options) as lake, console.progress() as tell:
+        found = lake.compare(
+            *(mixture or []),
+            target=goal,
+            test=held_out,
+            each_domain=each_domain,
+            config=chosen,
+            on_progress=tell,
+        )
+    if as_json:
+        console.print_json({"status": "ok", **found.to_json()})
+        return
+    console.print_comparison(found)
+
+
+@app.command()
 def publish(
     lake_url: LakeArgument = None,
     run: Annotated[str, typer.Option("--run", help="The run to publish.")] = "latest",
@@ -380,12 +451,14 @@ def publish(
 @app.command()
 def sql(
     lake_url: Annotated[str, typer.Argument(metavar="LAKE_URL", help="The lake to ask.")],
-    query: Annotated[str, typer.Argument(help="DuckDB SQL over samples, domain_weights, runs and versions.")],
+    query: Annotated[
+        str, typer.Argument(help="DuckDB SQL over samples, domain_weights, runs, comparisons and versions.")
+    ],
     destination: DestinationOption = None,
     *,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask SQL: `samples` (every row with its weights), `domain_weights`, `runs`, `versions`."""
+    """Ask SQL: `samples` (every row with its weights), `domain_weights`, `runs`, `comparisons`, `versions`."""
     from curator import console
 
     with _open(_settings(lake_url, None), destination=destination) as lake:

@@ -44,6 +44,9 @@ class TargetConfig(_Section):
 
     url: str = Field("", description="folder, file or glob of Parquet files")
     text: str | None = Field(None, description="column with the text; None: the lake's")
+    leaks: Literal["exclude", "keep"] = Field(
+        "exclude", description="what becomes of rows of the lake that also stand in the target"
+    )
 
 
 class WeightsConfig(_Section):
@@ -114,12 +117,44 @@ class LearnConfig(_Section):
         )
 
 
+class CompareConfig(_Section):
+    """How the models that mixtures are judged by are trained: each on `steps` · `tokens_per_step` tokens."""
+
+    model: str = Field("tiny", description="preset (tiny, small) or a Hugging Face model folder")
+    steps: int = Field(300, ge=1, description="steps of each training")
+    tokens_per_step: int = Field(4096, ge=8, description="target tokens of a step")
+    seeds: int = Field(3, ge=1, description="trainings of each mixture; an interval needs at least 2")
+    sequence_length: int = Field(128, ge=8, description="target tokens of a sequence at most")
+    learning_rate: float = Field(2e-3, gt=0, description="peak AdamW learning rate")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
+    vocab_size: int = Field(2048, ge=300, description="BPE vocabulary that presets train on the lake")
+    micro_batch_tokens: int = Field(2048, ge=1, description="tokens in one forward pass")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="number format of the parameters")
+    tensor_parallel: int = Field(1, ge=1, description="workers that share each layer")
+    pipeline_parallel: int = Field(1, ge=1, description="workers that share the layers")
+    data_parallel: int = Field(1, ge=1, description="workers that share the batch")
+    recompute: bool = Field(False, description="run layers again in the backward pass to save memory")
+    at_once: int | None = Field(
+        None, ge=1, description="trainings side by side; by default one a core for presets on CPUs, else 1"
+    )
+
+    @property
+    def layout(self) -> Layout:
+        """How the workers of a training share the model."""
+        return Layout(
+            tensor_parallel=self.tensor_parallel,
+            pipeline_parallel=self.pipeline_parallel,
+            data_parallel=self.data_parallel,
+        )
+
+
 class Config(_Section):
     """A whole configuration file."""
 
     lake: LakeConfig = Field(default_factory=lambda: LakeConfig())
     target: TargetConfig = Field(default_factory=lambda: TargetConfig())
     learn: LearnConfig = Field(default_factory=lambda: LearnConfig())
+    compare: CompareConfig = Field(default_factory=lambda: CompareConfig())
 
 
 Section = TypeVar("Section", bound=BaseModel)

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -26,10 +26,12 @@ from rich.table import Table
 
 from curator.progress import Progress, ProgressCallback
 
+if TYPE_CHECKING:
+    from curator.compare import Comparison
+
 _SECONDS_BETWEEN_LINES = 10.0
 _WIDE = 100_000
 """Columns of what is no terminal, so that a table's row is one line."""
-_TITLES = {"ingest": "ingest", "tokenize": "tokenize", "learn": "learn", "publish": "publish"}
 
 
 def out() -> Console:
@@ -65,7 +67,7 @@ def progress() -> Iterator[ProgressCallback]:
 
         def tell(state: Progress) -> None:
             if state.stage not in tasks:
-                tasks[state.stage] = bar.add_task(_TITLES[state.stage], total=state.total, detail="")
+                tasks[state.stage] = bar.add_task(state.stage, total=state.total, detail="")
             detail = escape(printable(state.detail))
             bar.update(tasks[state.stage], completed=state.done, total=state.total, detail=detail)
 
@@ -137,6 +139,34 @@ def print_domains(record: Mapping[str, Any]) -> None:
             for row in rows
         ],
     )
+
+
+def print_comparison(found: Comparison) -> None:
+    """The mixtures of a comparison, best first, and its verdict."""
+    rows = sorted(found.results, key=lambda result: result.test_loss)
+    print_rows(
+        ["mixture", "test loss", "difference to uniform", "95 % interval", "", "epochs at most"],
+        [
+            [
+                row.mixture,
+                f"{row.test_loss:.4f}",
+                f"{row.difference:+.4f}" if row.judgement != "reference" else "",
+                f"{row.difference_low:+.4f} … {row.difference_high:+.4f}" if row.judgement != "reference" else "",
+                row.judgement,
+                f"{row.max_epochs:.2f} ({row.most_repeated})",
+            ]
+            for row in rows
+        ],
+    )
+    settings = found.compare
+    print_ = out().print
+    print_(
+        f"\n{settings['seeds']} seeds, {found.tokens:,} tokens each, model {settings['model']}; "
+        f"{found.num_test_rows:,} test rows ({found.num_left_out:,} more stand in the target or the lake)"
+    )
+    for sentence in found.sentences:
+        print_(sentence)
+    print_(f"\nComparison {found.comparison_id}")
 
 
 def _cell(value: Any) -> str:

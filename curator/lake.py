@@ -25,7 +25,7 @@ from connectors.parquet import check_schemas
 from connectors.plain import Corpus, lake_root, list_parquet
 from connectors.store import Store, check_put_if_absent, open_store, substore, write_object
 from curator import catalog
-from curator.config import LakeConfig, LearnConfig, TargetConfig, override, parse
+from curator.config import CompareConfig, LakeConfig, LearnConfig, TargetConfig, override, parse
 from curator.errors import ConfigError, InputError, NotFoundError, StorageError, UsageError, one_line, translated
 from curator.places import (
     STATE_FOLDER,
@@ -41,6 +41,7 @@ from curator.run import Run, Version
 if TYPE_CHECKING:
     import polars as pl
 
+    from curator.compare import Comparison
     from curator.publish import Publication
     from curator.tokens import RowBatch
 
@@ -303,6 +304,52 @@ class Lake:
             run_id = resume(self, Path(run_dir), layout, on_progress)
         return self.run(run_id)
 
+    def compare(
+        self,
+        *mixtures: str | tuple[str, Mapping[str, float]],
+        target: str | TargetConfig,
+        test: str | TargetConfig,
+        each_domain: bool = False,
+        config: CompareConfig | None = None,
+        on_progress: ProgressCallback = silent,
+        **settings: Any,
+    ) -> Comparison:
+        """Train fresh models on mixtures of the domains and measure them on held-out rows of the target.
+
+        Args:
+            *mixtures: specs of `curator.mixtures` ("natural", a run id, "domain:NAME", a .json file …), or
+                (name, {domain: weight}); "uniform" is always among them; by default "natural" and, if there is a
+                run, "latest".
+            target: the rows that weights were learned for; they train the tokenizer and are kept out of the lake.
+            test: held-out rows of the same kind; those that stand in the target or the lake are left out.
+            each_domain: compare every domain alone, too.
+            config: settings to start from.
+            on_progress: told how far the work is.
+            **settings: fields of `curator.config.CompareConfig`, such as steps, seeds, model.
+
+        Raises:
+            ConfigError: an unknown setting or mixture.
+            InputError: a lake, target, test part or model that cannot be used.
+            LearningError: a training failed.
+            InterruptedRunError: stopped by the user; the same call goes on with what was finished.
+        """
+        from curator.compare import compare
+
+        def goal(given: str | TargetConfig) -> TargetConfig:
+            return given if isinstance(given, TargetConfig) else TargetConfig(url=given)
+
+        chosen = override(config or CompareConfig(), **settings)
+        with translated():
+            specs = mixtures or ("natural", *(["latest"] if self.runs() else []))
+            return compare(self, specs, goal(target), goal(test), chosen, on_progress, each_domain=each_domain)
+
+    def comparisons(self) -> list[Comparison]:
+        """Every comparison, oldest first."""
+        from curator.compare import Comparison
+
+        with translated():
+            return [Comparison.from_json(record) for record in catalog.read_comparison_records(self.destination)]
+
     def publish(self, run: Run | str, *, dry_run: bool = False, on_progress: ProgressCallback = silent) -> Publication:
         """Write a run's weights into new Parquet files and make them the lake's newest version, atomically.
 
@@ -316,7 +363,7 @@ class Lake:
             return publish(self, self.run(run) if isinstance(run, str) else run, on_progress, dry_run=dry_run)
 
     def sql(self, query: str, params: Mapping[str, Any] | None = None) -> duck.Relation:
-        """Ask the lake: `samples`, `domain_weights`, `runs` and `versions` are its tables.
+        """Ask the lake: `samples`, `domain_weights`, `runs`, `comparisons` and `versions` are its tables.
 
         The relation is lazy and lives until the lake is closed, ingested or published again; fetch it with `.pl()`,
         `.df()`, `.to_arrow_table()` or `.fetchall()`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import secrets
@@ -9,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +19,10 @@ import xxhash
 from connectors.parquet import check_schemas, iter_batches
 from connectors.plain import Corpus, list_parquet
 from curator.begun import Begun, explaining_interruptions
-from curator.config import LearnConfig, TargetConfig
+from curator.config import CompareConfig, LearnConfig, TargetConfig
 from curator.errors import ConfigError, InputError, StorageError
 from curator.files import appearing_whole
+from curator.leaks import LeakCounter, LeakReport
 from curator.progress import Progress, ProgressCallback
 from curator.publish import check_column_names
 from curator.tokens import RowBatch, TokenCache, load_tokenizer, train_tokenizer, write_cache
@@ -37,22 +39,36 @@ if TYPE_CHECKING:
 _TOKENIZER_CHARS = 4_000_000
 """Characters that a preset's tokenizer is trained on, in equal parts from every domain and the target."""
 
+_LEAKS = "leaks.json"
+"""In a folder of token caches: the report on rows that stand in the target."""
+_CACHE_VERSION = "2"
+"""Changes when equal rows would give another cache."""
+
 _LEAST_TARGET_ROWS = 4
 """Target rows of a step for each of the workers that a run gets unasked."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Plan:
-    """What is known before anything is tokenized."""
+class Goal:
+    """A set of rows outside the lake: the target, or its test part."""
 
-    target: Corpus
-    target_text: str
-    domains: list[tuple[str, int]]
+    corpus: Corpus
+    text: str
+    leaks: Literal["exclude", "keep"] = "exclude"
 
     @property
-    def target_url(self) -> str:
-        """The target's address: the file, if it is one, else the folder; without credentials."""
-        return self.target.store.describe(self.target.files[0].path if len(self.target.files) == 1 else "")
+    def url(self) -> str:
+        """The address: the file, if it is one, else the folder; without credentials."""
+        return self.corpus.store.describe(self.corpus.files[0].path if len(self.corpus.files) == 1 else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokenized:
+    """The token caches of a lake and its target, and the rows that stand in both."""
+
+    corpus: TokenCache
+    target: TokenCache
+    leaks: LeakReport
 
 
 def prepare(
@@ -71,7 +87,7 @@ def prepare(
     launch.check_train_extra()
     hf_config = model_config(config)
     num_layers = check_model(config, hf_config)
-    goal, goal_text = _target(lake, target)
+    goal = find_goal(lake, target)
     lake.check_run_dir(run_dir)
     lake.check_destination()
     check_solver(config, num_layers)
@@ -82,20 +98,20 @@ def prepare(
     with explaining_interruptions(lake, folder):
         lake.ingest(on_progress)
         check_column_names(lake)
-        plan = _plan(lake, goal, goal_text)
-        corpus, target_cache = _tokenized(lake, plan, config, on_progress)
+        caches = tokenized(lake, goal, config, on_progress)
         begun = Begun(
             run_id=run_id,
             snapshot_id=lake.snapshot_id,
-            target_url=plan.target_url,
-            target_text=plan.target_text,
-            job=_job(folder, corpus, target_cache, config, hf_config),
+            target_url=goal.url,
+            target_text=goal.text,
+            leaks=caches.leaks,
+            job=_job(folder, caches.corpus, caches.target, config, hf_config),
         )
         begun.write()
     return begun
 
 
-def model_config(config: LearnConfig) -> dict[str, Any]:
+def model_config(config: LearnConfig | CompareConfig) -> dict[str, Any]:
     """The Hugging Face configuration of the preset or folder that `config.model` names."""
     if config.model in PRESETS:
         return preset(config.model, vocab_size=config.vocab_size, sequence_length=config.sequence_length)
@@ -112,7 +128,7 @@ def model_config(config: LearnConfig) -> dict[str, Any]:
     return values
 
 
-def check_model(config: LearnConfig, hf_config: dict[str, Any]) -> int:
+def check_model(config: LearnConfig | CompareConfig, hf_config: dict[str, Any]) -> int:
     """Refuse a model that is none, or cannot be split as asked; returns its number of layers."""
     check_family(hf_config)
     try:
@@ -137,7 +153,7 @@ def check_solver(config: LearnConfig, num_layers: int) -> None:
         raise ConfigError(str(error)) from error
 
 
-def check_machine(config: LearnConfig) -> launch.Device:
+def check_machine(config: LearnConfig | CompareConfig) -> launch.Device:
     """Refuse a world that is too large for this machine; returns the device's kind. Imports torch."""
     import torch
 
@@ -171,18 +187,56 @@ def _new_run_dir(folder: Path) -> Path:
     return folder.resolve()
 
 
-def _target(lake: Lake, target: TargetConfig) -> tuple[Corpus, str]:
+def find_goal(lake: Lake, target: TargetConfig) -> Goal:
     """The target's files and their text column, before any work is done for it."""
     if not target.url:
         raise ConfigError("no target was named; pass --target URL or set target.url")
     corpus = list_parquet(target.url, lake.config.storage_options)
     text = target.text or lake.config.text
     check_schemas(corpus.files, text=text)
-    return corpus, text
+    return Goal(corpus=corpus, text=text, leaks=target.leaks)
 
 
-def _plan(lake: Lake, corpus: Corpus, text: str) -> _Plan:
-    """Check that the domains can be told apart and that the target lies outside the lake."""
+def tokenized(lake: Lake, goal: Goal, config: LearnConfig | CompareConfig, on_progress: ProgressCallback) -> Tokenized:
+    """Token caches of the lake's usable rows and the target; kept in the work folder for the next use of this data.
+
+    Rows of the lake that stand in the target are left out of the cache, unless the target's `leaks` says otherwise.
+
+    Raises:
+        InputError: domains that cannot be told apart, a domain with too few rows, a target inside the lake or
+            without text.
+    """
+    domains = _domains(lake)
+    _check_outside(lake, goal)
+    texts = distinct_texts(goal, "target")
+    tokenizer = None if config.model in PRESETS else load_tokenizer(Path(config.model))
+    spec = tokenizer.fingerprint if tokenizer else f"bpe-{config.vocab_size}"
+    parts = [_CACHE_VERSION, lake.snapshot_id, spec, goal.leaks, *texts]
+    digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=10).hexdigest()
+    folder = lake.workdir / "tokens" / digest
+    if not folder.exists():
+        names = [name for name, _ in domains]
+        tokenizer = tokenizer or train_tokenizer(_tokenizer_sample(lake, names, texts), config.vocab_size)
+        with appearing_whole(folder) as place:
+            corpus, target = place / "corpus", place / "target"
+            corpus.mkdir()
+            target.mkdir()
+            leaks = LeakCounter(texts, names)
+            rows = _counted(lake.text_batches(names), sum(rows for _, rows in domains), on_progress)
+            write_cache(corpus, tokenizer, _guarded(rows, leaks, exclude=goal.leaks == "exclude"), names)
+            write_cache(target, tokenizer, [row_batch(texts)], ["target"])
+            (place / _LEAKS).write_text(json.dumps(dataclasses.asdict(leaks.report())), encoding="utf-8")
+    found = Tokenized(
+        corpus=TokenCache.open(folder / "corpus"),
+        target=TokenCache.open(folder / "target"),
+        leaks=LeakReport(**json.loads((folder / _LEAKS).read_text(encoding="utf-8"))),
+    )
+    _check_enough_left(lake, found, goal)
+    return found
+
+
+def _domains(lake: Lake) -> list[tuple[str, int]]:
+    """(domain, usable rows), checked: at least two, of enough rows each."""
     config = lake.config
     domains = lake.domain_counts()
     if not domains:
@@ -198,56 +252,68 @@ def _plan(lake: Lake, corpus: Corpus, text: str) -> _Plan:
                 f"domain {name!r} of {lake.url} has {rows} usable rows, fewer than min_domain_rows="
                 f"{config.min_domain_rows}; merge it into another domain, add rows, or lower --min-domain-rows"
             )
+    return domains
+
+
+def _check_outside(lake: Lake, goal: Goal) -> None:
     inside = {lake.corpus.store.full_path(file.path) for file in lake.corpus.files}
-    shared = [file.path for file in corpus.files if corpus.store.full_path(file.path) in inside]
+    shared = [file.path for file in goal.corpus.files if goal.corpus.store.full_path(file.path) in inside]
     if shared:
         raise InputError(
             f"target file {shared[0]!r} is also a file of the lake {lake.url}; weights would reward copies of the "
             "target: keep it outside the lake"
         )
-    return _Plan(target=corpus, target_text=text, domains=domains)
 
 
-def _tokenized(
-    lake: Lake, plan: _Plan, config: LearnConfig, on_progress: ProgressCallback
-) -> tuple[TokenCache, TokenCache]:
-    """Token caches of corpus and target; kept in the lake's work folder for the next run on the same data."""
-    texts = _target_texts(plan)
-    if not texts:
-        raise InputError(
-            f"column {plan.target_text!r} of target {plan.target_url} has no row with text; "
-            "the target needs rows of the kind the model should be good at"
-        )
-    tokenizer = None if config.model in PRESETS else load_tokenizer(Path(config.model))
-    spec = tokenizer.fingerprint if tokenizer else f"bpe-{config.vocab_size}"
-    digest = hashlib.blake2b("\0".join([lake.snapshot_id, spec, *texts]).encode(), digest_size=10).hexdigest()
-    folder = lake.workdir / "tokens" / digest
-    if not folder.exists():
-        names = [name for name, _ in plan.domains]
-        tokenizer = tokenizer or train_tokenizer(_tokenizer_sample(lake, names, texts), config.vocab_size)
-        with appearing_whole(folder) as place:
-            corpus, target = place / "corpus", place / "target"
-            corpus.mkdir()
-            target.mkdir()
-            total = sum(rows for _, rows in plan.domains)
-            write_cache(corpus, tokenizer, _counted(lake.text_batches(names), total, on_progress), names)
-            write_cache(target, tokenizer, [_target_batch(texts)], ["target"])
-    return TokenCache.open(folder / "corpus"), TokenCache.open(folder / "target")
+def _check_enough_left(lake: Lake, found: Tokenized, goal: Goal) -> None:
+    """Refuse domains that hardly consist of anything but the target."""
+    left = np.bincount(found.corpus.domain, minlength=len(found.corpus.domains))
+    for name, rows in zip(found.corpus.domains, left, strict=True):
+        if rows < lake.config.min_domain_rows:
+            raise InputError(
+                f"domain {name!r} of {lake.url} has {rows} rows beside the {found.leaks.by_domain.get(name, 0)} that "
+                f"also stand in the target {goal.url}, fewer than min_domain_rows={lake.config.min_domain_rows}; "
+                'take the target\'s rows from elsewhere, or set target.leaks = "keep"'
+            )
 
 
-def _target_texts(plan: _Plan) -> list[str]:
-    """The usable texts of the target, distinct, in an order that does not depend on its files."""
+def _guarded(batches: Iterable[RowBatch], leaks: LeakCounter, *, exclude: bool) -> Iterator[RowBatch]:
+    """The batches without the rows that leak; those are counted in any case."""
+    for batch in batches:
+        leaking = leaks.find(batch.sample_id, batch.text, batch.domain)
+        if not exclude or not leaking.any():
+            yield batch
+        elif not leaking.all():
+            kept = np.flatnonzero(~leaking)
+            yield RowBatch(
+                sample_id=batch.sample_id.take(pa.array(kept)),
+                text=[batch.text[i] for i in kept],
+                domain=batch.domain[kept],
+            )
+
+
+def distinct_texts(goal: Goal, what: str) -> list[str]:
+    """The usable texts of a goal, distinct, in an order that does not depend on its files.
+
+    Raises:
+        InputError: there is none; `what` names the goal.
+    """
     texts: set[str] = set()
-    for file in plan.target.files:
+    for file in goal.corpus.files:
         try:
-            for batch in iter_batches(plan.target.store, file, [plan.target_text]):
-                column = batch[plan.target_text].cast(pa.large_string())
+            for batch in iter_batches(goal.corpus.store, file, [goal.text]):
+                column = batch[goal.text].cast(pa.large_string())
                 texts.update(text for text in column.to_pylist() if text and text.strip())
         except UnicodeDecodeError as error:
             raise InputError(
-                f"column {plan.target_text!r} of target {plan.target.store.describe(file.path)} is not valid UTF-8; "
+                f"column {goal.text!r} of {what} {goal.corpus.store.describe(file.path)} is not valid UTF-8; "
                 "write the text as UTF-8"
             ) from error
+    if not texts:
+        raise InputError(
+            f"column {goal.text!r} of {what} {goal.url} has no row with text; "
+            "the target needs rows of the kind the model should be good at"
+        )
     return sorted(texts)
 
 
@@ -262,7 +328,8 @@ def _tokenizer_sample(lake: Lake, names: Sequence[str], target: Sequence[str]) -
             return
 
 
-def _target_batch(texts: Sequence[str]) -> RowBatch:
+def row_batch(texts: Sequence[str]) -> RowBatch:
+    """Texts of a goal as rows of one domain, with ids of their content."""
     ids = pa.array([xxhash.xxh3_128_hexdigest(text.encode()) for text in texts])
     return RowBatch(sample_id=ids, text=texts, domain=np.zeros(len(texts), dtype=np.int32))
 
@@ -294,19 +361,22 @@ def _job(
         corpus=corpus.folder,
         target=target.folder,
         learn=config,
-        model=_model_source(config, hf_config, corpus.vocab_size),
+        model=model_source(config, hf_config, corpus.vocab_size, config.seed),
         prior=(natural if config.weights.prior == "natural" else uniform).tolist(),
     )
 
 
-def _model_source(config: LearnConfig, hf_config: dict[str, Any], vocab_size: int) -> ModelSource:
+def model_source(
+    config: LearnConfig | CompareConfig, hf_config: dict[str, Any], vocab_size: int, seed: int
+) -> ModelSource:
+    """Where the copies of a model start: at a preset's initial weights by `seed`, or at a folder's."""
     from optim.backend import ModelSource
 
     if config.model in PRESETS:
-        return ModelSource(hf_config=hf_config | {"vocab_size": vocab_size}, seed=config.seed)
+        return ModelSource(hf_config=hf_config | {"vocab_size": vocab_size}, seed=seed)
     if vocab_size > int(hf_config["vocab_size"]):
         raise InputError(
             f"the tokenizer in {config.model} has {vocab_size} tokens, more than the model's vocab_size="
             f"{hf_config['vocab_size']}; use the tokenizer that belongs to the model"
         )
-    return ModelSource(hf_config=hf_config, folder=Path(config.model).resolve(), seed=config.seed)
+    return ModelSource(hf_config=hf_config, folder=Path(config.model).resolve(), seed=seed)

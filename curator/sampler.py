@@ -8,7 +8,7 @@ loss. Everything is a function of (seed, step): the same on every rank, after a 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +79,89 @@ class Sampler:
         return chosen, inclusion
 
 
+class MixtureSampler:
+    """Batches of about `tokens_per_step` target tokens in which domain d has the share p_d of the tokens.
+
+    Every domain walks through its own windows, epoch after epoch, whenever it has fallen behind its share by half a
+    window: after any number of steps its tokens are p_d of the budget within one window. Nothing is drawn with
+    replacement, so a small domain with a large weight is repeated as often as its weight makes it. Equal seeds visit
+    the windows of a domain in the same order, whatever the weights.
+    """
+
+    def __init__(
+        self,
+        corpus: TokenCache,
+        weights_D: NDArray[np.float64],
+        *,
+        sequence_length: int,
+        tokens_per_step: int,
+        seed: int,
+    ) -> None:
+        self._windows = _Windows(corpus, sequence_length, f"{seed}:mixture")
+        self._due_D = weights_D * tokens_per_step
+        # Domains that are due less than a window a step take turns instead of all coming at once.
+        spread = (np.arange(len(weights_D)) + 0.5) / len(weights_D) - 0.5
+        self._head_start_D = sequence_length * _generator(seed, "turns").permutation(spread)
+
+    def batches(self, num_steps: int) -> Iterator[Batch]:
+        """The first `num_steps` batches; none is empty."""
+        num_domains = len(self._due_D)
+        drawn = np.zeros(num_domains, dtype=np.int64)
+        given_D = np.where(self._due_D > 0, self._head_start_D, 0.0)
+        for step in range(num_steps):
+            behind_D = self._due_D * (step + 1) - given_D
+            picked: list[tuple[int, int]] = []
+            for domain in range(num_domains):
+                picked += self._pick(domain, drawn, given_D, behind_D)
+            if not picked:
+                domain = int(np.argmax(np.where(self._due_D > 0, behind_D, -np.inf)))
+                behind_D[domain] = np.inf
+                picked = self._pick(domain, drawn, given_D, behind_D, limit=1)
+            windows, labels = zip(*picked, strict=True)
+            yield self._windows.batch(np.array(windows, dtype=np.int64), np.array(labels, dtype=np.int64))
+
+    def _pick(
+        self,
+        domain: int,
+        drawn: Indices,
+        given_D: NDArray[np.float64],
+        behind_D: NDArray[np.float64],
+        limit: float = np.inf,
+    ) -> list[tuple[int, int]]:
+        """(window, domain) of what `domain` is behind with; counts it in `drawn`, `given_D` and `behind_D`."""
+        picked: list[tuple[int, int]] = []
+        while self._due_D[domain] > 0 and len(picked) < limit:
+            place = int(drawn[domain])
+            window = int(self._windows.draw(domain, range(place, place + 1))[0])
+            length = self._windows.length(window)
+            if behind_D[domain] < length / 2:
+                break
+            picked.append((window, domain))
+            drawn[domain] += 1
+            given_D[domain] += length
+            behind_D[domain] -= length
+        return picked
+
+
+class RowSet:
+    """Every window of a cache once, to evaluate a model on its rows."""
+
+    def __init__(self, cache: TokenCache, sequence_length: int) -> None:
+        self._windows = _Windows(cache, sequence_length, "rows")
+        self._num_rows = cache.num_rows
+
+    def batches(self, windows_per_batch: int = 256) -> Iterator[Batch]:
+        """The windows in the order of the cache."""
+        total = int(self._windows.num_windows.sum())
+        for first in range(0, total, windows_per_batch):
+            windows = np.arange(first, min(total, first + windows_per_batch))
+            yield self._windows.batch(windows, np.full(len(windows), -1))
+
+    def by_row(self, loss_N: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The windows' summed losses added up by row, in the order of the cache's rows."""
+        return np.bincount(self._windows.row, weights=loss_N, minlength=self._num_rows)
+
+
 class _Windows:
     """The windows of a cache, grouped by domain; each is (row start, target count)."""
 
@@ -92,6 +175,7 @@ class _Windows:
         length = np.minimum(sequence_length, targets[row] - within * sequence_length)
         self._tokens = cache.tokens
         self._start, self._length = start[order], length[order]
+        self.row = row[order]
         self._salt = salt
         self.num_windows = np.bincount(cache.domain[row], minlength=len(cache.domains))
         self._first = np.cumsum(self.num_windows) - self.num_windows
@@ -102,6 +186,10 @@ class _Windows:
         size = int(self.num_windows[domain])
         picked = [self._permutation(domain, j // size, size)[j % size] for j in draws]
         return np.array(picked, dtype=np.int64) + int(self._first[domain])
+
+    def length(self, window: int) -> int:
+        """Target tokens of a window."""
+        return int(self._length[window])
 
     def batch(self, windows: Indices, labels: Indices) -> Batch:
         """These windows, padded to the longest of them."""

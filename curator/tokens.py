@@ -92,6 +92,14 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     return Tokenizer(backend=loaded.backend_tokenizer, boundary_id=int(boundary_id))
 
 
+def read_tokenizer(cache: Path) -> Tokenizer:
+    """The tokenizer that a token cache was made with."""
+    meta = json.loads((cache / "meta.json").read_text(encoding="utf-8"))
+    backend = _tokenizers().Tokenizer.from_file(str(cache / "tokenizer.json"))
+    backend.encode_special_tokens = True
+    return Tokenizer(backend=backend, boundary_id=int(meta["boundary_id"]))
+
+
 @dataclass(frozen=True, kw_only=True)
 class RowBatch:
     """Some rows on their way into a cache; `domain` indexes the cache's domains."""

@@ -1,0 +1,116 @@
+"""The program of a worker that trains one fresh model on a mixture and measures it on the test rows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+
+from curator.config import CompareConfig
+from curator.files import write_atomically
+from curator.sampler import MixtureSampler, RowSet
+from curator.tokens import TokenCache
+from optim.backend import AdamWSettings, ModelSource
+from optim.retrain import TrainRecord, summed_losses, train
+from optim.schedules import LearningRate
+
+# What may differ without the result being another one.
+_EXECUTION_FIELDS = frozenset(
+    ("tensor_parallel", "pipeline_parallel", "data_parallel", "recompute", "micro_batch_tokens", "seeds", "at_once")
+)
+_STEPS_BETWEEN_NOTES = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """One model to train: on `corpus` with `weights` (one per domain of that cache), then to measure on `test`."""
+
+    corpus: Path
+    test: Path
+    weights: tuple[float, ...]
+    seed: int
+    model: ModelSource
+    config: CompareConfig
+    progress: Path
+
+    @property
+    def key(self) -> str:
+        """Equal for trainings with equal results; names the file that keeps one."""
+        values = {
+            "corpus": f"{self.corpus.parent.name}/{self.corpus.name}",
+            "test": self.test.name,
+            "weights": [round(weight, 9) for weight in self.weights],
+            "seed": self.seed,
+            "model": dict(self.model.hf_config),
+            "folder": _fingerprint(self.model.folder),
+            "config": self.config.model_dump(mode="json", exclude=set(_EXECUTION_FIELDS)),
+        }
+        return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=12).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What a training came to: summed test loss of every row (nats), its last training loss, tokens and seconds."""
+
+    losses: list[float]
+    train_loss: float
+    tokens: int
+    seconds: float
+
+    @staticmethod
+    def read(path: Path) -> Trained | None:
+        """What an earlier comparison kept, if it can be read."""
+        try:
+            values: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return Trained(**values)
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def write(self, path: Path) -> None:
+        """Keep it for later comparisons."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(self.__dict__))
+
+
+def run_training(training: Training) -> Trained:
+    """One rank's whole training. Collective: every rank of the torch.distributed world."""
+    from optim.mcore.backend import mcore_backend
+
+    config = training.config
+    sampler = MixtureSampler(
+        TokenCache.open(training.corpus),
+        np.array(training.weights),
+        sequence_length=config.sequence_length,
+        tokens_per_step=config.tokens_per_step,
+        seed=training.seed,
+    )
+    rows = RowSet(TokenCache.open(training.test), config.sequence_length)
+    schedule = LearningRate(peak=config.learning_rate, num_steps=config.steps, warmup_steps=min(20, config.steps // 10))
+
+    def note(record: TrainRecord) -> None:
+        if dist.get_rank() == 0 and (record.step + 1) % _STEPS_BETWEEN_NOTES == 0:
+            write_atomically(training.progress, str(record.step + 1))
+
+    with mcore_backend(
+        training.model,
+        layout=config.layout,
+        optimizer=AdamWSettings(weight_decay=config.weight_decay),
+        micro_batch_tokens=config.micro_batch_tokens,
+        dtype=config.dtype,
+        recompute=config.recompute,
+    ) as backend:
+        last = train(backend, sampler.batches(config.steps), schedule, note)
+        losses = rows.by_row(summed_losses(backend, rows.batches()).numpy())
+    return Trained(losses=losses.tolist(), train_loss=last.loss, tokens=last.tokens, seconds=last.seconds)
+
+
+def _fingerprint(folder: Path | None) -> list[str]:
+    if folder is None:
+        return []
+    return [f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in sorted(folder.glob("*.*"))]
