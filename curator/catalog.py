@@ -122,7 +122,7 @@ def read_comparison_records(destination: Store) -> list[dict[str, Any]]:
 
 
 def register_records(connection: duck.Connection, destination: Store) -> None:
-    """Make the temporary tables `runs`, `domain_weights`, `comparisons` and `versions` out of the destination's records."""
+    """Make the temporary tables `runs`, `domain_weights`, `comparisons` and `versions` out of the records."""
     records = read_run_records(destination)
     versions = [(version, read_manifest(destination, version)) for version in read_log(destination)]
     _create_table(connection, "runs", _RUNS, [_run_row(record) for record in records])

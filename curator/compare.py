@@ -133,12 +133,16 @@ class Comparison:
     def from_json(values: Mapping[str, Any]) -> Comparison:
         """The inverse of `to_json`."""
         names = {field.name for field in dataclasses.fields(Comparison)}
-        rows = [{k: math.nan if v is None and k != "run_id" else v for k, v in r.items()} for r in values["results"]]
-        results = tuple(MixtureResult(**row) for row in rows)
+        results = tuple(MixtureResult(**_numbers(row)) for row in values["results"])
         return Comparison(**({k: v for k, v in values.items() if k in names} | {"results": results}))
 
     def __repr__(self) -> str:
         return f"Comparison({self.comparison_id!r}: {self.verdict})"
+
+
+def _numbers(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A result as JSON has it, with the numbers that are none."""
+    return {k: math.nan if v is None and k != "run_id" else v for k, v in row.items()}
 
 
 def compare(
@@ -329,13 +333,13 @@ def _noted(path: Path) -> int:
         return 0
 
 
-class _Stopped(Exception):
+class _StoppedError(Exception):
     """Ends a training whose comparison has ended."""
 
 
 def _stop_if(stop: threading.Event) -> None:
     if stop.is_set():
-        raise _Stopped
+        raise _StoppedError
 
 
 def _result(

@@ -161,7 +161,8 @@ class _Hashed:
             row = np.repeat(np.arange(len(texts)), length)
             within = np.arange(len(word)) - first[row]
             scaled = word * power[within]
-            self.whole: Hashes = np.add.reduceat(scaled, first) if len(texts) else scaled
+            whole = np.add.reduceat(scaled, first) if len(texts) else scaled
+            self.whole: Hashes = np.asarray(whole, dtype=np.uint64)
             starts = np.flatnonzero(within + NGRAM <= length[row])
             grams = np.zeros(len(starts), dtype=np.uint64)
             for offset in range(NGRAM):

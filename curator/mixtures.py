@@ -20,7 +20,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -113,7 +113,7 @@ def _of_run(lake: Lake, corpus: TokenCache, name: str, run_id: str) -> Mixture:
     )
 
 
-def _weights(corpus: TokenCache, values: Mapping[str, float], source: str) -> tuple[float, ...]:
+def _weights(corpus: TokenCache, values: Mapping[str, Any], source: str) -> tuple[float, ...]:
     """The values in the order of the cache's domains, scaled to sum to 1; a domain without one gets 0."""
     for domain, value in values.items():
         if domain not in corpus.domains:
@@ -130,7 +130,7 @@ def _weights(corpus: TokenCache, values: Mapping[str, float], source: str) -> tu
     return tuple((weights / weights.sum()).tolist())
 
 
-def _read(path: Path) -> Mapping[str, float]:
+def _read(path: Path) -> Mapping[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

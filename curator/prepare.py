@@ -287,7 +287,7 @@ def _guarded(batches: Iterable[RowBatch], leaks: LeakCounter, *, exclude: bool) 
             kept = np.flatnonzero(~leaking)
             yield RowBatch(
                 sample_id=batch.sample_id.take(pa.array(kept)),
-                text=[batch.text[i] for i in kept],
+                text=[batch.text[int(i)] for i in kept],
                 domain=batch.domain[kept],
             )
 

@@ -159,7 +159,7 @@ class RowSet:
 
     def by_row(self, loss_N: NDArray[np.float64]) -> NDArray[np.float64]:
         """The windows' summed losses added up by row, in the order of the cache's rows."""
-        return np.bincount(self._windows.row, weights=loss_N, minlength=self._num_rows)
+        return np.bincount(self._windows.row, weights=loss_N, minlength=self._num_rows).astype(np.float64)
 
 
 class _Windows:
