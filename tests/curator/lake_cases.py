@@ -17,6 +17,7 @@ REPOSITORY = Path(__file__).parents[2]
 LANGUAGES = {"north": "abcde", "south": "uvwxyz", "east": "klmno"}
 FAST = {"steps": 12, "sequence_length": 32, "rows_per_domain": 2, "target_rows": 4, "vocab_size": 300}
 """Settings of a run of a second; its weights mean nothing, its files are whole."""
+_BEYOND_ANY_LAKE = 1000
 
 
 def sentences(language: str, num: int, seed: int = 0) -> list[str]:
@@ -50,8 +51,8 @@ def write_rows(path: Path, **columns: object) -> Path:
 
 
 def write_target(path: Path, language: str = "north", num_rows: int = 20) -> Path:
-    """Sentences of a language that are not in its domain."""
-    return write_rows(path, text=[f"{text} more" for text in sentences(language, num_rows)])
+    """Sentences of a language's words that are not in its domain."""
+    return write_rows(path, text=sentences(language, _BEYOND_ANY_LAKE + num_rows)[_BEYOND_ANY_LAKE:])
 
 
 def write_settings(path: Path, **learn: object) -> Path:

@@ -22,7 +22,7 @@ def test_an_unknown_key_is_refused_with_file_key_and_nearest_name(tmp_path):
 
 
 def test_an_unknown_key_near_nothing_lists_the_known_ones(tmp_path):
-    assert "known keys are text, url" in refused(tmp_path / "c.toml", "[target]\nzzzz = 3\n")
+    assert "known keys are leaks, text, url" in refused(tmp_path / "c.toml", "[target]\nzzzz = 3\n")
 
 
 def test_an_unknown_section_and_a_nested_key_are_found(tmp_path):
