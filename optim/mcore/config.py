@@ -66,6 +66,8 @@ class DecoderConfig(TransformerConfig):  # type: ignore[misc]
     post_norms: bool = False
     recompute: bool = False
     """Whether layers keep their input only and run again in the backward pass."""
+    takes_whole_packs: bool = False
+    """Whether the attention takes all rows of a pack in one call (see `kernels.takes_whole_packs`)."""
 
     @property
     def padded_vocab_size(self) -> int:
@@ -89,7 +91,16 @@ def decoder_config(hf: Any, layout: Layout, dtype: torch.dtype, *, recompute: bo
             raise ModelError(f"{family} models with {name}={value!r} are not supported; it must be {allowed[0]!r}")
     specific = _gpt2(hf) if family == "gpt2" else _llama_like(hf)
     with megatron_warnings_dropped():
-        return DecoderConfig(**_common(hf, layout, dtype), **specific, recompute=recompute)
+        config = DecoderConfig(**_common(hf, layout, dtype), **specific, recompute=recompute)
+    choose_attention(config, kernels.gpu_capability())
+    return config
+
+
+def choose_attention(config: DecoderConfig, capability: tuple[int, int] | None) -> None:
+    """Have `config` say which attention to use on a device of this CUDA capability (None: no NVIDIA GPU)."""
+    config.takes_whole_packs = kernels.takes_whole_packs(
+        capability, config.params_dtype, int(config.kv_channels), config.attention_softcap
+    )
 
 
 def _common(hf: Any, layout: Layout, dtype: torch.dtype) -> dict[str, Any]:

@@ -28,13 +28,16 @@ from optim.errors import LayoutError
 from optim.layout import Layout, check_layout_fits_model
 from optim.mcore import head, kernels, parallel
 from optim.mcore.block import set_active
-from optim.mcore.config import DecoderConfig, decoder_config
+from optim.mcore.config import DecoderConfig, choose_attention, decoder_config
 from optim.mcore.device import import_megatron, megatron_on_this_device, megatron_warnings_dropped, pick_device
 from optim.mcore.head import Targets
 from optim.mcore.model import Decoder, PackedRows, layer_of
 from optim.mcore.parallel import ProcessGroups
 from optim.mcore.schedule import MicroBatch, TwoCopies, run_schedule
 from optim.planner import ModelSize, RankBytes, Setup
+
+_PLANNED_GPU = (8, 0)
+"""The CUDA capability that a plan for GPUs assumes: Ampere or newer."""
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -198,6 +201,7 @@ def _config(hf_config: Mapping[str, Any], setup: Setup) -> DecoderConfig:
     hf = pretrained.model_config(hf_config)
     dtype = pretrained.torch_dtype(setup.dtype, allowed=("float32", "bfloat16"))
     config = decoder_config(hf, setup.layout, dtype, recompute=setup.recompute)
+    choose_attention(config, _PLANNED_GPU if setup.device == "cuda" else None)
     config.variable_seq_lengths = False  # stages tell each other their shapes as data, which fake tensors have none of
     return config
 
@@ -210,14 +214,15 @@ def _pack(copy: Copy, setup: Setup) -> MicroBatch:
     filling = -num_tokens % setup.layout.tensor_parallel if setup.layout.sequence_parallel else 0
     device = pick_device()
     token_T = torch.zeros(num_tokens + filling, dtype=torch.int64, device=device)
+    positions_T = token_T.clone()
     return MicroBatch(
         copy=copy,
         inputs_T=token_T,
         targets=Targets(token_T.clone(), torch.ones(num_tokens + filling, device=device)),
-        positions_T=token_T.clone(),
+        positions_T=positions_T,
         mask_T=torch.ones(num_tokens + filling, device=device),
         length_B=torch.full((num_rows,), length, device=device),
-        rows=PackedRows.of([length] * num_rows + [filling] * (filling > 0)),
+        rows=PackedRows.of([length] * num_rows + [filling] * (filling > 0), positions_T),
         slots_B=torch.arange(num_rows),
         num_tokens=num_tokens,
     )

@@ -1,14 +1,18 @@
 """Rotary embedding, causal attention and gated activations.
 
-Shape letters: S positions, B rows, N query heads, K key-value heads (N = K·R), H head width.
+Shape letters: S positions, B rows, T tokens of a pack of rows, N query heads, K key-value heads (N = K·R), H head
+width.
 
 On a CPU, for short sequences, attention goes block by block of queries through plain batched matrix products: torch's
-flash kernel is slower there (tests/bench/bench_cpu_kernels.py). Elsewhere it is torch's own.
+flash kernel is slower there (tests/bench/bench_cpu_kernels.py). Elsewhere it is torch's own: for rows of equal length,
+or on GPUs that have it (`takes_whole_packs`) for all rows of a pack at once.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
+import inspect
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -51,6 +55,74 @@ def _rotate_into(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor) -> None:
     first, second = x[..., :half], x[..., half:]
     torch.mul(first, cos, out=out[..., :half]).addcmul_(second, sin, value=-1)
     torch.mul(second, cos, out=out[..., half:]).addcmul_(first, sin)
+
+
+def takes_whole_packs(
+    capability: tuple[int, int] | None, dtype: torch.dtype, head_width: int, softcap: float | None
+) -> bool:
+    """Whether `packed_attention` can run on a device of this CUDA `capability` (None: no NVIDIA GPU).
+
+    The limits are those of FlashAttention 2, which torch calls: Ampere or newer, half precision, heads of at most 256
+    in multiples of 8, no soft cap (github.com/Dao-AILab/flash-attention, csrc/flash_attn/flash_api.cpp).
+    """
+    runs = capability is not None and capability >= (8, 0) and dtype in (torch.bfloat16, torch.float16)
+    return (
+        runs and softcap is None and head_width % 8 == 0 and head_width <= 256 and variable_length_kernel() is not None
+    )
+
+
+def gpu_capability() -> tuple[int, int] | None:
+    """The CUDA capability of this process's GPU; None without one of NVIDIA's."""
+    has_nvidia = torch.version.cuda is not None and torch.cuda.is_available()
+    return torch.cuda.get_device_capability() if has_nvidia else None
+
+
+@functools.cache
+def variable_length_kernel() -> Callable[..., Tensor] | None:
+    """torch's `varlen_attn`, if this torch has it with windows and grouped heads; importing it takes seconds."""
+    try:
+        kernel: Callable[..., Tensor] = importlib.import_module("torch.nn.attention.varlen").varlen_attn
+    except ImportError:  # torch < 2.10
+        return None
+    return kernel if {"scale", "window_size", "enable_gqa"} <= inspect.signature(kernel).parameters.keys() else None
+
+
+def packed_attention(
+    q_TNH: Tensor,
+    k_TKH: Tensor,
+    v_TKH: Tensor,
+    *,
+    starts_B: Tensor,
+    longest: int,
+    table: RotaryTable | None,
+    scale: float,
+    window: int | None = None,
+) -> Tensor:
+    """`causal_attention` within every row of a pack, (T, N·H), in one call; only where `takes_whole_packs`.
+
+    Row b is tokens `starts_B[b]` to `starts_B[b + 1]`, so `starts_B` is (rows + 1,) int32 and ends with T; no row has
+    more than `longest`. `table` has the angles of each token of the pack: cosine and sine, (T, H/2).
+    """
+    kernel = variable_length_kernel()
+    assert kernel is not None
+    if table is not None:
+        cos_T1H, sin_T1H = (x[:, None] for x in table)
+        q_TNH, k_TKH = (rotate(x, (cos_T1H, sin_T1H)) for x in (q_TNH, k_TKH))
+    keys_back = -1 if window is None or window >= longest else window - 1  # the kernel does not count the query itself
+    grouped = k_TKH.shape[1] != q_TNH.shape[1]
+    out_TNH = kernel(
+        q_TNH,
+        k_TKH,
+        v_TKH,
+        starts_B,
+        starts_B,
+        longest,
+        longest,
+        scale=scale,
+        window_size=(keys_back, 0),
+        enable_gqa=grouped,
+    )
+    return out_TNH.flatten(1)
 
 
 def causal_attention(

@@ -41,17 +41,30 @@ from optim.mcore.head import HeadShard, Targets, token_losses
 from optim.mcore.parallel import ProcessGroups
 
 
-@dataclass
+@dataclass(kw_only=True)
 class PackedRows(PackedSeqParams):  # type: ignore[misc]
-    """Lengths of the rows that follow each other in a pack, as runs of (length, number of rows) that are equal."""
+    """Where the rows of a pack of T tokens are: what either kind of attention has to know.
 
-    runs: tuple[tuple[int, int], ...] = ()
+    `runs` has the rows' lengths, as runs of (length, number of rows) that are equal and follow each other. `starts_B`,
+    (rows + 1,) int32, has each row's first token and then T; `positions_T`, (T,) int64, each token's place in its row.
+    """
+
+    runs: tuple[tuple[int, int], ...]
+    starts_B: Tensor
+    positions_T: Tensor
 
     @staticmethod
-    def of(lengths: Sequence[int]) -> PackedRows:
+    def of(lengths: Sequence[int], positions_T: Tensor) -> PackedRows:
         """Rows of these lengths, in this order."""
         runs = tuple((length, len(list(rows))) for length, rows in itertools.groupby(lengths))
-        return PackedRows(qkv_format="thd", runs=runs)
+        starts_B = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
+        starts_B = starts_B.to(positions_T.device)
+        return PackedRows(qkv_format="thd", runs=runs, starts_B=starts_B, positions_T=positions_T)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row."""
+        return max(length for length, _ in self.runs)
 
 
 class Decoder(GPTModel):  # type: ignore[misc]
@@ -214,6 +227,8 @@ class CoreAttention(MegatronModule):  # type: ignore[misc]
         self, query: Tensor, key: Tensor, value: Tensor, *_: object, packed_seq_params: PackedRows, **__: object
     ) -> Tensor:
         """(T, N, H) and twice (T, K, H) of a pack → (T, N·H); every row sees its own earlier positions."""
+        if self.config.takes_whole_packs:
+            return self._attend_at_once(packed_seq_params, query, key, value)
         runs = packed_seq_params.runs
         sizes = [length * rows for length, rows in runs]
         parts = zip(runs, *(torch.split(x, sizes) for x in (query, key, value)), strict=True)
@@ -223,22 +238,37 @@ class CoreAttention(MegatronModule):  # type: ignore[misc]
     def _attend(self, length: int, *parts: Tensor) -> Tensor:
         """Attention within rows of equal `length` that follow each other."""
         q_SBNH, k_SBKH, v_SBKH = (x.view(-1, length, *x.shape[1:]).transpose(0, 1) for x in parts)
-        config = self.config
-        table = None
-        if config.rotary_frequencies is not None:
-            table = kernels.rotary_table(
-                length, config.rotary_frequencies, config.rotary_scale, q_SBNH.dtype, q_SBNH.device
-            )
         out_SBD = kernels.causal_attention(
             q_SBNH,
             k_SBKH,
             v_SBKH,
-            table=table,
+            table=self._table(length, q_SBNH),
             scale=self.scale,
             window=self.window,
-            softcap=config.attention_softcap,
+            softcap=self.config.attention_softcap,
         )
         return out_SBD.transpose(0, 1).flatten(0, 1)
+
+    def _attend_at_once(self, rows: PackedRows, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """The same of all rows in one call."""
+        table = self._table(rows.longest, query)
+        return kernels.packed_attention(
+            query,
+            key,
+            value,
+            starts_B=rows.starts_B,
+            longest=rows.longest,
+            table=None if table is None else (table[0][rows.positions_T], table[1][rows.positions_T]),
+            scale=self.scale,
+            window=self.window,
+        )
+
+    def _table(self, length: int, like: Tensor) -> kernels.RotaryTable | None:
+        """Angles of the first `length` positions; None where positions are learned."""
+        config = self.config
+        if config.rotary_frequencies is None:
+            return None
+        return kernels.rotary_table(length, config.rotary_frequencies, config.rotary_scale, like.dtype, like.device)
 
 
 class PostNormLinear(RowParallelLinear):  # type: ignore[misc]

@@ -123,15 +123,16 @@ def _micro_batch(
         return functional.pad(values_T, (0, filling)).to(device)
 
     mask_T = term.batch.mask_BS[row_T, position_T]
+    positions_T = filled(position_T)
     lengths = [*length_B.tolist(), filling] if filling else length_B.tolist()
     return MicroBatch(
         copy=term.copy,
         inputs_T=filled(tokens_BS[row_T, position_T]),
         targets=Targets(filled(tokens_BS[row_T, position_T + 1]), filled(term.token_weight_B[row_T] * mask_T)),
-        positions_T=filled(position_T),
+        positions_T=positions_T,
         mask_T=filled(mask_T),
         length_B=length_B.to(device),
-        rows=PackedRows.of(lengths),
+        rows=PackedRows.of(lengths, positions_T),
         num_tokens=len(row_T),
         slots_B=first_slot + pack_B,
     )
