@@ -16,14 +16,14 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from curator.errors import ConfigError
-from optim.layout import UNSUPPORTED, Layout
+from optim.layout import Layout, unsupported
 
 ENV_PREFIX = "CURATOR__"
 DEFAULT_FILE = "curator.toml"
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class LakeConfig(_Section):
@@ -253,12 +253,10 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 def _explain(section: type[BaseModel], path: tuple[str, ...], item: Any, source: str) -> str:
     where = f"{source}: {'.'.join(path)}"
+    refused = unsupported(path[-1], item["input"])
+    if refused:
+        return f"{where}: {refused}"
     if item["type"] == "extra_forbidden":
-        if path[-1] in UNSUPPORTED:
-            return (
-                f"{where}: {UNSUPPORTED[path[-1]]} is not supported; "
-                "split a model with tensor_parallel, pipeline_parallel and data_parallel"
-            )
         known = _known_keys(section, path[:-1])
         near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(known)}"

@@ -134,6 +134,7 @@ def check_model(config: LearnConfig | CompareConfig, hf_config: dict[str, Any]) 
     try:
         check_layout_fits_model(config.layout, hf_config)
         int(hf_config["vocab_size"])
+        _check_length(config, hf_config)
         return int(hf_config.get("num_hidden_layers") or hf_config["n_layer"])
     except KeyError as error:
         raise InputError(
@@ -141,6 +142,15 @@ def check_model(config: LearnConfig | CompareConfig, hf_config: dict[str, Any]) 
         ) from error
     except (TypeError, ValueError) as error:
         raise InputError(f"config.json of model {config.model!r} holds a size that is no number: {error}") from error
+
+
+def _check_length(config: LearnConfig | CompareConfig, hf_config: dict[str, Any]) -> None:
+    positions = hf_config.get("max_position_embeddings") or hf_config.get("n_positions")
+    if positions and config.sequence_length > int(positions):
+        raise ConfigError(
+            f"sequence_length={config.sequence_length} is more than the {positions} positions of model "
+            f"{config.model!r}; set it to {positions} or less"
+        )
 
 
 def check_solver(config: LearnConfig, num_layers: int) -> None:

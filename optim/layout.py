@@ -49,6 +49,17 @@ UNSUPPORTED = {
 """Settings of Megatron-Core that would be computed wrongly or bring nothing here, and are refused by name."""
 
 
+def unsupported(key: str, value: object) -> str | None:
+    """What is not supported and what is, if the setting `key`, also by Megatron-Core's own name, asks for it."""
+    name = key.replace("_model_", "_").removesuffix("_size")
+    if name == "fp8" or value == "fp8":
+        return f"{UNSUPPORTED['fp8']} is not supported; dtype may be float32 or bfloat16"
+    if name in UNSUPPORTED:
+        axes = "tensor_parallel, pipeline_parallel and data_parallel"
+        return f"{UNSUPPORTED[name]} is not supported; split a model with {axes}"
+    return None
+
+
 def check_layout_fits_model(layout: Layout, hf_config: Mapping[str, Any]) -> None:
     """Check that heads, feed-forward width and layers divide among the workers.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig
@@ -20,6 +21,9 @@ AGES = "ages.json"
 """How often each tensor's moments were updated, in the optimizer's folder of a checkpoint."""
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+
+_STORED_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Number formats of a model folder that are read; quantised ones would need their scales."""
 
 # Buffers that older checkpoints carry and no model needs.
 _BUFFER_SUFFIXES = (".inv_freq", ".attn.bias", ".attn.masked_bias")
@@ -37,7 +41,7 @@ def model_config(hf_config: Mapping[str, Any]) -> Any:
         raise ModelError("the model's configuration has no model_type; pass the contents of a config.json")
     try:
         return AutoConfig.for_model(model_type, **settings)
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, StrictDataclassError) as error:
         raise ModelError(f"transformers does not accept this {model_type!r} configuration: {error}") from error
 
 
@@ -81,7 +85,8 @@ def check_batch(batch: Batch, *, vocab_size: int, max_positions: int) -> None:
     length = tokens_BS.shape[1] - 1
     if length > max_positions:
         raise ModelError(
-            f"sequences of {length} tokens are longer than the model's {max_positions} positions; cut the texts shorter"
+            f"sequences of {length} tokens are longer than the model's {max_positions} positions; "
+            f"set sequence_length to {max_positions} or less"
         )
 
 
@@ -112,15 +117,25 @@ class FolderTensors:
         A checkpoint of the bare model, whose names lack the first component, is understood too.
 
         Raises:
-            ModelError: if it is absent or not of `shape`.
+            ModelError: if it is absent, not of `shape`, not of floating-point numbers, or holds one that is not finite.
         """
         stored = next((n for n in (name, name.partition(".")[2]) if n in self._file_of), None)
         if stored is None:
             raise ModelError(f"{self._folder} has no tensor {name!r}, which its config.json calls for")
-        tensor: Tensor = self._file(self._file_of[stored]).get_tensor(stored)
+        tensor = self._tensor(stored)
         if tuple(tensor.shape) != shape:
             raise ModelError(
                 f"tensor {name!r} in {self._folder} has shape {tuple(tensor.shape)}, but its config.json says {shape}"
+            )
+        if tensor.dtype not in _STORED_DTYPES:
+            known = ", ".join(str(dtype).removeprefix("torch.") for dtype in _STORED_DTYPES)
+            raise ModelError(
+                f"tensor {name!r} in {self._folder} is {str(tensor.dtype).removeprefix('torch.')}, which is not read "
+                f"({known} are); save the model unquantised"
+            )
+        if not bool(tensor.isfinite().all()):
+            raise ModelError(
+                f"tensor {name!r} in {self._folder} holds numbers that are not finite; the model is broken"
             )
         self._read.add(stored)
         return tensor
@@ -133,10 +148,15 @@ class FolderTensors:
     def __contains__(self, name: str) -> bool:
         return name in self._file_of
 
-    def _file(self, name: str) -> Any:
+    def _tensor(self, stored: str) -> Tensor:
+        name = self._file_of[stored]
         if name not in self._open:
             self._open[name] = _open_safetensors(self._folder / name)
-        return self._open[name]
+        try:
+            tensor: Tensor = self._open[name].get_tensor(stored)
+        except SafetensorError as error:  # an index that says what its files do not hold
+            raise ModelError(f"cannot read tensor {stored!r} of {self._folder / name}: {error}") from error
+        return tensor
 
 
 def read_ages(folder: Path) -> dict[str, dict[str, Any]]:
@@ -163,7 +183,10 @@ def _files_of_tensors(folder: Path) -> dict[str, str]:
     """File name of every tensor in `folder`."""
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        return dict(json.loads(index.read_text())["weight_map"])
+        try:
+            return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ModelError(f"{index} is damaged ({type(error).__name__}: {error}); save the model again") from error
     single = folder / "model.safetensors"
     if not single.exists():
         raise ModelError(f"{folder} has no model.safetensors; save the model there with transformers' save_pretrained")

@@ -149,9 +149,26 @@ def test_an_argument_that_does_not_exist_names_the_nearest():
         ("context_parallel", "context parallelism"),
         ("expert_parallel", "expert parallelism"),
         ("virtual_pipeline_parallel", "virtual pipeline parallelism"),
-        ("fp8", "fp8"),
+        # as Megatron-Core names them
+        ("context_parallel_size", "context parallelism"),
+        ("expert_model_parallel_size", "expert parallelism"),
+        ("virtual_pipeline_model_parallel_size", "virtual pipeline parallelism"),
     ],
 )
 def test_parallelism_that_is_not_supported_is_refused_by_name(key, name):
     with pytest.raises(ConfigError, match=f"{name} is not supported; split a model with tensor_parallel"):
         override(LearnConfig(), **{key: 2})
+
+
+@pytest.mark.parametrize("values", [{"fp8": True}, {"dtype": "fp8"}])
+def test_fp8_is_refused_with_the_formats_that_there_are(values):
+    with pytest.raises(ConfigError, match=r": fp8 is not supported; dtype may be float32 or bfloat16$"):
+        override(LearnConfig(), **values)
+
+
+@pytest.mark.parametrize("value", ["inf", "nan", float("inf")])
+def test_settings_are_finite_numbers(value):
+    with pytest.raises(
+        ConfigError, match=r"the arguments: learning_rate=.*: input should be (a finite number|greater)"
+    ):
+        override(LearnConfig(), learning_rate=value)

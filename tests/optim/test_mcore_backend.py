@@ -1,3 +1,4 @@
+import json
 import shutil
 import sys
 from contextlib import contextmanager
@@ -128,11 +129,35 @@ def test_a_checkpoint_that_does_not_fit_its_configuration_is_refused(tmp_path):
     save_file(tensors | {"model.norm.weight": torch.ones(65)}, stored)
     with pytest.raises(ModelError, match=r"model\.norm\.weight.* \(65,\).* \(64,\)"), open_backend(folder=tmp_path):
         pass
+    save_file(tensors | {"model.norm.weight": torch.ones(64, dtype=torch.int8)}, stored)
+    with (
+        pytest.raises(ModelError, match=r"model\.norm\.weight.* is int8, .*unquantised"),
+        open_backend(folder=tmp_path),
+    ):
+        pass
+    save_file(tensors | {"model.norm.weight": torch.full((64,), float("nan"))}, stored)
+    with pytest.raises(ModelError, match=r"model\.norm\.weight.* not finite"), open_backend(folder=tmp_path):
+        pass
     stored.write_bytes(stored.read_bytes()[:1000])
     with pytest.raises(ModelError, match="cannot read"), open_backend(folder=tmp_path):
         pass
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text('{"weight_map": ')
+    with pytest.raises(ModelError, match=r"index\.json is damaged"), open_backend(folder=tmp_path):
+        pass
+    save_file({"other": torch.zeros(1)}, stored)
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(tensors, stored.name)}))
+    with pytest.raises(ModelError, match=r"cannot read tensor .*model\.safetensors"), open_backend(folder=tmp_path):
+        pass
     shutil.rmtree(tmp_path)
     with pytest.raises(ModelError, match="save_pretrained"), open_backend(folder=tmp_path):
+        pass
+
+
+def test_sizes_that_do_not_go_together_are_refused():
+    source = ModelSource(hf_config=CONFIGS["llama"] | {"hidden_size": 65})
+    opened = mcore_backend(source, layout=Layout(), optimizer=OPTIMIZER, micro_batch_tokens=40)
+    with pytest.raises(ModelError, match=r"(?s)transformers does not accept this 'llama' .*hidden size \(65\)"), opened:
         pass
 
 
