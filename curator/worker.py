@@ -182,7 +182,7 @@ def run_worker(job: WorkerJob) -> None:
     Collective: every rank of the torch.distributed world.
 
     Raises:
-        StoppedError: after SIGTERM, when a checkpoint has been written.
+        StoppedError: after SIGTERM or Ctrl-C, when a checkpoint has been written.
         CheckpointError: a checkpoint cannot be written, or is not of this job.
         TryAgainError: another process is at work on this run.
     """
@@ -260,16 +260,28 @@ def _sole_worker(run_dir: Path) -> Iterator[None]:
 
 @contextmanager
 def _stop_requests() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets, instead of ending the process; only the main thread can be asked."""
+    """An event that SIGTERM or a first Ctrl-C sets, instead of ending the process; only the main thread can be asked.
+
+    Ctrl-C reaches the workers of torchrun, and one that was started alone; those of `launch` are out of its reach.
+    """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def stop(number: int, _: object) -> None:
+        event.set()
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, before[signal.SIGINT])  # the second one ends the process at once
+
+    for number in before:
+        signal.signal(number, stop)
     try:
         yield event
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class _Trajectory:
@@ -371,6 +383,9 @@ def main(argv: list[str]) -> int:
             raise  # nothing that is known to happen: the traceback is worth more than a sentence
         sys.stderr.write(f"curator.worker: rank {rank}: {type(error).__name__}: {one_line(error)}\n")
         return 75 if isinstance(error, (StoppedError, TryAgainError)) else 1
+    except KeyboardInterrupt:
+        sys.stderr.write(f"curator.worker: rank {rank}: interrupted\n")
+        return 128 + signal.SIGINT
     return 0
 
 

@@ -10,11 +10,19 @@ from typing import Any
 
 _OWN_PACKAGES = ("curator", "connectors", "optim")
 
-# What torch.distributed raises in a rank whose peer has gone.
-_PEER_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "gloo", "Socket closed")
+# What torch.distributed raises in a rank whose peer has gone; in lower case, since it is not of one mind.
+_PEER_LOST = (
+    "connection closed by peer",
+    "connection reset by peer",
+    "connection refused",
+    "broken pipe",
+    "nccl",
+    "gloo",
+    "socket closed",
+)
 
 # What it raises in a rank that waited in vain: in a collective, or for the others to appear.
-_TIMED_OUT = ("Timed out waiting", "Timed out after", "wait timeout after", "Socket Timeout", "Timeout waiting for key")
+_TIMED_OUT = ("timed out waiting", "timed out after", "wait timeout after", "socket timeout", "timeout waiting for key")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,13 +152,13 @@ def describe_exit(status: int) -> str:
 
 def is_peer_lost(error: BaseException) -> bool:
     """Whether `error` only says that another rank has gone."""
-    lost = isinstance(error, RuntimeError) and any(text in str(error) for text in _PEER_LOST)
+    lost = isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _PEER_LOST)
     return lost and not is_timeout(error)
 
 
 def is_timeout(error: BaseException) -> bool:
     """Whether `error` says that this rank waited in vain for the others."""
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _TIMED_OUT)
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _TIMED_OUT)
 
 
 def reraisable(error: BaseException) -> bytes | None:

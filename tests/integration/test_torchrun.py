@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from lake_cases import curator, environment, refusal, values_of, write_settings
-from process_cases import processes_of, wait_until
+from process_cases import is_learning, outcome, processes_of, wait_until
 
 pytest.importorskip("megatron.core", reason="needs the extra [train]")
 
@@ -54,6 +55,49 @@ def test_a_world_of_another_size_is_refused(here):
     alone = workers(here)
     assert alone.returncode == 1
     assert "curator.worker: rank 0: LayoutError: TP=1 PP=1 DP=2 needs 2 workers, but there are 1" in alone.stderr
+
+
+def two_workers(here):
+    """Both ranks as torchrun would start them, in this test's hands."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "curator.worker", here / "run"],
+            cwd=here,
+            env=environment(here, RANK=str(rank), LOCAL_RANK=str(rank), **world),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+
+
+def test_workers_end_with_a_sentence_when_stopped_and_when_a_peer_is_gone(here):
+    values_of(curator(here, *LEARN, "--run-dir", "run", "--prepare", "--steps", 10**6))
+    ranks = two_workers(here)
+    wait_until(lambda: is_learning(here), 100, ranks[0])
+    for rank in ranks:
+        rank.send_signal(signal.SIGINT)
+    for number, rank in enumerate(ranks):
+        done = outcome(rank)
+        assert done.returncode == 75, done.stderr
+        assert f"curator.worker: rank {number}: StoppedError: stopped after step " in done.stderr
+        assert "Traceback" not in done.stderr
+    (checkpoint,) = (here / "run" / "checkpoints").glob("step-*")
+
+    before = (here / "run" / "trajectory.jsonl").stat().st_size
+    ranks = two_workers(here)  # they go on from the checkpoint
+    wait_until(lambda: (here / "run" / "trajectory.jsonl").stat().st_size > before, 100, ranks[0])
+    ranks[1].kill()
+    ranks[1].communicate()
+    done = outcome(ranks[0])
+    assert done.returncode == 1
+    assert "curator.worker: rank 0: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert checkpoint.exists()
 
 
 def test_the_slurm_script_is_a_script_for_this_run(here):
