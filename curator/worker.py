@@ -23,13 +23,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO
 
 import torch
 import torch.distributed as dist
 
 from curator.config import LearnConfig
-from curator.errors import CuratorError, TryAgainError, one_line
+from curator.errors import CuratorError, StorageError, TryAgainError, one_line
 from curator.files import write_atomically
 from curator.places import CHECKPOINTS, JOB
 from curator.sampler import Sampler, SamplerSettings
@@ -287,7 +287,7 @@ def _stop_requests() -> Iterator[threading.Event]:
 class _Trajectory:
     """The growing file of step records, one JSON line each; only rank 0 writes."""
 
-    def __init__(self, records: list[StepRecord], sink: IO[str] | None) -> None:
+    def __init__(self, records: list[StepRecord], sink: BinaryIO | None) -> None:
         self.records = records
         self._sink = sink
 
@@ -309,13 +309,25 @@ class _Trajectory:
             return
         path.touch()
         os.truncate(path, kept)
-        with path.open("a", encoding="utf-8", buffering=1) as sink:
+        with path.open("ab") as sink:
             yield _Trajectory(records, sink)
 
     def write(self, record: StepRecord) -> None:
-        """Append a step."""
-        if self._sink is not None:
-            print(json.dumps(dataclasses.asdict(record)), file=self._sink, flush=True)
+        """Append a step.
+
+        Raises:
+            StorageError: the disk does not take it.
+        """
+        if self._sink is None:
+            return
+        line = json.dumps(dataclasses.asdict(record)).encode() + b"\n"
+        try:
+            while line:
+                line = line[os.write(self._sink.fileno(), line) :]  # no buffer, which would fail again when closed
+        except OSError as error:
+            raise StorageError(
+                f"{self._sink.name} cannot be written ({error.strerror}); free the disk, then resume the run"
+            ) from error
 
     def sync(self) -> int:
         """Wait until all is on disk; the length of the file in bytes."""
