@@ -217,6 +217,12 @@ def learn(
         str | None,
         typer.Option("--target-text", help="The target's text column; default: the lake's.", show_default=False),
     ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            "--method", help="scalebio (the default), or a baseline: seal, sama, doge, doremi, …", show_default=False
+        ),
+    ] = None,
     model: Annotated[
         str | None, typer.Option("--model", help="tiny, small, or a Hugging Face model folder.", show_default=False)
     ] = None,
@@ -270,6 +276,7 @@ def learn(
     settings = _settings(lake_url, config)
     chosen = override(
         settings.learn,
+        method=method,
         model=model,
         steps=steps,
         seed=seed,
@@ -280,6 +287,7 @@ def learn(
         begun_with: dict[str, object] = {
             "target": target,
             "target-text": target_text,
+            "method": method,
             "model": model,
             "steps": steps,
             "seed": seed,

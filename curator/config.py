@@ -81,6 +81,9 @@ class CheckpointConfig(_Section):
 class LearnConfig(_Section):
     """One learning run."""
 
+    method: Literal["scalebio", "seal", "sama", "doge", "doremi", "rho", "validation_lm", "dsir", "regmix"] = Field(
+        "scalebio", description="how the weights are found: scalebio, or a baseline of optim/learners"
+    )
     model: str = Field("tiny", description="preset (tiny, small) or a Hugging Face model folder")
     granularity: Literal["domain"] = Field("domain", description="what gets a learned weight")
     steps: int = Field(300, ge=1, description="steps of the solver")

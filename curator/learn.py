@@ -166,7 +166,8 @@ def _described(record: dict[str, Any], domains: Sequence[str]) -> str:
     top = sorted(zip(record["weights"], domains, strict=True), reverse=True)[:3]
     speed = record["tokens"] / max(record["seconds"], 1e-9)
     leading = ", ".join(f"{name} {weight:.2f}" for weight, name in top)
-    return f"target loss {record['val_loss']:.3f}, {speed:,.0f} tokens/s, {leading}"
+    loss = "" if record["val_loss"] is None else f"target loss {record['val_loss']:.3f}, "
+    return f"{loss}{speed:,.0f} tokens/s, {leading}"
 
 
 def _weight_table(corpus: TokenCache, result: WorkerResult) -> WeightTable:

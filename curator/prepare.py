@@ -146,7 +146,13 @@ def check_model(config: LearnConfig | CompareConfig, hf_config: dict[str, Any]) 
 def check_solver(config: LearnConfig, num_layers: int) -> None:
     """Refuse solver settings that cannot work. Imports torch."""
     from curator.worker import solver_settings
+    from optim.learners.registry import PROBING
 
+    if config.method in PROBING and config.dtype == "bfloat16":
+        raise ConfigError(
+            f"method {config.method!r} compares losses at small distances, which bfloat16 rounds away; set learn.dtype "
+            "= 'float32', or choose another method"
+        )
     try:
         solver_settings(config, num_layers)
     except ValueError as error:

@@ -42,6 +42,7 @@ from optim.diagnostics import StepRecord, Summary, Verdict
 from optim.errors import CheckpointError, OptimError, StoppedError
 from optim.job import is_peer_lost, is_timeout
 from optim.launch import COLLECTIVE_TIMEOUT
+from optim.learners.registry import make_learner
 from optim.schedules import LearningRate
 from optim.solver import SolverSettings, solve
 from optim.state import SolverState
@@ -150,11 +151,12 @@ def solver_settings(learn: LearnConfig, num_layers: int) -> SolverSettings:
     Raises:
         ValueError: a combination that makes no sense, such as a block larger than the model.
     """
-    warmup = min(round(learn.weights.warmup_share * learn.steps), learn.steps - 1)
+    learner = make_learner(learn.method, penalty=learn.penalty, num_steps=learn.steps)
+    asked = min(round(learn.weights.warmup_share * learn.steps), learn.steps - 1)
     return SolverSettings(
         num_steps=learn.steps,
-        warmup_steps=warmup,
-        penalty=learn.penalty,
+        warmup_steps=max(asked, learner.reference_steps),
+        learner=learner,
         inner_steps=learn.weights.inner_steps,
         average_share=learn.weights.average_share,
         blocks=BlockSchedule(
@@ -165,7 +167,10 @@ def solver_settings(learn: LearnConfig, num_layers: int) -> SolverSettings:
             seed=learn.seed,
         ),
         learning_rate=LearningRate(
-            peak=learn.learning_rate, num_steps=learn.steps, warmup_steps=min(20, learn.steps // 10)
+            peak=learn.learning_rate,
+            num_steps=learn.steps,
+            warmup_steps=min(20, learn.steps // 10),
+            restart=learner.reference_steps,
         ),
         data_weights=DataWeightSettings(
             optimizer=learn.weights.optimizer,

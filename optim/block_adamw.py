@@ -90,6 +90,21 @@ class BlockAdamW:
         for age, items in by_age.items():
             self._update_group(items, age, learning_rate, grad_scale)
 
+    @torch.no_grad()
+    def precondition(self) -> dict[str, Tensor]:
+        """g/(√v̂ + eps) of the gradients in `.grad`, by name; v̂ is the second moment that an update would leave.
+
+        No state changes. A parameter that was never updated has v̂ = g².
+        """
+        _, beta2 = self._settings.betas
+        scaled = {}
+        for name, parameter in self._active.items():
+            gradient, state = _gradient(parameter), self._states.get(name)
+            age, second = (1, 0.0) if state is None else (state.step + 1, beta2 * state.second)
+            corrected = (second + (1 - beta2) * gradient**2) / (1 - beta2**age)
+            scaled[name] = gradient / (corrected.sqrt() + self._settings.eps)
+        return scaled
+
     def _update_group(self, items: list[tuple[Tensor, AdamWState]], age: int, lr: float, grad_scale: float) -> None:
         beta1, beta2 = self._settings.betas
         weights = [parameter if state.master is None else state.master for parameter, state in items]
