@@ -210,6 +210,7 @@ def _published_paths(corpus: Corpus, manifest: Manifest) -> dict[str, str]:
 
 
 def _run_row(record: dict[str, Any]) -> dict[str, Any]:
+    summary = record["summary"] or {"val_loss_last": None, "signal_to_noise": None}  # dsir and regmix take no steps
     return {
         "run_id": record["run_id"],
         "created_at": record["created_at"],
@@ -222,9 +223,9 @@ def _run_row(record: dict[str, Any]) -> dict[str, Any]:
         "snapshot_id": record["snapshot_id"],
         "verdict": record["verdict"]["status"],
         "verdict_reason": record["verdict"]["reason"],
-        "val_loss": record["summary"]["val_loss_last"],
-        "signal_to_noise": record["summary"]["signal_to_noise"],
-        "compute_tokens": record["summary"].get("compute_tokens"),
+        "val_loss": summary["val_loss_last"],
+        "signal_to_noise": summary["signal_to_noise"],
+        "compute_tokens": record.get("compute_tokens"),
         "seconds": record["seconds"],
         "run_dir": record["run_dir"],
     }

@@ -502,11 +502,8 @@ def history(
         console.print_json({"status": "ok", "runs": brief, "versions": versions})
         return
     console.print_rows(
-        ["run", "created", "model", "steps", "verdict"],
-        [
-            [r["run_id"], r["created_at"], r["learn"]["model"], r["learn"]["steps"], r["verdict"]["status"]]
-            for r in runs
-        ],
+        ["run", "created", "method", "model", "steps", "verdict"],
+        [[r["run_id"], r["created_at"], *_learned_by(r["learn"]), r["verdict"]["status"]] for r in runs],
         title=f"Runs of {lake.url}",
     )
     print()  # noqa: T201
@@ -667,6 +664,11 @@ def _open(settings: Config, **given: Any) -> Lake:
     if not settings.lake.url:
         raise ConfigError("no lake was named; pass LAKE_URL or set lake.url")
     return open_lake(settings.lake.url, config=settings.lake, **given)
+
+
+def _learned_by(learn: Mapping[str, Any]) -> list[Any]:
+    """Method, model and steps; runs from before there were other methods do not name theirs."""
+    return [learn.get("method", "scalebio"), learn["model"], learn["steps"]]
 
 
 def _learn_values(record: Any) -> dict[str, Any]:

@@ -110,6 +110,11 @@ class LearnConfig(_Section):
     checkpoint: CheckpointConfig = Field(default_factory=lambda: CheckpointConfig())
 
     @property
+    def is_stepwise(self) -> bool:
+        """Whether the method takes steps of `optim.solver`; the others count words, or train many models."""
+        return self.method not in ("dsir", "regmix")
+
+    @property
     def layout(self) -> Layout:
         """How the workers share the model."""
         return Layout(

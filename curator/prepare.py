@@ -29,6 +29,7 @@ from curator.tokens import RowBatch, TokenCache, load_tokenizer, train_tokenizer
 from optim import launch
 from optim.families import check_family
 from optim.layout import check_layout_fits_machine, check_layout_fits_model
+from optim.learners.fixed import proportional, uniform
 from optim.presets import PRESETS, preset
 
 if TYPE_CHECKING:
@@ -91,6 +92,11 @@ def prepare(
     lake.check_run_dir(run_dir)
     lake.check_destination()
     check_solver(config, num_layers)
+    if elsewhere and not config.is_stepwise:
+        raise ConfigError(
+            f"method {config.method!r} has no workers to run on other machines; learn without --prepare, or choose "
+            "another method"
+        )
     if not elsewhere:
         config = _with_data_parallel(config, check_machine(config))
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
@@ -148,6 +154,8 @@ def check_solver(config: LearnConfig, num_layers: int) -> None:
     from curator.worker import solver_settings
     from optim.learners.registry import PROBING
 
+    if not config.is_stepwise:
+        return
     if config.method in PROBING and config.dtype == "bfloat16":
         raise ConfigError(
             f"method {config.method!r} compares losses at small distances, which bfloat16 rounds away; set learn.dtype "
@@ -174,7 +182,7 @@ def _with_data_parallel(config: LearnConfig, device: launch.Device) -> LearnConf
     Two workers take a step 1.3 to 1.8 times as fast as one process with two threads (tests/bench/bench_layouts.py).
     Every worker holds both copies of the model, so a model folder gets more of them only when asked.
     """
-    if config.data_parallel is not None or device != "cpu" or config.model not in PRESETS:
+    if config.data_parallel is not None or not config.is_stepwise or device != "cpu" or config.model not in PRESETS:
         return config
     cores = launch.device_count(device) // (config.tensor_parallel * config.pipeline_parallel)
     chosen = max(1, min(cores, config.target_rows // _LEAST_TARGET_ROWS))
@@ -360,15 +368,13 @@ def _job(
             f"it must be below {1 / num_domains:.4f}"
         )
     tokens = corpus.domain_tokens()
-    natural = tokens / tokens.sum()
-    uniform = np.full(num_domains, 1 / num_domains)
     return WorkerJob(
         run_dir=folder,
         corpus=corpus.folder,
         target=target.folder,
         learn=config,
         model=model_source(config, hf_config, corpus.vocab_size, config.seed),
-        prior=(natural if config.weights.prior == "natural" else uniform).tolist(),
+        prior=(proportional(tokens) if config.weights.prior == "natural" else uniform(num_domains)).tolist(),
     )
 
 

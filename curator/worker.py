@@ -122,12 +122,17 @@ def _model_to_json(model: ModelSource) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerResult:
-    """What a run found; `weights` are the averaged domain weights, in the order of the corpus cache."""
+    """What a run found; `weights` are the averaged domain weights, in the order of the corpus cache.
+
+    `summary` and `backend` are None for a method that takes no steps of the solver. `compute_tokens` is what it took
+    (see `optim.learners.learner.StepResult`).
+    """
 
     weights: list[float]
-    summary: Summary
+    summary: Summary | None
     verdict: Verdict
-    backend: BackendInfo
+    backend: BackendInfo | None
+    compute_tokens: float
 
     def write(self, run_dir: Path) -> None:
         """Write it as `result.json`, wholly or not at all."""
@@ -139,9 +144,10 @@ class WorkerResult:
         values = json.loads((run_dir / RESULT).read_text(encoding="utf-8"))
         return WorkerResult(
             weights=values["weights"],
-            summary=Summary(**values["summary"]),
+            summary=values["summary"] and Summary(**values["summary"]),
             verdict=Verdict(**values["verdict"]),
-            backend=BackendInfo(**values["backend"]),
+            backend=values["backend"] and BackendInfo(**values["backend"]),
+            compute_tokens=values["compute_tokens"],
         )
 
 
@@ -238,8 +244,13 @@ def run_worker(job: WorkerJob) -> None:
             )
         info = backend.info
     if dist.get_rank() == 0:
-        weights = solution.weights_D.tolist()
-        result = WorkerResult(weights=weights, summary=solution.summary, verdict=solution.verdict, backend=info)
+        result = WorkerResult(
+            weights=solution.weights_D.tolist(),
+            summary=solution.summary,
+            verdict=solution.verdict,
+            backend=info,
+            compute_tokens=solution.summary.compute_tokens,
+        )
         result.write(job.run_dir)
 
 
