@@ -86,6 +86,16 @@ def test_a_rising_or_infinite_target_loss_is_unstable(losses):
     assert verdict_of(SETTLED, losses)[0].status == "unstable"
 
 
+def test_losses_that_were_not_measured_do_not_count():
+    records = make_records(SETTLED, np.where(np.arange(100) < 90, 5.0, 3.0))
+    sparse = [StepRecord(**(vars(r) | ({} if r.step % 5 == 0 else {"val_loss": None}))) for r in records]
+    values = {"warmup_steps": 10, "num_updates": 90, "reachable_range": math.inf}
+    full, few = (summarize(some, **values) for some in (records, sparse))
+    assert (few.val_loss_first, few.val_loss_last) == (full.val_loss_first, full.val_loss_last) == (5.0, 3.0)
+    assert judge(sparse, few).status == "converged"
+    assert few.compute_tokens == 200.0
+
+
 def test_signal_to_noise_tells_signal_from_noise():
     rng = np.random.default_rng(0)
     noise, signal = [

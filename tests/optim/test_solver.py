@@ -9,6 +9,7 @@ from quadratic_cases import CENTRES, GOAL, NUM_DOMAINS, OneRowEach, QuadraticBac
 from optim.blocks import BlockSchedule
 from optim.data_weights import DataWeightSettings
 from optim.errors import DivergedError
+from optim.learners.doremi import DoReMi
 from optim.learners.scalebio import ScaleBiO
 from optim.schedules import LearningRate
 from optim.solver import SolverSettings, solve
@@ -101,7 +102,14 @@ def test_infinite_losses_stop_the_run():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"num_steps": 0}, {"warmup_steps": 3000}, {"inner_steps": 0}, {"average_share": 0.0}]
+    "wrong",
+    [
+        {"num_steps": 0},
+        {"warmup_steps": 3000},
+        {"learner": DoReMi(reference_steps=51)},
+        {"inner_steps": 0},
+        {"average_share": 0.0},
+    ],
 )
 def test_settings_that_make_no_sense_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

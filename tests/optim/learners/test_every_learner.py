@@ -11,7 +11,7 @@ import torch
 from backend_cases import CONFIGS, OPTIMIZER, PRIOR, RandomSource, learner_settings
 
 from optim.backend import ModelSource
-from optim.learners.registry import STEPWISE
+from optim.learners.registry import STEPWISE, make_learner
 from optim.local import LocalBackend
 from optim.solver import solve
 from optim.state import SolverState
@@ -95,6 +95,12 @@ def test_the_summary_has_the_compute_of_all_steps():
     batches = [RandomSource().at(step) for step in range(6)]
     train = [float(data.train.num_targets_B.sum()) for data in batches]
     assert solution.summary.compute_tokens == pytest.approx(sum(train[:3]) + sum(train[3:]) * 4 / 3)
+
+
+@pytest.mark.parametrize("name", ["scalebio", "seal"])
+def test_a_penalty_that_makes_no_sense_is_refused(name):
+    with pytest.raises(ValueError, match=r"penalty=0\.0 must be above 0"):
+        make_learner(name, penalty=0.0, num_steps=10)
 
 
 def test_the_command_line_offers_every_learner():
