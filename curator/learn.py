@@ -28,6 +28,7 @@ from optim import launch
 
 if TYPE_CHECKING:
     from curator.lake import Lake
+    from curator.line_search import LineSearch
     from curator.worker import WorkerJob, WorkerResult
 
 SCHEMA_VERSION = 1
@@ -113,10 +114,16 @@ def _finish(lake: Lake, begun: Begun, started: float, on_progress: ProgressCallb
             _search_mixtures(lake, begun, device, on_progress)
         else:
             _run_workers(begun.job, device, on_progress)
-    result = WorkerResult.read(folder)
+    result, search = WorkerResult.read(folder), None
+    if begun.job.learn.is_judged:
+        search = _judge(lake, begun, result, on_progress)
+        result = search.applied_to(result)
+    else:
+        result = dataclasses.replace(result, weights=_capped(begun.job, result.weights))
     table = _weight_table(TokenCache.open(begun.job.corpus), result)
     pq.write_table(table.samples, folder / WEIGHTS, compression="zstd")
     record = _record(lake, begun, result, table, time.monotonic() - started)
+    record["line_search"] = search and dataclasses.asdict(search)
     write_atomically(folder / RECORD, json.dumps(record, indent=1))
     with lake.writing():
         lake.record_run(folder, record)
@@ -140,6 +147,24 @@ def _count_words(lake: Lake, target: TargetConfig, begun: Begun, on_progress: Pr
         backend=None,
         compute_tokens=0.0,
     ).write(begun.folder)
+
+
+def _capped(job: WorkerJob, weights: Sequence[float]) -> list[float]:
+    """The weights without more of a domain than the token budget allows."""
+    import torch
+
+    from curator.worker import share_caps
+    from optim.data_weights import capped
+
+    cap_D = share_caps(job.learn, TokenCache.open(job.corpus))
+    return capped(torch.tensor(weights, dtype=torch.float64), cap_D).tolist()
+
+
+def _judge(lake: Lake, begun: Begun, result: WorkerResult, on_progress: ProgressCallback) -> LineSearch:
+    from curator.line_search import line_search
+
+    device = check_machine(begun.job.learn)
+    return line_search(begun.job, result.weights, lake.workdir, device, on_progress)
 
 
 def _search_mixtures(lake: Lake, begun: Begun, device: launch.Device, on_progress: ProgressCallback) -> None:

@@ -45,6 +45,8 @@ _LEAKS = "leaks.json"
 _CACHE_VERSION = "2"
 """Changes when equal rows would give another cache."""
 
+_LEAST_JUDGED_ROWS = 8
+"""Distinct target rows of which a line search can keep some out."""
 _LEAST_TARGET_ROWS = 4
 """Target rows of a step for each of the workers that a run gets unasked."""
 
@@ -97,7 +99,9 @@ def prepare(
             f"method {config.method!r} has no workers to run on other machines; learn without --prepare, or choose "
             "another method"
         )
-    if not elsewhere:
+    if elsewhere:  # the trainings of a line search would run here, on a machine that need not be able to
+        config = config.model_copy(update={"line_search": config.line_search.model_copy(update={"places": ()})})
+    else:
         config = _with_data_parallel(config, check_machine(config))
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
     folder = _new_run_dir(run_dir or lake.workdir / "runs" / run_id)
@@ -105,6 +109,7 @@ def prepare(
         lake.ingest(on_progress)
         check_column_names(lake)
         caches = tokenized(lake, goal, config, on_progress)
+        _check_line_search(config, caches, goal)
         begun = Begun(
             run_id=run_id,
             snapshot_id=lake.snapshot_id,
@@ -115,6 +120,22 @@ def prepare(
         )
         begun.write()
     return begun
+
+
+def _check_line_search(config: LearnConfig, caches: Tokenized, goal: Goal) -> None:
+    """Refuse a target too small to keep rows out of, and a token budget that no mixture of the lake fills."""
+    if config.is_judged and caches.target.num_rows < _LEAST_JUDGED_ROWS:
+        raise InputError(
+            f"target {goal.url} has {caches.target.num_rows} distinct rows; to judge the weights on rows kept out it "
+            f"needs at least {_LEAST_JUDGED_ROWS}: add rows, or set learn.line_search.places = []"
+        )
+    budget, epochs = config.weights.budget_tokens, config.weights.max_epochs
+    total = int(caches.corpus.domain_tokens().sum())
+    if budget is not None and budget > epochs * total:
+        raise ConfigError(
+            f"learn.weights.budget_tokens={budget} is more than {epochs:g} passes (learn.weights.max_epochs) over the "
+            f"lake's {total:,} tokens; lower the budget, or allow more passes"
+        )
 
 
 def model_config(config: LearnConfig | CompareConfig) -> dict[str, Any]:

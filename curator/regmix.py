@@ -13,9 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator.compare import scratch_folder, train_all
-from curator.config import CompareConfig, LearnConfig
 from curator.progress import ProgressCallback
-from curator.retrain import Training
+from curator.retrain import Training, training_config
 from curator.tokens import TokenCache
 from curator.worker import WorkerResult
 from optim import launch
@@ -39,7 +38,10 @@ def find_weights(job: WorkerJob, workdir: Path, device: launch.Device, on_progre
     """
     corpus, target = TokenCache.open(job.corpus), TokenCache.open(job.target)
     prior_D, seed = np.array(job.prior), job.learn.seed
-    config = _training_config(job.learn, len(corpus.domains))
+    rows = job.learn.rows_per_domain * min(len(corpus.domains), job.learn.domains_per_step)
+    config = training_config(  # as many tokens a step as a step of the solver draws from the lake at most
+        job.learn, steps=job.learn.steps, tokens_per_step=rows * job.learn.sequence_length, seeds=1
+    )
     num_mixtures = max(LEAST_MIXTURES, MIXTURES_PER_DOMAIN * len(corpus.domains))
     mixtures_ND = random_mixtures(prior_D, num_mixtures, seed=seed)
     with scratch_folder(workdir) as folder:
@@ -78,15 +80,3 @@ def verdict(regression: Regression, losses_N: NDArray[np.float64]) -> Verdict:
     if regression.error < spread:
         return Verdict(status="converged", reason=figures)
     return Verdict(status="not converged", reason=f"{figures}; take more steps, so that mixtures differ by more")
-
-
-def _training_config(learn: LearnConfig, num_domains: int) -> CompareConfig:
-    """Trainings on as many tokens a step as a step of the solver draws from the lake at most."""
-    shared = CompareConfig.model_fields.keys() & LearnConfig.model_fields.keys()
-    rows = learn.rows_per_domain * min(num_domains, learn.domains_per_step)
-    values = learn.model_dump(include=set(shared)) | {
-        "data_parallel": learn.data_parallel or 1,
-        "seeds": 1,
-        "tokens_per_step": rows * learn.sequence_length,
-    }
-    return CompareConfig(**values)

@@ -157,7 +157,7 @@ def solver_settings(learn: LearnConfig, num_layers: int) -> SolverSettings:
     Raises:
         ValueError: a combination that makes no sense, such as a block larger than the model.
     """
-    learner = make_learner(learn.method, penalty=learn.penalty, num_steps=learn.steps)
+    learner = make_learner(learn.method, penalty=learn.penalty, branch_steps=learn.branch_steps, num_steps=learn.steps)
     asked = min(round(learn.weights.warmup_share * learn.steps), learn.steps - 1)
     return SolverSettings(
         num_steps=learn.steps,
@@ -176,15 +176,24 @@ def solver_settings(learn: LearnConfig, num_layers: int) -> SolverSettings:
             peak=learn.learning_rate,
             num_steps=learn.steps,
             warmup_steps=min(20, learn.steps // 10),
+            shape="constant",
             restart=learner.reference_steps,
         ),
         data_weights=DataWeightSettings(
-            optimizer=learn.weights.optimizer,
+            optimizer="scaled_eg" if learn.weights.optimizer == "eg" else learn.weights.optimizer,
             learning_rate=learn.weights.learning_rate,
             prior_pull=learn.weights.prior_pull,
             floor=learn.weights.floor,
         ),
     )
+
+
+def share_caps(learn: LearnConfig, corpus: TokenCache) -> torch.Tensor:
+    """The largest share (D,) that each domain can have at the token budget without more than `max_epochs` passes."""
+    tokens_D = torch.from_numpy(corpus.domain_tokens()).double()
+    if learn.weights.budget_tokens is None:
+        return torch.ones_like(tokens_D)
+    return (learn.weights.max_epochs * tokens_D / learn.weights.budget_tokens).clamp(max=1.0)
 
 
 def run_worker(job: WorkerJob) -> None:
@@ -200,9 +209,10 @@ def run_worker(job: WorkerJob) -> None:
     from optim.mcore.backend import mcore_backend
 
     learn = job.learn
+    target = TokenCache.open(job.target)
     sampler = Sampler(
         TokenCache.open(job.corpus),
-        TokenCache.open(job.target),
+        target.rows(0, learn.num_fit_rows(target.num_rows)),
         SamplerSettings(
             sequence_length=learn.sequence_length,
             rows_per_domain=learn.rows_per_domain,

@@ -22,6 +22,11 @@ class Copy(StrEnum):
     MODEL = "model"
     AUX = "aux_model"
 
+    @property
+    def other(self) -> Copy:
+        """The other one of the two."""
+        return Copy.AUX if self is Copy.MODEL else Copy.MODEL
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSource:
@@ -122,6 +127,9 @@ class Backend(Protocol):
             DivergedError: if ‖v‖ is not finite.
             ValueError: the parameters have less than float32's precision.
         """
+
+    def restart(self, copy: Copy) -> None:
+        """Make `copy` equal to the other one, bit for bit, with its AdamW moments; gradients are not touched."""
 
     def distance(self) -> float:
         """‖w − u‖₂ over all parameters."""

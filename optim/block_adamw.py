@@ -36,6 +36,11 @@ class AdamWState:
         master = None if self.master is None else self.master.to(device)
         return AdamWState(self.step, self.first.to(device), self.second.to(device), master)
 
+    def clone(self) -> AdamWState:
+        """A copy that shares no memory."""
+        master = None if self.master is None else self.master.clone()
+        return AdamWState(self.step, self.first.clone(), self.second.clone(), master)
+
 
 class BlockAdamW:
     """AdamW (Loshchilov & Hutter, arXiv 1711.05101) over the parameters it was last given.
@@ -67,6 +72,11 @@ class BlockAdamW:
             if name in self._parked:
                 self._states[name] = self._parked.pop(name).to(parameter.device)
         self._active = dict(parameters)
+
+    def adopt(self, other: BlockAdamW) -> None:
+        """Remember what `other` does, of parameters of the same names, as copies of its own."""
+        self._states = {name: state.clone() for name, state in other._states.items()}
+        self._parked = {name: state.clone() for name, state in other._parked.items()}
 
     def states(self) -> Iterator[tuple[str, AdamWState, Literal["active", "parked"]]]:
         """(Name, state, where it is) of everything that is remembered."""

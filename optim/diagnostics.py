@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Status = Literal["converged", "not converged", "unstable"]
+Status = Literal["converged", "not converged", "unstable", "no gain"]
 
 MAX_MOVEMENT = 0.05
 """Largest total variation between the averages of the last two quarters that still counts as settled."""

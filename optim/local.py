@@ -145,6 +145,12 @@ class LocalBackend:
             yield line
 
     @torch.no_grad()
+    def restart(self, copy: Copy) -> None:
+        """Make `copy` equal to the other one, with its AdamW moments."""
+        torch._foreach_copy_(list(self._models[copy].parameters()), list(self._models[copy.other].parameters()))
+        self._optimizers[copy].adopt(self._optimizers[copy.other])
+
+    @torch.no_grad()
     def distance(self) -> float:
         """‖w − u‖₂ over all parameters."""
         pairs = zip(self._models[Copy.MODEL].parameters(), self._models[Copy.AUX].parameters(), strict=True)

@@ -12,12 +12,12 @@ from optim.learners.sama import Sama
 from optim.learners.scalebio import ScaleBiO
 from optim.learners.seal import Seal
 
-_MAKERS: Mapping[str, Callable[[float, int], Learner]] = {
-    "scalebio": lambda penalty, _: ScaleBiO(penalty=penalty),
-    "seal": lambda penalty, _: Seal(penalty=penalty),
+_MAKERS: Mapping[str, Callable[[float, int, int], Learner]] = {
+    "scalebio": lambda penalty, branch_steps, _: ScaleBiO(penalty=penalty, branch_steps=branch_steps),
+    "seal": lambda penalty, *_: Seal(penalty=penalty),
     "sama": lambda *_: Sama(),
     "doge": lambda *_: Doge(),
-    "doremi": lambda _, num_steps: DoReMi(reference_steps=num_steps // 2),  # the paper's two models train equally long
+    "doremi": lambda *sizes: DoReMi(reference_steps=sizes[-1] // 2),  # the paper's two models train equally long
     "rho": lambda *_: Rho(),
     "validation_lm": lambda *_: ValidationLm(),
 }
@@ -28,6 +28,6 @@ PROBING = frozenset(("doge", "sama"))
 """Those of them that take losses along a line, for which parameters need float32."""
 
 
-def make_learner(name: str, *, penalty: float, num_steps: int) -> Learner:
-    """The learner `name`, one of `STEPWISE`, for a run of `num_steps` steps; `penalty` is for those that have one."""
-    return _MAKERS[name](penalty, num_steps)
+def make_learner(name: str, *, penalty: float, branch_steps: int, num_steps: int) -> Learner:
+    """The learner `name`, one of `STEPWISE`, for `num_steps` steps; the other settings are for those that have them."""
+    return _MAKERS[name](penalty, branch_steps, num_steps)

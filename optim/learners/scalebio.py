@@ -15,15 +15,23 @@ from optim.objective import domain_mean_losses, target_token_weights, train_toke
 
 @dataclass(frozen=True, kw_only=True)
 class ScaleBiO:
-    """min_{λ,w} max_u L1(w) + α·(L2(λ,w) − L2(λ,u)); `penalty` is α."""
+    """min_{λ,w} max_u L1(w) + α·(L2(λ,w) − L2(λ,u)); `penalty` is α.
+
+    Every `branch_steps` steps w starts again from where u is (0: never, as in the paper). Far from convergence, w,
+    which also learns from the target, runs ahead of u, and ℓ_d(w) − ℓ_d(u) then says how fast domain d is being
+    learned rather than how much it helps; within a short branch it says the latter. Nor can w learn the target by heart.
+    """
 
     penalty: float = 1.0
+    branch_steps: int = 0
     uses_aux = True
     reference_steps = 0
 
     def __post_init__(self) -> None:
         if self.penalty <= 0:
             raise ValueError(f"penalty={self.penalty} must be above 0")
+        if self.branch_steps < 0:
+            raise ValueError(f"branch_steps={self.branch_steps} must not be negative")
 
     def step(
         self,
@@ -32,13 +40,15 @@ class ScaleBiO:
         weights_D: Tensor,
         *,
         prior_D: Tensor,  # noqa: ARG002
-        step: int,  # noqa: ARG002
+        step: int,
         learning_rate: float,
     ) -> StepResult:
         """Move w along ∇[L1 + α·L2] and u along ∇L2 on the same training batch; the gradient in p is α·(ℓ(w) − ℓ(u)).
 
         Both updates use AdamW with the same learning rate; AdamW is invariant to the scale α brings into w's gradient.
         """
+        if self.branch_steps and step % self.branch_steps == 0:
+            backend.restart(Copy.MODEL)
         num_domains = weights_D.numel()
         inclusion_D = data.inclusion_D.double()
         train_B = train_token_weights(data.train, weights_D, inclusion_D)

@@ -167,6 +167,12 @@ class McoreBackend:
             yield line
 
     @torch.no_grad()
+    def restart(self, copy: Copy) -> None:
+        """Make `copy` equal to the other one, with its AdamW moments; nothing is communicated."""
+        torch._foreach_copy_(list(self._decoders[copy].parameters()), list(self._decoders[copy.other].parameters()))
+        self._optimizers[copy].adopt(self._optimizers[copy.other])
+
+    @torch.no_grad()
     def distance(self) -> float:
         """‖w − u‖₂ over all parameters."""
         aux = self._decoders[Copy.AUX].named_global_parameters()
