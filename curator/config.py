@@ -53,9 +53,9 @@ class WeightsConfig(_Section):
     """How the domain weights move."""
 
     optimizer: Literal["eg", "adam"] = Field("eg", description="exponentiated gradient, or Adam on the logits")
-    learning_rate: float = Field(0.15, gt=0, description="how far a gradient of the usual size moves a logit")
+    learning_rate: float = Field(0.1, gt=0, description="how far a gradient of the usual size moves a logit")
     prior: Literal["uniform", "natural"] = Field("uniform", description="where the weights start")
-    prior_pull: float = Field(0.03, ge=0, lt=1, description="share of the way back to the prior at every update")
+    prior_pull: float = Field(0.02, ge=0, lt=1, description="share of the way back to the prior at every update")
     floor: float = Field(0.0, ge=0, lt=1, description="least weight of a domain")
     warmup_share: float = Field(0.15, ge=0, lt=1, description="share of the steps before the weights move")
     average_share: float = Field(0.5, gt=0, le=1, description="share of the later steps that is averaged")

@@ -58,8 +58,8 @@ class LineSearch:
         interval = f"95 % interval [{self.difference_low:+.3f}, {self.difference_high:+.3f}]"
         if self.place:
             return (
-                f"models trained on the weights at {self.place:g} of the way beat the prior's on {self.num_rows} target "
-                f"rows kept out: {self.difference:+.3f} nats per token, {interval}"
+                f"models trained on the weights at {self.place:g} of the way beat the prior's on {self.num_rows} "
+                f"target rows kept out: {self.difference:+.3f} nats per token, {interval}"
             )
         if self.difference:
             return (

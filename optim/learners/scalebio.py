@@ -19,7 +19,8 @@ class ScaleBiO:
 
     Every `branch_steps` steps w starts again from where u is (0: never, as in the paper). Far from convergence, w,
     which also learns from the target, runs ahead of u, and ℓ_d(w) − ℓ_d(u) then says how fast domain d is being
-    learned rather than how much it helps; within a short branch it says the latter. Nor can w learn the target by heart.
+    learned rather than how much it helps; within a short branch it says the latter. Nor can w get to know the target
+    by heart.
     """
 
     penalty: float = 1.0

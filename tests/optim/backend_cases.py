@@ -252,7 +252,7 @@ def learner_settings(name: str, num_steps: int = 6) -> SolverSettings:
     return SolverSettings(
         num_steps=num_steps,
         warmup_steps=num_steps // 2,
-        learner=make_learner(name, penalty=2.0, num_steps=num_steps),
+        learner=make_learner(name, penalty=2.0, branch_steps=2, num_steps=num_steps),
         blocks=BlockSchedule(num_layers=4, size=2, period=3, edges="sampled", seed=1),
         learning_rate=LearningRate(peak=1e-3, num_steps=num_steps),
         data_weights=DataWeightSettings(learning_rate=0.5, prior_pull=0.05, floor=0.01),

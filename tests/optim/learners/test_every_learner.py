@@ -100,7 +100,7 @@ def test_the_summary_has_the_compute_of_all_steps():
 @pytest.mark.parametrize("name", ["scalebio", "seal"])
 def test_a_penalty_that_makes_no_sense_is_refused(name):
     with pytest.raises(ValueError, match=r"penalty=0\.0 must be above 0"):
-        make_learner(name, penalty=0.0, num_steps=10)
+        make_learner(name, penalty=0.0, branch_steps=0, num_steps=10)
 
 
 def test_the_command_line_offers_every_learner():

@@ -1,4 +1,4 @@
-"""Learners that probe along a gradient find in every layout what one process finds; real worker processes."""
+"""Learners that probe along a gradient, or restart a copy, find in every layout what one process finds; real workers."""
 
 import pytest
 import torch
@@ -20,13 +20,15 @@ TWO = [
     ("doge", Layout(pipeline_parallel=2)),
     ("sama", Layout(pipeline_parallel=2)),
     ("doge", Layout(data_parallel=2)),
+    ("scalebio", Layout(tensor_parallel=2)),
+    ("scalebio", Layout(pipeline_parallel=2)),
     ("sama", Layout(data_parallel=2)),
 ]
 
 
 @pytest.fixture(scope="module")
 def one_process():
-    return learn_in_layouts([(name, ONE) for name in ("doge", "sama")])
+    return learn_in_layouts([(name, ONE) for name in ("doge", "sama", "scalebio")])
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,7 @@ def test_a_layout_finds_what_one_process_finds(one_process, two_processes, name,
     assert_found_alike(first, one_process[name, ONE])
 
 
-@pytest.mark.parametrize("name", ["doge", "sama"])
+@pytest.mark.parametrize("name", ["doge", "sama", "scalebio"])
 def test_megatron_finds_what_plain_torch_finds(one_process, name):
     local = LocalBackend(ModelSource(hf_config=CONFIGS["qwen3-tied"], seed=3), optimizer=OPTIMIZER)
     assert_found_alike(one_process[name, ONE], solve(local, RandomSource(), PRIOR, learner_settings(name, num_steps=4)))
