@@ -73,9 +73,9 @@ class LineSearchConfig(_Section):
         (0.5, 1.0, 1.5), description="places on the line from the prior (0) through the learned weights (1); []: off"
     )
     validation_share: float = Field(0.25, gt=0, lt=1, description="share of the target's rows kept out of learning")
-    steps: int = Field(150, ge=1, description="steps of each training")
+    steps: int = Field(120, ge=1, description="steps of each training")
     tokens_per_step: int = Field(2048, ge=8, description="target tokens of a step")
-    seeds: int = Field(2, ge=2, description="trainings of the best place and of the prior")
+    seeds: int = Field(3, ge=2, description="trainings of the best place and of the prior")
 
 
 class BlocksConfig(_Section):

@@ -15,10 +15,10 @@ from curator.config import LearnConfig, override
 from curator.line_search import line_search
 from curator.tokens import TokenCache
 
-# Ten times the usual rate lets a model of 24 short rows a domain tell languages apart within 20 steps.
+# Five times the usual rate lets a model of 24 short rows a domain tell languages apart within 40 steps.
 JUDGED = FAST | {
     "learning_rate": 1e-2,
-    "line_search": {"places": [1.0], "steps": 20, "tokens_per_step": 128},
+    "line_search": {"places": [1.0], "steps": 40, "tokens_per_step": 128},
     "data_parallel": 1,
 }
 
@@ -48,8 +48,8 @@ def test_weights_that_win_are_taken_and_said_to(here):
     assert good.difference_low < good.difference < good.difference_high < 0
     assert good.weights == pytest.approx([0.9 if name == "north" else 0.05 for name in domains])
     assert "beat the prior's on 10 target rows kept out" in good.verdict
-    # two places with the first seed, then both with the second
-    assert good.compute_tokens == pytest.approx(4 * 20 * 128, rel=0.02)
+    # two places with each of three seeds
+    assert good.compute_tokens == pytest.approx(6 * 40 * 128, rel=0.02)
     assert again == good
 
 
@@ -69,7 +69,7 @@ def test_weights_that_lose_give_way_to_the_prior(here):
     assert result.weights == bad.weights
 
 
-def test_the_rows_that_judge_take_no_part_in_learning(here, monkeypatch):
+def test_the_rows_that_judge_take_no_part_in_learning(here):
     """Learning sees the first three quarters of the target cache, the trainings are measured on the rest."""
     config = override(LearnConfig(), **JUDGED)
     assert config.num_fit_rows(40) == 30
@@ -81,7 +81,7 @@ def test_the_rows_that_judge_take_no_part_in_learning(here, monkeypatch):
     assert kept
     assert {len(training["losses"]) for training in kept} == {10}
     fit, rest = target.rows(0, 30), target.rows(30, 40)
-    assert [*fit.sample_ids(), *rest.sample_ids()] == target.sample_ids().to_pylist()
+    assert fit.sample_ids().to_pylist() + rest.sample_ids().to_pylist() == target.sample_ids().to_pylist()
     assert rest.start.tolist() == target.start[30:].tolist()
     assert dataclasses.replace(rest.rows(2, 4), folder=target.folder).first_row == 32
 
@@ -124,4 +124,4 @@ def test_the_command_says_what_the_judgement_rests_on(here):
         "line_search = { places = [1.0], steps = 4, tokens_per_step = 64 }\n"
     )
     learned = values_of(curator(here, "learn", "lake", "--target", "target.parquet", "--config", "c.toml", "--json"))
-    assert "target rows kept out" in learned["verdict_reason"]
+    assert "target rows kept out" in learned["reason"]
