@@ -31,6 +31,7 @@ _RUNS = pa.schema(
         "run_id": pa.string(),
         "created_at": pa.string(),
         "status": pa.string(),
+        "method": pa.string(),
         "model": pa.string(),
         "steps": pa.int64(),
         "seed": pa.int64(),
@@ -40,6 +41,7 @@ _RUNS = pa.schema(
         "verdict_reason": pa.string(),
         "val_loss": pa.float64(),
         "signal_to_noise": pa.float64(),
+        "compute_tokens": pa.float64(),
         "seconds": pa.float64(),
         "run_dir": pa.string(),
     }
@@ -208,10 +210,12 @@ def _published_paths(corpus: Corpus, manifest: Manifest) -> dict[str, str]:
 
 
 def _run_row(record: dict[str, Any]) -> dict[str, Any]:
+    summary = record["summary"] or {"val_loss_last": None, "signal_to_noise": None}  # dsir and regmix take no steps
     return {
         "run_id": record["run_id"],
         "created_at": record["created_at"],
         "status": record["status"],
+        "method": record["learn"].get("method", "scalebio"),  # records from before there were others
         "model": record["learn"]["model"],
         "steps": record["learn"]["steps"],
         "seed": record["learn"]["seed"],
@@ -219,8 +223,9 @@ def _run_row(record: dict[str, Any]) -> dict[str, Any]:
         "snapshot_id": record["snapshot_id"],
         "verdict": record["verdict"]["status"],
         "verdict_reason": record["verdict"]["reason"],
-        "val_loss": record["summary"]["val_loss_last"],
-        "signal_to_noise": record["summary"]["signal_to_noise"],
+        "val_loss": summary["val_loss_last"],
+        "signal_to_noise": summary["signal_to_noise"],
+        "compute_tokens": record.get("compute_tokens"),
         "seconds": record["seconds"],
         "run_dir": record["run_dir"],
     }

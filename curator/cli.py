@@ -217,6 +217,12 @@ def learn(
         str | None,
         typer.Option("--target-text", help="The target's text column; default: the lake's.", show_default=False),
     ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            "--method", help="scalebio (the default), or a baseline: seal, sama, doge, doremi, …", show_default=False
+        ),
+    ] = None,
     model: Annotated[
         str | None, typer.Option("--model", help="tiny, small, or a Hugging Face model folder.", show_default=False)
     ] = None,
@@ -270,6 +276,7 @@ def learn(
     settings = _settings(lake_url, config)
     chosen = override(
         settings.learn,
+        method=method,
         model=model,
         steps=steps,
         seed=seed,
@@ -280,6 +287,7 @@ def learn(
         begun_with: dict[str, object] = {
             "target": target,
             "target-text": target_text,
+            "method": method,
             "model": model,
             "steps": steps,
             "seed": seed,
@@ -494,11 +502,8 @@ def history(
         console.print_json({"status": "ok", "runs": brief, "versions": versions})
         return
     console.print_rows(
-        ["run", "created", "model", "steps", "verdict"],
-        [
-            [r["run_id"], r["created_at"], r["learn"]["model"], r["learn"]["steps"], r["verdict"]["status"]]
-            for r in runs
-        ],
+        ["run", "created", "method", "model", "steps", "verdict"],
+        [[r["run_id"], r["created_at"], *_learned_by(r["learn"]), r["verdict"]["status"]] for r in runs],
         title=f"Runs of {lake.url}",
     )
     print()  # noqa: T201
@@ -659,6 +664,11 @@ def _open(settings: Config, **given: Any) -> Lake:
     if not settings.lake.url:
         raise ConfigError("no lake was named; pass LAKE_URL or set lake.url")
     return open_lake(settings.lake.url, config=settings.lake, **given)
+
+
+def _learned_by(learn: Mapping[str, Any]) -> list[Any]:
+    """Method, model and steps; runs from before there were other methods do not name theirs."""
+    return [learn.get("method", "scalebio"), learn["model"], learn["steps"]]
 
 
 def _learn_values(record: Any) -> dict[str, Any]:

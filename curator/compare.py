@@ -191,9 +191,9 @@ def compare(
         )
 
     seeds = range(config.seeds)
-    with _scratch(lake.workdir) as scratch:
+    with scratch_folder(lake.workdir) as scratch:
         wanted = {(mixture.name, seed): training(mixture, seed, scratch) for seed in seeds for mixture in chosen}
-        trained = _train_all(wanted, lake.workdir / "trainings", config, device, on_progress)
+        trained = train_all(wanted, lake.workdir / "trainings", config, device, on_progress)
     tokens_N = np.asarray(test_cache.num_targets)
     comparison = Comparison(
         comparison_id=f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}",
@@ -238,7 +238,8 @@ def _test_rows(lake: Lake, goal: Goal, held_out: Goal, caches: Tokenized) -> tup
 
 
 @contextmanager
-def _scratch(workdir: Path) -> Iterator[Path]:
+def scratch_folder(workdir: Path) -> Iterator[Path]:
+    """A folder for the progress of trainings, removed on exit."""
     folder = workdir / f".trainings-{secrets.token_hex(4)}"
     folder.mkdir(parents=True)
     try:
@@ -247,7 +248,7 @@ def _scratch(workdir: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _train_all(
+def train_all(
     wanted: Mapping[tuple[str, int], Training],
     folder: Path,
     config: CompareConfig,

@@ -11,7 +11,7 @@ import os
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -53,13 +53,29 @@ class WeightsConfig(_Section):
     """How the domain weights move."""
 
     optimizer: Literal["eg", "adam"] = Field("eg", description="exponentiated gradient, or Adam on the logits")
-    learning_rate: float = Field(0.2, gt=0, description="step of the weights' optimizer")
+    learning_rate: float = Field(0.1, gt=0, description="how far a gradient of the usual size moves a logit")
     prior: Literal["uniform", "natural"] = Field("uniform", description="where the weights start")
     prior_pull: float = Field(0.02, ge=0, lt=1, description="share of the way back to the prior at every update")
     floor: float = Field(0.0, ge=0, lt=1, description="least weight of a domain")
     warmup_share: float = Field(0.15, ge=0, lt=1, description="share of the steps before the weights move")
     average_share: float = Field(0.5, gt=0, le=1, description="share of the later steps that is averaged")
     inner_steps: int = Field(1, ge=1, description="model steps for each step of the weights")
+    budget_tokens: int | None = Field(
+        None, ge=1, description="tokens that the weights are meant to train on; caps the share of small domains"
+    )
+    max_epochs: float = Field(4.0, gt=0, description="passes over a domain at the budget at most")
+
+
+class LineSearchConfig(_Section):
+    """How learned weights are judged on target rows that learning has not seen; off without places."""
+
+    places: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (0.5, 1.0, 1.5), description="places on the line from the prior (0) through the learned weights (1); []: off"
+    )
+    validation_share: float = Field(0.25, gt=0, lt=1, description="share of the target's rows kept out of learning")
+    steps: int = Field(120, ge=1, description="steps of each training")
+    tokens_per_step: int = Field(2048, ge=8, description="target tokens of a step")
+    seeds: int = Field(3, ge=2, description="trainings of the best place and of the prior")
 
 
 class BlocksConfig(_Section):
@@ -81,6 +97,9 @@ class CheckpointConfig(_Section):
 class LearnConfig(_Section):
     """One learning run."""
 
+    method: Literal["scalebio", "seal", "sama", "doge", "doremi", "rho", "validation_lm", "dsir", "regmix"] = Field(
+        "scalebio", description="how the weights are found: scalebio, or a baseline of optim/learners"
+    )
     model: str = Field("tiny", description="preset (tiny, small) or a Hugging Face model folder")
     granularity: Literal["domain"] = Field("domain", description="what gets a learned weight")
     steps: int = Field(300, ge=1, description="steps of the solver")
@@ -90,6 +109,7 @@ class LearnConfig(_Section):
     domains_per_step: int = Field(32, ge=2, description="domains in a step at most")
     target_rows: int = Field(16, ge=1, description="target sequences in a step")
     penalty: float = Field(1.0, gt=0, description="α of the penalty objective")
+    branch_steps: int = Field(25, ge=0, description="steps after which w starts again from u; 0: never")
     learning_rate: float = Field(2e-3, gt=0, description="peak AdamW learning rate of both copies")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay of both copies")
     vocab_size: int = Field(2048, ge=300, description="BPE vocabulary that presets train on the lake")
@@ -104,7 +124,22 @@ class LearnConfig(_Section):
     recompute: bool = Field(False, description="run layers again in the backward pass to save memory")
     weights: WeightsConfig = Field(default_factory=lambda: WeightsConfig())
     blocks: BlocksConfig = Field(default_factory=lambda: BlocksConfig())
+    line_search: LineSearchConfig = Field(default_factory=lambda: LineSearchConfig())
     checkpoint: CheckpointConfig = Field(default_factory=lambda: CheckpointConfig())
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether a line search follows; baselines are taken as they come."""
+        return self.method == "scalebio" and bool(self.line_search.places)
+
+    def num_fit_rows(self, num_rows: int) -> int:
+        """Of `num_rows` target rows, how many learning sees: the first ones, in the order of their hashes."""
+        return num_rows - max(2, round(self.line_search.validation_share * num_rows)) if self.is_judged else num_rows
+
+    @property
+    def is_stepwise(self) -> bool:
+        """Whether the method takes steps of `optim.solver`; the others count words, or train many models."""
+        return self.method not in ("dsir", "regmix")
 
     @property
     def layout(self) -> Layout:

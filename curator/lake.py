@@ -239,7 +239,7 @@ class Lake:
             run_dir: an empty or new folder for the run; by default one in the lake's work folder.
             config: settings to start from.
             on_progress: told how far the work is.
-            **settings: fields of `curator.config.LearnConfig`, such as model, steps, seed, tensor_parallel.
+            **settings: fields of `curator.config.LearnConfig`, such as method, model, steps, seed, tensor_parallel.
 
         Raises:
             ConfigError: an unknown setting, or one that is not allowed.

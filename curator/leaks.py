@@ -1,17 +1,15 @@
 """Leak guard: rows of the lake that also stand in the target.
 
 Such rows would get the highest weights, and a model trained on them would look better than it is. A text is compared
-by its words (Unicode NFKC, case folded; characters of scripts without spaces count as words). A row leaks if it is
-equal to a target row, if half of its 13-word sequences stand in the target, or if it holds half of those of one target
-row. A smaller overlap is reported only: boilerplate and quotations are no leak.
+by its words (see `curator.words`). A row leaks if it is equal to a target row, if half of its 13-word sequences stand
+in the target, or if it holds half of those of one target row. A smaller overlap is reported only: boilerplate and
+quotations are no leak.
 
 13-grams: Brown et al. 2020 (arXiv 2005.14165), appendix C.
 """
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,16 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from curator.words import HashedWords, Hashes
+
 NGRAM = 13
 """Words of a sequence that is compared."""
 SHARE = 0.5
 """Share of a row's sequences from which on it is a near duplicate."""
 
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0002ffff"
-_WORD = re.compile(f"[{_UNSPACED}]|[^\\W{_UNSPACED}]+")
-_BASE = np.uint64(0x9E3779B97F4A7C15)
-
-Hashes = NDArray[np.uint64]
 Flags = NDArray[np.bool_]
 
 
@@ -151,29 +146,9 @@ class _Hashed:
     """The words of some texts as 64-bit hashes: of each whole text, and of every sequence of `NGRAM` words."""
 
     def __init__(self, texts: Sequence[str]) -> None:
-        words = [_words(text) for text in texts]
-        length = np.fromiter(map(len, words), np.int64, len(words))
-        hashed = np.fromiter((hash(word) for row in words for word in row), np.int64, int(length.sum()))
-        word = hashed.view(np.uint64)
-        first = np.cumsum(length) - length
-        with np.errstate(over="ignore"):
-            power = np.cumprod(np.full(max(int(length.max(initial=0)), NGRAM), _BASE, dtype=np.uint64))
-            row = np.repeat(np.arange(len(texts)), length)
-            within = np.arange(len(word)) - first[row]
-            scaled = word * power[within]
-            whole = np.add.reduceat(scaled, first) if len(texts) else scaled
-            self.whole: Hashes = np.asarray(whole, dtype=np.uint64)
-            starts = np.flatnonzero(within + NGRAM <= length[row])
-            grams = np.zeros(len(starts), dtype=np.uint64)
-            for offset in range(NGRAM):
-                grams += word[starts + offset] * power[offset]
-        self.grams: Hashes = grams
-        self.gram_row = row[starts]
-
-
-def _words(text: str) -> list[str]:
-    """At least one; a text without any is its own."""
-    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold()) or [text.strip()]
+        words = HashedWords(texts)
+        self.whole = words.whole()
+        self.grams, self.gram_row = words.sequences(NGRAM)
 
 
 def _members(values: Hashes, among: Hashes) -> tuple[Flags, NDArray[np.int64]]:

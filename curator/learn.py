@@ -20,7 +20,7 @@ from curator.config import LearnConfig, TargetConfig, override
 from curator.errors import ConfigError, InputError
 from curator.files import write_atomically
 from curator.places import CHECKPOINTS
-from curator.prepare import check_machine, check_model, check_solver, prepare
+from curator.prepare import check_machine, check_model, check_solver, distinct_texts, find_goal, prepare
 from curator.progress import Progress, ProgressCallback
 from curator.tokens import TokenCache
 from curator.weights import WeightTable, from_domain_weights
@@ -28,6 +28,7 @@ from optim import launch
 
 if TYPE_CHECKING:
     from curator.lake import Lake
+    from curator.line_search import LineSearch
     from curator.worker import WorkerJob, WorkerResult
 
 SCHEMA_VERSION = 1
@@ -49,6 +50,8 @@ def learn(
     started = time.monotonic()
     begun = prepare(lake, target, config, run_dir, on_progress)
     with explaining_interruptions(lake, begun.folder):
+        if config.method == "dsir":
+            _count_words(lake, target, begun, on_progress)
         _finish(lake, begun, started, on_progress)
     return begun.run_id
 
@@ -66,6 +69,8 @@ def resume(lake: Lake, folder: Path, layout: Mapping[str, Any], on_progress: Pro
     begun = Begun.read(folder)
     if (folder / RECORD).exists():
         raise ConfigError(f"run {begun.run_id} in {folder} is finished; there is nothing to resume")
+    if begun.job.learn.method == "dsir":
+        raise ConfigError("a run by dsir has nothing to go on from; learn anew")
     _check_only_execution(layout)
     config = override(begun.job.learn, **layout)
     check_solver(config, check_model(config, dict(begun.job.model.hf_config)))
@@ -104,15 +109,68 @@ def _finish(lake: Lake, begun: Begun, started: float, on_progress: ProgressCallb
     folder = begun.folder
     lake.release()
     if not (folder / RESULT).exists():
-        _run_workers(begun.job, check_machine(begun.job.learn), on_progress)
-    result = WorkerResult.read(folder)
+        device = check_machine(begun.job.learn)
+        if begun.job.learn.method == "regmix":
+            _search_mixtures(lake, begun, device, on_progress)
+        else:
+            _run_workers(begun.job, device, on_progress)
+    result, search = WorkerResult.read(folder), None
+    if begun.job.learn.is_judged:
+        search = _judge(lake, begun, result, on_progress)
+        result = search.applied_to(result)
+    else:
+        result = dataclasses.replace(result, weights=_capped(begun.job, result.weights))
     table = _weight_table(TokenCache.open(begun.job.corpus), result)
     pq.write_table(table.samples, folder / WEIGHTS, compression="zstd")
     record = _record(lake, begun, result, table, time.monotonic() - started)
+    record["line_search"] = search and dataclasses.asdict(search)
     write_atomically(folder / RECORD, json.dumps(record, indent=1))
     with lake.writing():
         lake.record_run(folder, record)
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+
+
+def _count_words(lake: Lake, target: TargetConfig, begun: Begun, on_progress: ProgressCallback) -> None:
+    from curator.dsir import dsir_weights
+    from curator.worker import WorkerResult
+    from optim.diagnostics import Verdict
+
+    texts = distinct_texts(find_goal(lake, target), "target")
+    corpus, settings = TokenCache.open(begun.job.corpus), begun.job.learn
+    weights = dsir_weights(
+        lake, texts, corpus, floor=settings.weights.floor, seed=settings.seed, on_progress=on_progress
+    )
+    WorkerResult(
+        weights=weights.tolist(),
+        summary=None,
+        verdict=Verdict(status="converged", reason="dsir counts words and iterates nothing"),
+        backend=None,
+        compute_tokens=0.0,
+    ).write(begun.folder)
+
+
+def _capped(job: WorkerJob, weights: Sequence[float]) -> list[float]:
+    """The weights without more of a domain than the token budget allows."""
+    import torch
+
+    from curator.worker import share_caps
+    from optim.data_weights import capped
+
+    cap_D = share_caps(job.learn, TokenCache.open(job.corpus))
+    return capped(torch.tensor(weights, dtype=torch.float64), cap_D).tolist()
+
+
+def _judge(lake: Lake, begun: Begun, result: WorkerResult, on_progress: ProgressCallback) -> LineSearch:
+    from curator.line_search import line_search
+
+    device = check_machine(begun.job.learn)
+    return line_search(begun.job, result.weights, lake.workdir, device, on_progress)
+
+
+def _search_mixtures(lake: Lake, begun: Begun, device: launch.Device, on_progress: ProgressCallback) -> None:
+    from curator.regmix import find_weights
+
+    find_weights(begun.job, lake.workdir, device, on_progress).write(begun.folder)
 
 
 def _run_workers(job: WorkerJob, device: launch.Device, on_progress: ProgressCallback) -> None:
@@ -166,7 +224,8 @@ def _described(record: dict[str, Any], domains: Sequence[str]) -> str:
     top = sorted(zip(record["weights"], domains, strict=True), reverse=True)[:3]
     speed = record["tokens"] / max(record["seconds"], 1e-9)
     leading = ", ".join(f"{name} {weight:.2f}" for weight, name in top)
-    return f"target loss {record['val_loss']:.3f}, {speed:,.0f} tokens/s, {leading}"
+    loss = "" if record["val_loss"] is None else f"target loss {record['val_loss']:.3f}, "
+    return f"{loss}{speed:,.0f} tokens/s, {leading}"
 
 
 def _weight_table(corpus: TokenCache, result: WorkerResult) -> WeightTable:
@@ -181,7 +240,9 @@ def _weight_table(corpus: TokenCache, result: WorkerResult) -> WeightTable:
 
 def _record(lake: Lake, begun: Begun, result: WorkerResult, table: WeightTable, seconds: float) -> dict[str, Any]:
     """Everything worth knowing about a finished run, as JSON."""
-    summary = {k: v if v is None or np.isfinite(v) else None for k, v in dataclasses.asdict(result.summary).items()}
+    summary = result.summary and {
+        k: v if v is None or np.isfinite(v) else None for k, v in dataclasses.asdict(result.summary).items()
+    }
     target = TokenCache.open(begun.job.target)
     return {
         "schema_version": SCHEMA_VERSION,
@@ -200,8 +261,9 @@ def _record(lake: Lake, begun: Begun, result: WorkerResult, table: WeightTable, 
         },
         "leaks": dataclasses.asdict(begun.leaks) | {"share": begun.leaks.share},
         "learn": begun.job.learn.model_dump(mode="json"),
-        "backend": dataclasses.asdict(result.backend),
+        "backend": result.backend and dataclasses.asdict(result.backend),
         "domains": [dataclasses.asdict(domain) for domain in table.domains],
         "summary": summary,
+        "compute_tokens": result.compute_tokens,
         "verdict": dataclasses.asdict(result.verdict),
     }

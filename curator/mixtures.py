@@ -26,6 +26,7 @@ import numpy as np
 
 from curator.errors import ConfigError, InputError
 from curator.tokens import TokenCache
+from optim.learners.fixed import proportional, uniform
 
 if TYPE_CHECKING:
     from curator.lake import Lake
@@ -73,12 +74,10 @@ def _mixture(lake: Lake, corpus: TokenCache, spec: str | tuple[str, Mapping[str,
         name, values = spec
         return Mixture(name=name, weights=_weights(corpus, values, f"mixture {name!r}"))
     name, _, rest = spec.rpartition("=") if not Path(spec).exists() else ("", "", spec)
-    count = len(corpus.domains)
     if rest == UNIFORM:
-        return Mixture(name=name or rest, weights=(1 / count,) * count)
+        return Mixture(name=name or rest, weights=tuple(uniform(len(corpus.domains)).tolist()))
     if rest == "natural":
-        tokens = corpus.domain_tokens()
-        return Mixture(name=name or rest, weights=tuple((tokens / tokens.sum()).tolist()))
+        return Mixture(name=name or rest, weights=tuple(proportional(corpus.domain_tokens()).tolist()))
     if rest == ORACLE:
         return Mixture(name=name or rest, weights=())
     if rest.startswith("domain:"):

@@ -29,6 +29,7 @@ from curator.tokens import RowBatch, TokenCache, load_tokenizer, train_tokenizer
 from optim import launch
 from optim.families import check_family
 from optim.layout import check_layout_fits_machine, check_layout_fits_model
+from optim.learners.fixed import proportional, uniform
 from optim.presets import PRESETS, preset
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ _LEAKS = "leaks.json"
 _CACHE_VERSION = "2"
 """Changes when equal rows would give another cache."""
 
+_LEAST_JUDGED_ROWS = 8
+"""Distinct target rows of which a line search can keep some out."""
 _LEAST_TARGET_ROWS = 4
 """Target rows of a step for each of the workers that a run gets unasked."""
 
@@ -91,7 +94,14 @@ def prepare(
     lake.check_run_dir(run_dir)
     lake.check_destination()
     check_solver(config, num_layers)
-    if not elsewhere:
+    if elsewhere and not config.is_stepwise:
+        raise ConfigError(
+            f"method {config.method!r} has no workers to run on other machines; learn without --prepare, or choose "
+            "another method"
+        )
+    if elsewhere:  # the trainings of a line search would run here, on a machine that need not be able to
+        config = config.model_copy(update={"line_search": config.line_search.model_copy(update={"places": ()})})
+    else:
         config = _with_data_parallel(config, check_machine(config))
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
     folder = _new_run_dir(run_dir or lake.workdir / "runs" / run_id)
@@ -99,6 +109,7 @@ def prepare(
         lake.ingest(on_progress)
         check_column_names(lake)
         caches = tokenized(lake, goal, config, on_progress)
+        _check_line_search(config, caches, goal)
         begun = Begun(
             run_id=run_id,
             snapshot_id=lake.snapshot_id,
@@ -109,6 +120,22 @@ def prepare(
         )
         begun.write()
     return begun
+
+
+def _check_line_search(config: LearnConfig, caches: Tokenized, goal: Goal) -> None:
+    """Refuse a target too small to keep rows out of, and a token budget that no mixture of the lake fills."""
+    if config.is_judged and caches.target.num_rows < _LEAST_JUDGED_ROWS:
+        raise InputError(
+            f"target {goal.url} has {caches.target.num_rows} distinct rows; to judge the weights on rows kept out it "
+            f"needs at least {_LEAST_JUDGED_ROWS}: add rows, or set learn.line_search.places = []"
+        )
+    budget, epochs = config.weights.budget_tokens, config.weights.max_epochs
+    total = int(caches.corpus.domain_tokens().sum())
+    if budget is not None and budget > epochs * total:
+        raise ConfigError(
+            f"learn.weights.budget_tokens={budget} is more than {epochs:g} passes (learn.weights.max_epochs) over the "
+            f"lake's {total:,} tokens; lower the budget, or allow more passes"
+        )
 
 
 def model_config(config: LearnConfig | CompareConfig) -> dict[str, Any]:
@@ -156,7 +183,15 @@ def _check_length(config: LearnConfig | CompareConfig, hf_config: dict[str, Any]
 def check_solver(config: LearnConfig, num_layers: int) -> None:
     """Refuse solver settings that cannot work. Imports torch."""
     from curator.worker import solver_settings
+    from optim.learners.registry import PROBING
 
+    if not config.is_stepwise:
+        return
+    if config.method in PROBING and config.dtype == "bfloat16":
+        raise ConfigError(
+            f"method {config.method!r} compares losses at small distances, which bfloat16 rounds away; set learn.dtype "
+            "= 'float32', or choose another method"
+        )
     try:
         solver_settings(config, num_layers)
     except ValueError as error:
@@ -178,7 +213,7 @@ def _with_data_parallel(config: LearnConfig, device: launch.Device) -> LearnConf
     Two workers take a step 1.3 to 1.8 times as fast as one process with two threads (tests/bench/bench_layouts.py).
     Every worker holds both copies of the model, so a model folder gets more of them only when asked.
     """
-    if config.data_parallel is not None or device != "cpu" or config.model not in PRESETS:
+    if config.data_parallel is not None or not config.is_stepwise or device != "cpu" or config.model not in PRESETS:
         return config
     cores = launch.device_count(device) // (config.tensor_parallel * config.pipeline_parallel)
     chosen = max(1, min(cores, config.target_rows // _LEAST_TARGET_ROWS))
@@ -364,15 +399,13 @@ def _job(
             f"it must be below {1 / num_domains:.4f}"
         )
     tokens = corpus.domain_tokens()
-    natural = tokens / tokens.sum()
-    uniform = np.full(num_domains, 1 / num_domains)
     return WorkerJob(
         run_dir=folder,
         corpus=corpus.folder,
         target=target.folder,
         learn=config,
         model=model_source(config, hf_config, corpus.vocab_size, config.seed),
-        prior=(natural if config.weights.prior == "natural" else uniform).tolist(),
+        prior=(proportional(tokens) if config.weights.prior == "natural" else uniform(num_domains)).tolist(),
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
-from curator.config import CompareConfig
+from curator.config import CompareConfig, LearnConfig
 from curator.files import write_atomically
 from curator.sampler import MixtureSampler, RowSet
 from curator.tokens import TokenCache
@@ -29,7 +29,10 @@ _STEPS_BETWEEN_NOTES = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """One model to train: on `corpus` with `weights` (one per domain of that cache), then to measure on `test`."""
+    """One model to train: on `corpus` with `weights` (one per domain of that cache), then to measure on `test`.
+
+    `test_rows` names a part of the test cache, from one row to before another; None: all of it.
+    """
 
     corpus: Path
     test: Path
@@ -38,13 +41,14 @@ class Training:
     model: ModelSource
     config: CompareConfig
     progress: Path
+    test_rows: tuple[int, int] | None = None
 
     @property
     def key(self) -> str:
         """Equal for trainings with equal results; names the file that keeps one."""
         values = {
             "corpus": f"{self.corpus.parent.name}/{self.corpus.name}",
-            "test": self.test.name,
+            "test": [f"{self.test.parent.name}/{self.test.name}", self.test_rows],
             "weights": [round(weight, 9) for weight in self.weights],
             "seed": self.seed,
             "model": dict(self.model.hf_config),
@@ -78,6 +82,18 @@ class Trained:
         write_atomically(path, json.dumps(self.__dict__))
 
 
+def training_config(learn: LearnConfig, *, steps: int, tokens_per_step: int, seeds: int) -> CompareConfig:
+    """Trainings of a learning run's model in its layout."""
+    shared = CompareConfig.model_fields.keys() & LearnConfig.model_fields.keys()
+    values = learn.model_dump(include=set(shared)) | {
+        "data_parallel": learn.data_parallel or 1,
+        "steps": steps,
+        "tokens_per_step": tokens_per_step,
+        "seeds": seeds,
+    }
+    return CompareConfig(**values)
+
+
 def run_training(training: Training) -> Trained:
     """One rank's whole training. Collective: every rank of the torch.distributed world."""
     from optim.mcore.backend import mcore_backend
@@ -90,7 +106,8 @@ def run_training(training: Training) -> Trained:
         tokens_per_step=config.tokens_per_step,
         seed=training.seed,
     )
-    rows = RowSet(TokenCache.open(training.test), config.sequence_length)
+    test = TokenCache.open(training.test)
+    rows = RowSet(test.rows(*training.test_rows) if training.test_rows else test, config.sequence_length)
     schedule = LearningRate(peak=config.learning_rate, num_steps=config.steps, warmup_steps=min(20, config.steps // 10))
 
     def note(record: TrainRecord) -> None:

@@ -5,6 +5,7 @@ A row is stored as `boundary, t_1 … t_n, boundary`: n + 1 target tokens, each 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
@@ -113,7 +114,8 @@ class RowBatch:
 class TokenCache:
     """Tokenized rows in the order of their sample ids, whatever order they were read in; memory-mapped.
 
-    Row i is `tokens[start[i]:start[i] + num_targets[i] + 1]`; `domain[i]` indexes `domains`.
+    Row i is `tokens[start[i]:start[i] + num_targets[i] + 1]`; `domain[i]` indexes `domains`. `first_row` is the place
+    of row 0 in the whole cache, of which this may be a part.
     """
 
     folder: Path
@@ -123,6 +125,7 @@ class TokenCache:
     domain: NDArray[np.int32]
     domains: tuple[str, ...]
     vocab_size: int
+    first_row: int = 0
 
     @property
     def num_rows(self) -> int:
@@ -136,7 +139,19 @@ class TokenCache:
 
     def sample_ids(self) -> pa.Array[Any]:
         """The id of each row, sorted."""
-        return pq.read_table(self.folder / "sample_id.parquet")["sample_id"].combine_chunks()
+        whole = pq.read_table(self.folder / "sample_id.parquet")["sample_id"].combine_chunks()
+        return whole.slice(self.first_row, self.num_rows)
+
+    def rows(self, first: int, stop: int) -> TokenCache:
+        """The part with the rows from `first` to before `stop`."""
+        part = slice(first, stop)
+        return dataclasses.replace(
+            self,
+            start=self.start[part],
+            num_targets=self.num_targets[part],
+            domain=self.domain[part],
+            first_row=self.first_row + first,
+        )
 
     @staticmethod
     def open(folder: Path) -> TokenCache:

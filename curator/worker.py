@@ -42,6 +42,7 @@ from optim.diagnostics import StepRecord, Summary, Verdict
 from optim.errors import CheckpointError, OptimError, StoppedError
 from optim.job import is_peer_lost, is_timeout
 from optim.launch import COLLECTIVE_TIMEOUT
+from optim.learners.registry import make_learner
 from optim.schedules import LearningRate
 from optim.solver import SolverSettings, solve
 from optim.state import SolverState
@@ -121,12 +122,17 @@ def _model_to_json(model: ModelSource) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerResult:
-    """What a run found; `weights` are the averaged domain weights, in the order of the corpus cache."""
+    """What a run found; `weights` are the averaged domain weights, in the order of the corpus cache.
+
+    `summary` and `backend` are None for a method that takes no steps of the solver. `compute_tokens` is what it took
+    (see `optim.learners.learner.StepResult`).
+    """
 
     weights: list[float]
-    summary: Summary
+    summary: Summary | None
     verdict: Verdict
-    backend: BackendInfo
+    backend: BackendInfo | None
+    compute_tokens: float
 
     def write(self, run_dir: Path) -> None:
         """Write it as `result.json`, wholly or not at all."""
@@ -138,9 +144,10 @@ class WorkerResult:
         values = json.loads((run_dir / RESULT).read_text(encoding="utf-8"))
         return WorkerResult(
             weights=values["weights"],
-            summary=Summary(**values["summary"]),
+            summary=values["summary"] and Summary(**values["summary"]),
             verdict=Verdict(**values["verdict"]),
-            backend=BackendInfo(**values["backend"]),
+            backend=values["backend"] and BackendInfo(**values["backend"]),
+            compute_tokens=values["compute_tokens"],
         )
 
 
@@ -150,11 +157,12 @@ def solver_settings(learn: LearnConfig, num_layers: int) -> SolverSettings:
     Raises:
         ValueError: a combination that makes no sense, such as a block larger than the model.
     """
-    warmup = min(round(learn.weights.warmup_share * learn.steps), learn.steps - 1)
+    learner = make_learner(learn.method, penalty=learn.penalty, branch_steps=learn.branch_steps, num_steps=learn.steps)
+    asked = min(round(learn.weights.warmup_share * learn.steps), learn.steps - 1)
     return SolverSettings(
         num_steps=learn.steps,
-        warmup_steps=warmup,
-        penalty=learn.penalty,
+        warmup_steps=max(asked, learner.reference_steps),
+        learner=learner,
         inner_steps=learn.weights.inner_steps,
         average_share=learn.weights.average_share,
         blocks=BlockSchedule(
@@ -165,15 +173,27 @@ def solver_settings(learn: LearnConfig, num_layers: int) -> SolverSettings:
             seed=learn.seed,
         ),
         learning_rate=LearningRate(
-            peak=learn.learning_rate, num_steps=learn.steps, warmup_steps=min(20, learn.steps // 10)
+            peak=learn.learning_rate,
+            num_steps=learn.steps,
+            warmup_steps=min(20, learn.steps // 10),
+            shape="constant",
+            restart=learner.reference_steps,
         ),
         data_weights=DataWeightSettings(
-            optimizer=learn.weights.optimizer,
+            optimizer="scaled_eg" if learn.weights.optimizer == "eg" else learn.weights.optimizer,
             learning_rate=learn.weights.learning_rate,
             prior_pull=learn.weights.prior_pull,
             floor=learn.weights.floor,
         ),
     )
+
+
+def share_caps(learn: LearnConfig, corpus: TokenCache) -> torch.Tensor:
+    """The largest share (D,) that each domain can have at the token budget without more than `max_epochs` passes."""
+    tokens_D = torch.from_numpy(corpus.domain_tokens()).double()
+    if learn.weights.budget_tokens is None:
+        return torch.ones_like(tokens_D)
+    return (learn.weights.max_epochs * tokens_D / learn.weights.budget_tokens).clamp(max=1.0)
 
 
 def run_worker(job: WorkerJob) -> None:
@@ -189,9 +209,10 @@ def run_worker(job: WorkerJob) -> None:
     from optim.mcore.backend import mcore_backend
 
     learn = job.learn
+    target = TokenCache.open(job.target)
     sampler = Sampler(
         TokenCache.open(job.corpus),
-        TokenCache.open(job.target),
+        target.rows(0, learn.num_fit_rows(target.num_rows)),
         SamplerSettings(
             sequence_length=learn.sequence_length,
             rows_per_domain=learn.rows_per_domain,
@@ -233,8 +254,13 @@ def run_worker(job: WorkerJob) -> None:
             )
         info = backend.info
     if dist.get_rank() == 0:
-        weights = solution.weights_D.tolist()
-        result = WorkerResult(weights=weights, summary=solution.summary, verdict=solution.verdict, backend=info)
+        result = WorkerResult(
+            weights=solution.weights_D.tolist(),
+            summary=solution.summary,
+            verdict=solution.verdict,
+            backend=info,
+            compute_tokens=solution.summary.compute_tokens,
+        )
         result.write(job.run_dir)
 
 

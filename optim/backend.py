@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from optim.batch import Batch
 from optim.blocks import Block
+from optim.line import Line
 
 
 class Copy(StrEnum):
@@ -19,6 +21,11 @@ class Copy(StrEnum):
 
     MODEL = "model"
     AUX = "aux_model"
+
+    @property
+    def other(self) -> Copy:
+        """The other one of the two."""
+        return Copy.AUX if self is Copy.MODEL else Copy.MODEL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +114,22 @@ class Backend(Protocol):
 
     def update(self, copy: Copy, *, learning_rate: float) -> UpdateReport:
         """Clip, take one AdamW step on the active block of `copy`, and clear its gradients."""
+
+    def line(self, copy: Copy, *, preconditioned: bool = False) -> AbstractContextManager[Line]:
+        """The line through `copy` along its gradient, whose gradients this clears without an update.
+
+        Within the context `Line.move` puts the active block at θ₀ + s·v/‖v‖; on exit it is at θ₀ again, bit for bit.
+        v is the gradient, or with `preconditioned` g/(√v̂ + eps): AdamW's next step along this gradient alone, without
+        momentum, learning rate and clipping. Holds θ₀ and v of the active block meanwhile. Nothing else may move the
+        copy, or the block, within the context.
+
+        Raises:
+            DivergedError: if ‖v‖ is not finite.
+            ValueError: the parameters have less than float32's precision.
+        """
+
+    def restart(self, copy: Copy) -> None:
+        """Make `copy` equal to the other one, bit for bit, with its AdamW moments; gradients are not touched."""
 
     def distance(self) -> float:
         """‖w − u‖₂ over all parameters."""

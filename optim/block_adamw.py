@@ -36,6 +36,11 @@ class AdamWState:
         master = None if self.master is None else self.master.to(device)
         return AdamWState(self.step, self.first.to(device), self.second.to(device), master)
 
+    def clone(self) -> AdamWState:
+        """A copy that shares no memory."""
+        master = None if self.master is None else self.master.clone()
+        return AdamWState(self.step, self.first.clone(), self.second.clone(), master)
+
 
 class BlockAdamW:
     """AdamW (Loshchilov & Hutter, arXiv 1711.05101) over the parameters it was last given.
@@ -68,6 +73,11 @@ class BlockAdamW:
                 self._states[name] = self._parked.pop(name).to(parameter.device)
         self._active = dict(parameters)
 
+    def adopt(self, other: BlockAdamW) -> None:
+        """Remember what `other` does, of parameters of the same names, as copies of its own."""
+        self._states = {name: state.clone() for name, state in other._states.items()}
+        self._parked = {name: state.clone() for name, state in other._parked.items()}
+
     def states(self) -> Iterator[tuple[str, AdamWState, Literal["active", "parked"]]]:
         """(Name, state, where it is) of everything that is remembered."""
         yield from ((name, state, "active") for name, state in self._states.items())
@@ -89,6 +99,21 @@ class BlockAdamW:
             by_age.setdefault(state.step, []).append((parameter, state))
         for age, items in by_age.items():
             self._update_group(items, age, learning_rate, grad_scale)
+
+    @torch.no_grad()
+    def precondition(self) -> dict[str, Tensor]:
+        """g/(√v̂ + eps) of the gradients in `.grad`, by name; v̂ is the second moment that an update would leave.
+
+        No state changes. A parameter that was never updated has v̂ = g².
+        """
+        _, beta2 = self._settings.betas
+        scaled = {}
+        for name, parameter in self._active.items():
+            gradient, state = _gradient(parameter), self._states.get(name)
+            age, second = (1, 0.0) if state is None else (state.step + 1, beta2 * state.second)
+            corrected = (second + (1 - beta2) * gradient**2) / (1 - beta2**age)
+            scaled[name] = gradient / (corrected.sqrt() + self._settings.eps)
+        return scaled
 
     def _update_group(self, items: list[tuple[Tensor, AdamWState]], age: int, lr: float, grad_scale: float) -> None:
         beta1, beta2 = self._settings.betas

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -19,12 +20,13 @@ from optim.objective import logit_grad
 class DataWeightSettings:
     """How λ moves.
 
-    `optimizer`: `eg`, exponentiated gradient (mirror descent on the simplex: λ ← λ − lr·g_p), or `adam` on the logits
+    `optimizer`: `eg`, exponentiated gradient (mirror descent on the simplex: λ ← λ − lr·g_p); `scaled_eg`, the same in
+    units of the usual gradient, the root mean square over domains and updates so far; or `adam` on the logits
     (what the ScaleBiO paper uses). `prior_pull` in [0, 1) is the share of λ − log(prior) that every update takes
     away, a KL proximal term. `floor` is the least weight a domain can have; D·floor < 1.
     """
 
-    optimizer: Literal["eg", "adam"] = "eg"
+    optimizer: Literal["eg", "scaled_eg", "adam"] = "eg"
     learning_rate: float = 0.1
     prior_pull: float = 0.0
     floor: float = 0.0
@@ -61,15 +63,34 @@ def weights(logits_D: Tensor, floor: float = 0.0) -> Tensor:
     return floor + (1.0 - logits_D.numel() * floor) * torch.softmax(logits_D, dim=0)
 
 
+def on_path(prior_D: Tensor, weights_D: Tensor, place: float) -> Tensor:
+    """p ∝ prior^(1 − s)·weights^s, (D,): the straight line of logits from the prior (s = 0) through the weights (1)."""
+    logits_D = (1 - place) * prior_D.double().log() + place * weights_D.double().log()
+    return torch.softmax(logits_D, dim=0)
+
+
+def capped(weights_D: Tensor, cap_D: Tensor) -> Tensor:
+    """The mixture nearest to p (in KL divergence) with no share above its cap, (D,): the rest is scaled up alike.
+
+    Raises:
+        ValueError: the caps add up to less than 1.
+    """
+    if float(cap_D.sum()) < 1:
+        raise ValueError(f"the caps add up to {float(cap_D.sum()):.3f}, which leaves a part of the mixture empty")
+    result_D, full_D = weights_D.double(), torch.zeros_like(weights_D, dtype=torch.bool)
+    while bool((result_D > cap_D * (1 + 1e-12)).any()):
+        full_D = full_D | (result_D >= cap_D)
+        rest = weights_D[~full_D].sum().clamp_min(torch.finfo(torch.float64).tiny)
+        scaled_D = weights_D.double() * (1 - cap_D[full_D].sum()) / rest
+        result_D = torch.where(full_D, cap_D.double(), scaled_D)
+    return result_D
+
+
 def update(
     state: DataWeightState, weight_grad_D: Tensor, prior_D: Tensor, settings: DataWeightSettings
 ) -> DataWeightState:
     """One descent step of λ along `weight_grad_D`, the gradient in p; returns the new state, centred logits."""
-    moved = (
-        _exponentiated(state, weight_grad_D, settings)
-        if settings.optimizer == "eg"
-        else _adam(state, weight_grad_D, settings)
-    )
+    moved = _MOVES[settings.optimizer](state, weight_grad_D.double(), settings)
     pull = settings.prior_pull
     logits_D = (1 - pull) * moved.logits_D + pull * prior_D.double().log()
     return replace(moved, logits_D=logits_D - logits_D.logsumexp(0), num_updates=state.num_updates + 1)
@@ -90,17 +111,37 @@ def settling_updates(settings: DataWeightSettings) -> float:
 
 def _exponentiated(state: DataWeightState, grad_D: Tensor, settings: DataWeightSettings) -> DataWeightState:
     """Kivinen & Warmuth 1997: p ∝ p·exp(−lr·g)."""
-    return replace(state, logits_D=state.logits_D - settings.learning_rate * grad_D.double())
+    return replace(state, logits_D=state.logits_D - settings.learning_rate * grad_D)
+
+
+def _scaled(state: DataWeightState, grad_D: Tensor, settings: DataWeightSettings) -> DataWeightState:
+    """p ∝ p·exp(−lr·g/σ), σ² the mean of (g_d − ḡ)² over domains and updates so far.
+
+    The scale of AdaGrad-Norm (arXiv 1806.01811) with the mean in place of the sum: steps shrink as the gradient does,
+    and a gradient of mere noise moves λ by lr·√updates at most, whatever its size.
+    """
+    centred_D = grad_D - grad_D.mean()
+    age = state.num_updates + 1
+    second_D = state.second_D + (centred_D.square().mean() - state.second_D) / age
+    step_D = centred_D / second_D.sqrt().clamp_min(settings.eps)
+    return replace(state, logits_D=state.logits_D - settings.learning_rate * step_D, second_D=second_D)
 
 
 def _adam(state: DataWeightState, grad_D: Tensor, settings: DataWeightSettings) -> DataWeightState:
     """Adam (arXiv 1412.6980) on the logits, without weight decay."""
     beta1, beta2 = settings.betas
     age = state.num_updates + 1
-    grad_D = logit_grad(grad_D.double(), torch.softmax(state.logits_D, 0), settings.floor)
+    grad_D = logit_grad(grad_D, torch.softmax(state.logits_D, 0), settings.floor)
     first_D = beta1 * state.first_D + (1 - beta1) * grad_D
     second_D = beta2 * state.second_D + (1 - beta2) * grad_D**2
     scaled_D = first_D / (1 - beta1**age) / ((second_D / (1 - beta2**age)).sqrt() + settings.eps)
     return replace(
         state, logits_D=state.logits_D - settings.learning_rate * scaled_D, first_D=first_D, second_D=second_D
     )
+
+
+_MOVES: Mapping[str, Callable[[DataWeightState, Tensor, DataWeightSettings], DataWeightState]] = {
+    "eg": _exponentiated,
+    "scaled_eg": _scaled,
+    "adam": _adam,
+}

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Status = Literal["converged", "not converged", "unstable"]
+Status = Literal["converged", "not converged", "unstable", "no gain"]
 
 MAX_MOVEMENT = 0.05
 """Largest total variation between the averages of the last two quarters that still counts as settled."""
@@ -28,23 +28,29 @@ RANGE_MARGIN = 0.9
 
 @dataclass(frozen=True, kw_only=True)
 class StepRecord:
-    """One step in figures. Losses in nats per token; weights, gaps and tokens have one entry per domain."""
+    """One step in figures; None for what its learner does not have, or was not measured at that step.
+
+    Losses are in nats per token; `weights`, `weight_grads` (∂/∂p) and `gaps` (ℓ(w) − ℓ(u)) have one entry per domain.
+    `tokens` and `seconds` count from the start; `compute_tokens` are this step's (see `learners.learner.StepResult`).
+    """
 
     step: int
     weights: list[float]
     average_weights: list[float]
-    gaps: list[float]
-    val_loss: float
+    weight_grads: list[float]
+    gaps: list[float] | None
+    val_loss: float | None
     aux_val_loss: float | None
-    train_loss: float
-    aux_train_loss: float
+    train_loss: float | None
+    aux_train_loss: float | None
     distance: float | None
-    grad_norm: float
-    aux_grad_norm: float
+    grad_norm: float | None
+    aux_grad_norm: float | None
     clipped: bool
     weight_grad_norm: float
     entropy: float
     tokens: int
+    compute_tokens: float
     seconds: float
 
 
@@ -65,8 +71,9 @@ class Summary:
 
     `movement` is the total variation between the mean weights of the third and the last quarter of the steps in
     which λ moved, `num_updates` how often it moved, and `settling_updates` how often it has to, to forget where
-    it started; `signal_to_noise` the norm of the mean gap over the standard error of that mean in the last half;
-    `logit_travel` the largest change of a logit; `reachable_range` the most it could have been.
+    it started; `signal_to_noise` the norm of the mean gradient in p over the standard error of that mean in the last
+    half; `logit_travel` the largest change of a logit; `reachable_range` the most it could have been. `compute_tokens`
+    is what the steps took, measurements apart (see `learners.learner.StepResult`).
     """
 
     val_loss_first: float
@@ -81,6 +88,7 @@ class Summary:
     reachable_range: float
     num_updates: int
     settling_updates: float
+    compute_tokens: float
 
 
 def summarize(
@@ -102,7 +110,7 @@ def summarize(
     """
     moving = [r for r in records if r.step >= warmup_steps] or list(records)
     weights_TD = np.array([r.weights for r in moving])
-    val_loss_T = np.array([r.val_loss for r in records])
+    val_loss_T = _known([r.val_loss for r in records])
     with np.errstate(divide="ignore"):
         start_D, end_D = np.log(records[0].weights), np.log(records[-1].weights)
     return Summary(
@@ -111,19 +119,20 @@ def summarize(
         aux_val_loss_last=_last([r.aux_val_loss for r in records]),
         distance_last=_last([r.distance for r in records]),
         movement=_movement(weights_TD),
-        signal_to_noise=_signal_to_noise(np.array([r.gaps for r in moving])),
+        signal_to_noise=_signal_to_noise(np.array([r.weight_grads for r in moving])),
         entropy=records[-1].entropy,
         clipped_share=float(np.mean([r.clipped for r in records])),
         logit_travel=float(np.abs((end_D - end_D.mean()) - (start_D - start_D.mean())).max()),
         reachable_range=reachable_range,
         num_updates=num_updates,
         settling_updates=max(settling_updates, MIN_UPDATES),
+        compute_tokens=sum(r.compute_tokens for r in records),
     )
 
 
 def judge(records: Sequence[StepRecord], summary: Summary) -> Verdict:
     """The verdict on a finished run; the gravest finding wins."""
-    losses_T = np.array([r.val_loss for r in records])
+    losses_T = _known([r.val_loss for r in records])
     if not np.isfinite(losses_T).all():
         return Verdict(status="unstable", reason="the target loss left the finite numbers")
     rise = _rise(losses_T)
@@ -171,8 +180,8 @@ def _movement(weights_TD: NDArray[np.float64]) -> float:
     return float(0.5 * np.abs(last - before.mean(axis=0)).sum())
 
 
-def _signal_to_noise(gaps_TD: NDArray[np.float64]) -> float:
-    half = gaps_TD[len(gaps_TD) // 2 :]
+def _signal_to_noise(grads_TD: NDArray[np.float64]) -> float:
+    half = grads_TD[len(grads_TD) // 2 :]
     if len(half) < 2:
         return 0.0
     error_D = half.std(axis=0, ddof=1) / math.sqrt(len(half))
@@ -184,6 +193,11 @@ def _rise(losses_T: NDArray[np.float64]) -> float:
     window = max(1, len(losses_T) // 10)
     smooth = np.convolve(losses_T, np.full(window, 1 / window), mode="valid")
     return float(smooth[-1] / smooth.min() - 1) if smooth.min() > 0 else 0.0
+
+
+def _known(values: Sequence[float | None]) -> NDArray[np.float64]:
+    """Those that were measured."""
+    return np.array([value for value in values if value is not None])
 
 
 def _head(values: NDArray[np.float64]) -> NDArray[np.float64]:

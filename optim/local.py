@@ -7,8 +7,10 @@ and the fast path for tiny models.
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from optim.blocks import Block, check_block
 from optim.checkpoint import write_index, write_shards, write_synced
 from optim.errors import DivergedError, ModelError
 from optim.layout import Layout
+from optim.line import Line, check_precision, open_line
 
 _LAYER_OF_NAME = re.compile(r"\.(?:layers|h)\.(\d+)\.")
 
@@ -118,16 +121,34 @@ class LocalBackend:
             DivergedError: if the gradient norm is not finite.
         """
         optimizer = self._optimizers[copy]
-        gradients = [p.grad for p in optimizer.active.values() if p.grad is not None]
-        squares = [float(torch.linalg.vector_norm(g, dtype=torch.float64)) ** 2 for g in gradients]
-        norm = sum(squares) ** 0.5
-        if not torch.isfinite(torch.tensor(norm)):
-            raise DivergedError(f"the gradient norm of {copy} is {norm}; lower its learning rate or the penalty")
+        norm = _finite_norm((p.grad for p in optimizer.active.values() if p.grad is not None), copy)
         factor = clip_factor(norm, self._settings.max_grad_norm)
         optimizer.update(learning_rate, grad_scale=factor)
         for parameter in optimizer.active.values():
             parameter.grad = None
         return UpdateReport(grad_norm=norm, clipped=factor < 1.0)
+
+    @contextmanager
+    def line(self, copy: Copy, *, preconditioned: bool = False) -> Iterator[Line]:
+        """The line through `copy` along its gradient (see `optim.backend.Backend.line`)."""
+        check_precision(next(self._models[copy].parameters()).dtype)
+        optimizer = self._optimizers[copy]
+        active = optimizer.active
+        if preconditioned:
+            direction = optimizer.precondition()
+        else:
+            direction = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in active.items()}
+        for parameter in active.values():
+            parameter.grad = None
+        norm = _finite_norm(direction.values(), copy)
+        with open_line(list(active.values()), list(direction.values()), norm) as line:
+            yield line
+
+    @torch.no_grad()
+    def restart(self, copy: Copy) -> None:
+        """Make `copy` equal to the other one, with its AdamW moments."""
+        torch._foreach_copy_(list(self._models[copy].parameters()), list(self._models[copy.other].parameters()))
+        self._optimizers[copy].adopt(self._optimizers[copy.other])
 
     @torch.no_grad()
     def distance(self) -> float:
@@ -197,6 +218,14 @@ class LocalBackend:
         loss_BS = loss_T.view(mask_BS.shape)
         counted_BS = torch.where(mask_BS > 0, loss_BS * mask_BS, 0.0)
         return counted_BS.sum(dim=1, dtype=torch.float64)
+
+
+def _finite_norm(gradients: Iterable[Tensor], copy: Copy) -> float:
+    squares = [float(torch.linalg.vector_norm(g, dtype=torch.float64)) ** 2 for g in gradients]
+    norm = float(sum(squares) ** 0.5)
+    if not math.isfinite(norm):
+        raise DivergedError(f"the gradient norm of {copy} is {norm}; lower its learning rate or the penalty")
+    return norm
 
 
 def _load_model(source: ModelSource, config: object, dtype: torch.dtype) -> torch.nn.Module:

@@ -1,13 +1,13 @@
-"""ScaleBiO: learn domain weights by bilevel optimisation as a first-order block-coordinate minimax.
+"""Learn domain weights step by step: by ScaleBiO (arXiv 2406.19976, algorithm 1), or by another `Learner`.
 
-Every step draws one batch that both copies see, lets one random block of layers train, moves w and u, and, after a
-warm-up in which u falls behind w on the target, moves λ. Source: arXiv 2406.19976, algorithm 1.
+Every step draws one batch, lets one random block of layers train, has the learner move the copies, and, after a
+warm-up (in which ScaleBiO's u falls behind w on the target), moves λ along the gradient that the learner reports.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -21,10 +21,11 @@ from optim.blocks import BlockSchedule
 from optim.data_weights import DataWeightSettings
 from optim.diagnostics import StepRecord, Summary, Verdict
 from optim.errors import DivergedError
+from optim.learners.learner import Learner, StepResult
+from optim.learners.scalebio import ScaleBiO
 from optim.objective import target_token_weights
 from optim.schedules import LearningRate
 from optim.state import SolverState, averaged
-from optim.step import StepResult, bilevel_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +34,15 @@ class SolverSettings:
 
     λ stands still for the first `warmup_steps` steps and then moves every `inner_steps` steps along the mean gradient
     since its last move. The reported weights are the average of p over the last `average_share` of the steps.
-    `penalty` is α. Every `eval_period` steps the target loss of u and ‖w − u‖ are measured (an extra forward pass).
+    `learner` says what a step does. Every `eval_period` steps what it does not see itself is measured by extra forward
+    passes: the target losses of w and of u, and ‖w − u‖.
     """
 
     num_steps: int
     blocks: BlockSchedule
     learning_rate: LearningRate
     warmup_steps: int = 0
-    penalty: float = 1.0
+    learner: Learner = field(default_factory=ScaleBiO)
     inner_steps: int = 1
     average_share: float = 0.5
     eval_period: int = 20
@@ -51,8 +53,11 @@ class SolverSettings:
             raise ValueError(f"num_steps={self.num_steps} must be at least 1")
         if not 0 <= self.warmup_steps < self.num_steps:
             raise ValueError(f"warmup_steps={self.warmup_steps} must lie in 0..{self.num_steps - 1} (num_steps - 1)")
-        if self.penalty <= 0:
-            raise ValueError(f"penalty={self.penalty} must be above 0")
+        if self.warmup_steps < self.learner.reference_steps:
+            raise ValueError(
+                f"warmup_steps={self.warmup_steps} must be at least {self.learner.reference_steps}, the steps in which "
+                "the learner trains its reference"
+            )
         if self.inner_steps < 1:
             raise ValueError(f"inner_steps={self.inner_steps} must be at least 1")
         if not 0 < self.average_share <= 1:
@@ -105,14 +110,14 @@ def solve(
         data = source.at(step)
         backend.set_block(settings.blocks.at(step))
         weights_D = data_weights.weights(state.data_weights.logits_D, settings.data_weights.floor)
-        result = bilevel_step(
-            backend, data, weights_D, penalty=settings.penalty, learning_rate=settings.learning_rate.at(step)
+        result = settings.learner.step(
+            backend, data, weights_D, prior_D=prior_D, step=step, learning_rate=settings.learning_rate.at(step)
         )
         _check_finite(step, result)
         state = _advance(state, result, prior_D, settings)
         record = _record(state, result, settings, seconds=time.monotonic() - started)
         if step % settings.eval_period == 0 or step == settings.num_steps - 1:
-            record = replace(record, aux_val_loss=_aux_val_loss(backend, data), distance=backend.distance())
+            record = _measured(record, backend, data, settings.learner)
         records.append(record)
         on_step(record)
         after_step(state)
@@ -151,28 +156,40 @@ def _average_from(settings: SolverSettings) -> int:
 
 def _record(state: SolverState, result: StepResult, settings: SolverSettings, *, seconds: float) -> StepRecord:
     weights_D = data_weights.weights(state.data_weights.logits_D, settings.data_weights.floor)
+    updates = [update for update in (result.model_update, result.aux_update) if update is not None]
     return StepRecord(
         step=state.step - 1,
         weights=weights_D.tolist(),
         average_weights=state.average_D.tolist(),
-        gaps=result.gap_D.tolist(),
+        weight_grads=result.weight_grad_D.tolist(),
+        gaps=None if result.gap_D is None else result.gap_D.tolist(),
         val_loss=result.val_loss,
         aux_val_loss=None,
         train_loss=result.train_loss,
         aux_train_loss=result.aux_train_loss,
         distance=None,
-        grad_norm=result.model_update.grad_norm,
-        aux_grad_norm=result.aux_update.grad_norm,
-        clipped=result.model_update.clipped or result.aux_update.clipped,
+        grad_norm=None if result.model_update is None else result.model_update.grad_norm,
+        aux_grad_norm=None if result.aux_update is None else result.aux_update.grad_norm,
+        clipped=any(update.clipped for update in updates),
         weight_grad_norm=float(result.weight_grad_D.norm()),
         entropy=diagnostics.entropy(np.asarray(weights_D)),
         tokens=int(state.tokens_D.sum()),
+        compute_tokens=result.compute_tokens,
         seconds=seconds,
     )
 
 
-def _aux_val_loss(backend: Backend, data: StepData) -> float:
-    return float(target_token_weights(data.target) @ backend.losses(Copy.AUX, data.target))
+def _measured(record: StepRecord, backend: Backend, data: StepData, learner: Learner) -> StepRecord:
+    """The record with the figures that the learner's own passes do not give."""
+    if record.val_loss is None:
+        record = replace(record, val_loss=_val_loss(backend, Copy.MODEL, data))
+    if learner.uses_aux:
+        record = replace(record, aux_val_loss=_val_loss(backend, Copy.AUX, data), distance=backend.distance())
+    return record
+
+
+def _val_loss(backend: Backend, copy: Copy, data: StepData) -> float:
+    return float(target_token_weights(data.target) @ backend.losses(copy, data.target))
 
 
 def _solution(state: SolverState, records: list[StepRecord], settings: SolverSettings) -> Solution:
@@ -194,14 +211,8 @@ def _solution(state: SolverState, records: list[StepRecord], settings: SolverSet
 
 
 def _check_finite(step: int, result: StepResult) -> None:
-    values: Iterable[float] = (
-        result.val_loss,
-        result.train_loss,
-        result.aux_train_loss,
-        float(result.gap_D.sum()),
-    )
-    if not np.isfinite(list(values)).all():
-        raise DivergedError(
-            f"step {step}: a loss became NaN or infinite (target {result.val_loss}, train {result.train_loss}, "
-            f"auxiliary {result.aux_train_loss}); lower learning_rate or penalty"
-        )
+    losses = {"target": result.val_loss, "train": result.train_loss, "auxiliary": result.aux_train_loss}
+    known = {name: loss for name, loss in losses.items() if loss is not None}
+    if not np.isfinite([*known.values(), float(result.weight_grad_D.sum())]).all():
+        figures = ", ".join(f"{name} {loss}" for name, loss in known.items())
+        raise DivergedError(f"step {step}: a loss became NaN or infinite ({figures}); lower learning_rate or penalty")

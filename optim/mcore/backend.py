@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +22,7 @@ from optim.blocks import Block, check_block
 from optim.checkpoint import write_index, write_shards, write_synced
 from optim.errors import DivergedError
 from optim.layout import Layout, check_layout_fits_model
+from optim.line import Line, check_precision, open_line
 from optim.mcore import parallel, schedule
 from optim.mcore.block import set_active
 from optim.mcore.config import DecoderConfig, decoder_config
@@ -148,21 +149,28 @@ class McoreBackend:
         Raises:
             DivergedError: on all ranks, if the gradient norm is not finite.
         """
-        active, tied = self._active[copy], self._config.tied
-        parallel.sync_gradients(active, self._groups, tied=tied)
-        counted = [
-            parameter.grad
-            for name, parameter in active.items()
-            if parameter.grad is not None and parallel.is_counted_here(name, parameter, self._groups, tied=tied)
-        ]
-        norm = parallel.global_norm(counted, self._groups)
-        if not math.isfinite(norm):
-            raise DivergedError(f"the gradient norm of {copy} is {norm}; lower its learning rate or the penalty")
+        norm = self._finite_norm(copy, self._complete_gradients(copy))
         factor = clip_factor(norm, self._settings.max_grad_norm)
         self._optimizers[copy].update(learning_rate, grad_scale=factor)
-        for parameter in active.values():
-            parameter.grad = None
+        self._clear_gradients(copy)
         return UpdateReport(grad_norm=norm, clipped=factor < 1.0)
+
+    @contextmanager
+    def line(self, copy: Copy, *, preconditioned: bool = False) -> Iterator[Line]:
+        """The line through `copy` along its gradient (see `optim.backend.Backend.line`)."""
+        check_precision(self._config.params_dtype)
+        gradients = self._complete_gradients(copy)
+        direction = self._optimizers[copy].precondition() if preconditioned else gradients
+        self._clear_gradients(copy)
+        norm = self._finite_norm(copy, direction)
+        with open_line(list(self._active[copy].values()), list(direction.values()), norm) as line:
+            yield line
+
+    @torch.no_grad()
+    def restart(self, copy: Copy) -> None:
+        """Make `copy` equal to the other one, with its AdamW moments; nothing is communicated."""
+        torch._foreach_copy_(list(self._decoders[copy].parameters()), list(self._decoders[copy.other].parameters()))
+        self._optimizers[copy].adopt(self._optimizers[copy.other])
 
     @torch.no_grad()
     def distance(self) -> float:
@@ -276,6 +284,29 @@ class McoreBackend:
         unread: list[set[str]] = [set() for _ in range(self._groups.num_stages)]
         dist.all_gather_object(unread, folder.unread, group=self._groups.pipeline)
         return set.intersection(*unread)
+
+    def _complete_gradients(self, copy: Copy) -> dict[str, Tensor]:
+        """The gradients of the active block, summed over the ranks that share it; all of them on every rank."""
+        active = self._active[copy]
+        parallel.sync_gradients(active, self._groups, tied=self._config.tied)
+        return {name: parameter.grad for name, parameter in active.items() if parameter.grad is not None}
+
+    def _clear_gradients(self, copy: Copy) -> None:
+        for parameter in self._active[copy].values():
+            parameter.grad = None
+
+    def _finite_norm(self, copy: Copy, gradients: Mapping[str, Tensor]) -> float:
+        """Norm over the whole model; every rank has the same, so all raise together."""
+        active, tied = self._active[copy], self._config.tied
+        counted = (
+            gradient
+            for name, gradient in gradients.items()
+            if parallel.is_counted_here(name, active[name], self._groups, tied=tied)
+        )
+        norm = parallel.global_norm(counted, self._groups)
+        if not math.isfinite(norm):
+            raise DivergedError(f"the gradient norm of {copy} is {norm}; lower its learning rate or the penalty")
+        return norm
 
     def _run(self, terms: Sequence[Term], *, forward_only: bool) -> list[Tensor]:
         for term in terms:

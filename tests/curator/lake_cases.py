@@ -15,8 +15,15 @@ import pyarrow.parquet as pq
 
 REPOSITORY = Path(__file__).parents[2]
 LANGUAGES = {"north": "abcde", "south": "uvwxyz", "east": "klmno"}
-FAST = {"steps": 12, "sequence_length": 32, "rows_per_domain": 2, "target_rows": 4, "vocab_size": 300}
-"""Settings of a run of a second; its weights mean nothing, its files are whole."""
+FAST = {
+    "steps": 12,
+    "sequence_length": 32,
+    "rows_per_domain": 2,
+    "target_rows": 4,
+    "vocab_size": 300,
+    "line_search": {"places": []},
+}
+"""Settings of a run of a second; its weights mean nothing and are not judged, its files are whole."""
 _BEYOND_ANY_LAKE = 1000
 
 
@@ -57,7 +64,10 @@ def write_target(path: Path, language: str = "north", num_rows: int = 20) -> Pat
 
 def write_settings(path: Path, **learn: object) -> Path:
     """A configuration file with `FAST` under [learn], and what is given."""
-    lines = [f"{name} = {json.dumps(value)}" for name, value in (FAST | learn).items()]
+    lines = []
+    for name, value in (FAST | learn).items():
+        inner = {f"{name}.{key}": each for key, each in value.items()} if isinstance(value, dict) else {name: value}
+        lines += [f"{key} = {json.dumps(each)}" for key, each in inner.items()]
     path.write_text("\n".join(["[learn]", *lines, ""]))
     return path
 

@@ -10,10 +10,14 @@ import torch
 from torch import Tensor
 
 from optim.backend import AdamWSettings, Backend, BackendInfo, Copy, ModelSource, Term
-from optim.batch import Batch
+from optim.batch import Batch, StepData
 from optim.blocks import BlockSchedule
+from optim.data_weights import DataWeightSettings
 from optim.errors import DivergedError
 from optim.layout import Layout
+from optim.learners.registry import make_learner
+from optim.schedules import LearningRate
+from optim.solver import Solution, SolverSettings, solve
 
 VOCAB = 131  # odd, so that tensor parallelism has to pad it
 _LLAMA_LIKE = {
@@ -218,3 +222,51 @@ def diverge(layout: Layout) -> list[str]:
         except DivergedError as error:
             messages.append(str(error))
     return messages
+
+
+@dataclass(frozen=True)
+class RandomSource:
+    """A `BatchSource` of three domains: random lengths, a row masked everywhere; one domain is absent in odd steps."""
+
+    domains: tuple[str, ...] = ("a", "b", "c")
+
+    def at(self, step: int) -> StepData:
+        """The data of `step`."""
+        generator = torch.Generator().manual_seed(step)
+        domain_B = torch.tensor([0, 0, 1, 1, 1] if step % 2 else [0, 0, 1, 2, 2])
+        inclusion_D = torch.tensor([1.5, 1.5, 0.0]) if step % 2 else torch.ones(3)
+        train_batch = make_batch(5, 20, generator)
+        row_weight_B = torch.rand(5, generator=generator) + 0.5
+        return StepData(
+            train=replace(train_batch, domain_B=domain_B, row_weight_B=row_weight_B),
+            target=replace(make_batch(3, 17, generator), domain_B=torch.full((3,), -1)),
+            inclusion_D=inclusion_D,
+        )
+
+
+PRIOR = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+
+
+def learner_settings(name: str, num_steps: int = 6) -> SolverSettings:
+    """A short run of a learner with switching blocks, averaging and a pull."""
+    return SolverSettings(
+        num_steps=num_steps,
+        warmup_steps=num_steps // 2,
+        learner=make_learner(name, penalty=2.0, branch_steps=2, num_steps=num_steps),
+        blocks=BlockSchedule(num_layers=4, size=2, period=3, edges="sampled", seed=1),
+        learning_rate=LearningRate(peak=1e-3, num_steps=num_steps),
+        data_weights=DataWeightSettings(learning_rate=0.5, prior_pull=0.05, floor=0.01),
+        eval_period=4,
+    )
+
+
+def learn_in_layouts(cases: list[tuple[str, Layout]]) -> dict[tuple[str, Layout], Solution]:
+    """A short run of every (learner, layout). Runs in workers; each layout must be as large as the world."""
+    from optim.mcore.backend import mcore_backend
+
+    found = {}
+    for name, layout in cases:
+        source = ModelSource(hf_config=CONFIGS["qwen3-tied"], seed=3)
+        with mcore_backend(source, layout=layout, optimizer=OPTIMIZER, micro_batch_tokens=70) as backend:
+            found[name, layout] = solve(backend, RandomSource(), PRIOR, learner_settings(name, num_steps=4))
+    return found

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from optim.data_weights import DataWeightSettings, initial_state, reachable_logit_range, update, weights
+from optim.data_weights import (
+    DataWeightSettings,
+    capped,
+    initial_state,
+    on_path,
+    reachable_logit_range,
+    update,
+    weights,
+)
 from optim.objective import logit_grad
 
 PRIOR = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
@@ -29,6 +40,28 @@ def test_exponentiated_gradient_multiplies_by_exp_of_the_gradient():
         expected = expected * torch.exp(-0.3 * grad)
         expected = expected / expected.sum()
     torch.testing.assert_close(weights(state.logits_D), expected, rtol=1e-12, atol=0)
+
+
+def test_scaled_gradient_is_in_units_of_the_mean_square_so_far():
+    settings = DataWeightSettings(optimizer="scaled_eg", learning_rate=0.3)
+    state, logits, seen = initial_state(PRIOR), PRIOR.log().numpy(), []
+    for grad in random_grads():
+        state = update(state, grad, PRIOR, settings)
+        seen.append(grad.numpy() - grad.numpy().mean())
+        logits = logits - 0.3 * seen[-1] / np.sqrt(np.mean(np.square(seen)))
+    expected = torch.softmax(torch.from_numpy(logits), 0)
+    torch.testing.assert_close(weights(state.logits_D), expected, rtol=1e-9, atol=0)
+
+
+def test_scaled_gradient_does_not_depend_on_the_units_of_the_losses():
+    settings = DataWeightSettings(optimizer="scaled_eg", learning_rate=0.3, prior_pull=0.05)
+    found = []
+    for unit in (1.0, 1e-3):
+        state = initial_state(PRIOR)
+        for grad in random_grads():
+            state = update(state, unit * grad + 5.0, PRIOR, settings)
+        found.append(weights(state.logits_D))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=0)
 
 
 def test_adam_equals_torch_adam_on_the_logits():
@@ -55,7 +88,7 @@ def test_pull_settles_where_it_balances_the_gradient():
 
 
 def test_no_gradient_leaves_the_weights_where_they_are():
-    for optimizer in ("eg", "adam"):
+    for optimizer in ("eg", "scaled_eg", "adam"):
         state = initial_state(PRIOR)
         for _ in range(5):
             state = update(state, torch.zeros(4, dtype=torch.float64), PRIOR, DataWeightSettings(optimizer=optimizer))
@@ -77,6 +110,35 @@ def test_reach_of_adam_is_what_it_can_travel():
     travelled = float((state.logits_D[0] - state.logits_D[1]) / 2)
     assert travelled <= reachable_logit_range(settings, 40) * (1 + 1e-9)
     assert reachable_logit_range(DataWeightSettings(), 40) == math.inf
+
+
+def test_the_path_goes_from_the_prior_through_the_weights():
+    learned = torch.tensor([0.7, 0.1, 0.1, 0.1], dtype=torch.float64)
+    torch.testing.assert_close(on_path(PRIOR, learned, 0.0), PRIOR)
+    torch.testing.assert_close(on_path(PRIOR, learned, 1.0), learned)
+    beyond = learned**1.5 / PRIOR**0.5
+    torch.testing.assert_close(on_path(PRIOR, learned, 1.5), beyond / beyond.sum())
+
+
+@given(st.lists(st.floats(0.01, 1.0), min_size=2, max_size=6), st.integers(0, 2**32 - 1))
+def test_caps_hold_and_what_is_below_them_keeps_its_proportions(values, seed):
+    p = torch.tensor(values, dtype=torch.float64)
+    p = p / p.sum()
+    cap = torch.from_numpy(np.random.default_rng(seed).uniform(1 / len(values), 1.0, len(values)))
+    found = capped(p, cap)
+    assert float(found.sum()) == pytest.approx(1)
+    assert bool((found <= cap * (1 + 1e-9)).all())
+    free = found < cap * (1 - 1e-9)
+    ratio = (found / p)[free]
+    if len(ratio):  # nearest in KL divergence: one factor for all that are free, none that is full had a smaller one
+        assert float(ratio.max() - ratio.min()) == pytest.approx(0, abs=1e-9 * float(ratio.max()))
+        assert bool(((found / p)[~free] <= float(ratio.max()) * (1 + 1e-9)).all())
+
+
+def test_weights_below_their_caps_are_left_alone_and_caps_that_leave_a_gap_are_refused():
+    assert torch.equal(capped(PRIOR, torch.full((4,), 0.5)), PRIOR)
+    with pytest.raises(ValueError, match=r"the caps add up to 0\.800"):
+        capped(PRIOR, torch.full((4,), 0.2))
 
 
 @pytest.mark.parametrize("wrong", [{"learning_rate": 0.0}, {"prior_pull": 1.0}, {"floor": -0.1}])

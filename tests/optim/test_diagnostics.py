@@ -16,6 +16,7 @@ def make_records(weights_TD, val_loss_T):
             step=t,
             weights=list(map(float, p)),
             average_weights=list(map(float, p)),
+            weight_grads=[-0.5, 0.5],
             gaps=[-0.5, 0.5],
             val_loss=float(loss),
             aux_val_loss=float(loss) + 1 if t % 10 == 0 else None,
@@ -28,6 +29,7 @@ def make_records(weights_TD, val_loss_T):
             weight_grad_norm=1.0,
             entropy=entropy(np.asarray(p)),
             tokens=t,
+            compute_tokens=2.0,
             seconds=float(t),
         )
         for t, (p, loss) in enumerate(zip(weights_TD, val_loss_T, strict=True))
@@ -84,10 +86,23 @@ def test_a_rising_or_infinite_target_loss_is_unstable(losses):
     assert verdict_of(SETTLED, losses)[0].status == "unstable"
 
 
+def test_losses_that_were_not_measured_do_not_count():
+    records = make_records(SETTLED, np.where(np.arange(100) < 90, 5.0, 3.0))
+    sparse = [StepRecord(**(vars(r) | ({} if r.step % 5 == 0 else {"val_loss": None}))) for r in records]
+    values = {"warmup_steps": 10, "num_updates": 90, "reachable_range": math.inf}
+    full, few = (summarize(some, **values) for some in (records, sparse))
+    assert (few.val_loss_first, few.val_loss_last) == (full.val_loss_first, full.val_loss_last) == (5.0, 3.0)
+    assert judge(sparse, few).status == "converged"
+    assert few.compute_tokens == 200.0
+
+
 def test_signal_to_noise_tells_signal_from_noise():
     rng = np.random.default_rng(0)
     noise, signal = [
-        [StepRecord(**{**vars(r), "gaps": list(rng.normal(mean, 1.0, 2))}) for r in make_records(SETTLED, FALLING)]
+        [
+            StepRecord(**{**vars(r), "weight_grads": list(rng.normal(mean, 1.0, 2))})
+            for r in make_records(SETTLED, FALLING)
+        ]
         for mean in (0.0, 2.0)
     ]
     found = [

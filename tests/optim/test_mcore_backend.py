@@ -26,6 +26,11 @@ def open_backend(name="llama", *, folder=None, **options):
         yield backend
 
 
+@contextmanager
+def open_local():
+    yield LocalBackend(ModelSource(hf_config=CONFIGS["llama"], seed=3), optimizer=OPTIMIZER)
+
+
 def batch_of(num_rows, length, seed=0):
     return make_batch(num_rows, length, torch.Generator().manual_seed(seed))
 
@@ -187,6 +192,29 @@ def test_only_the_block_trains_and_nothing_below_it_keeps_a_graph(block, graphle
         assert {name for name in after if not torch.equal(after[name], before[name])} == in_block
         assert not gradients(backend, Copy.MODEL)
         assert backend.distance() > 0
+
+
+@pytest.mark.parametrize("open_one", [open_backend, open_local], ids=["megatron", "local"])
+def test_a_copy_that_restarts_goes_the_way_of_the_other(open_one):
+    """Moments included: equal gradients then move both alike; and the copies share no memory."""
+    terms = [Term(copy=copy, batch=batch_of(3, 9), token_weight_B=torch.ones(3) / 9) for copy in Copy]
+    with open_one() as backend:
+        backend.forward_backward(terms[:1])
+        backend.update(Copy.MODEL, learning_rate=1e-2)
+        for _ in range(3):
+            backend.forward_backward(terms[1:])
+            backend.update(Copy.AUX, learning_rate=1e-3)
+        backend.restart(Copy.MODEL)
+        assert backend.distance() == 0
+        backend.forward_backward(terms)
+        for copy in Copy:
+            backend.update(copy, learning_rate=1e-3)
+        assert backend.distance() == 0
+        before = dict(backend.parameters(Copy.AUX))
+        backend.forward_backward(terms[:1])
+        backend.update(Copy.MODEL, learning_rate=1e-3)
+        assert backend.distance() > 0
+        assert all(torch.equal(tensor, before[name]) for name, tensor in backend.parameters(Copy.AUX))
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
