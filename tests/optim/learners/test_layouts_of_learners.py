@@ -1,4 +1,4 @@
-"""Learners that probe along a gradient, or restart a copy, find in every layout what one process finds; real workers."""
+"""Learners that probe along a gradient, or restart a copy, find in every layout what one process does; real workers."""
 
 import pytest
 import torch
