@@ -1,0 +1,135 @@
+"""One experiment: learn weights by several methods and seeds, train fresh models on each, and compare them with uniform.
+
+Run: python tests/bench/experiments/run.py EXPERIMENT [--methods scalebio,doge,…] [--seeds 3] [--work bench-work]
+
+Everything is kept in the work folder, so a run that was stopped goes on; default settings throughout, but for what the
+command line says. Seed k's models are trained on what seed k's learning found, so the intervals hold for the whole
+procedure. Ends with one line for each thing that the experiment must show.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from checks import CHECKS
+from lakes import BUILDERS, DATA, Parts
+
+import curator
+from curator.compare import Comparison
+from curator.progress import Progress
+from curator.run import Run
+
+TOKENS_PER_STEP = {"multilingual-easy": 1024, "multilingual-hard": 1024}
+"""Of the trainings that judge: 300 steps of short sentences are to be about one pass over what a mixture picks."""
+DEFAULT_TOKENS_PER_STEP = 2048
+
+
+def main() -> int:
+    """The exit code says whether everything that must be shown was."""
+    arguments = _arguments()
+    if not DATA.is_dir():
+        print(f"no data in {DATA}; set CURATOR_DATA")
+        return 2
+    folder = arguments.work.resolve() / arguments.experiment
+    os.environ.setdefault("CURATOR_HOME", str(arguments.work.resolve() / "home"))
+    parts = BUILDERS[arguments.experiment]()
+    if not folder.exists():
+        parts.write(folder)
+    with curator.open_lake(str(folder / "lake"), text="text", domain="domain") as lake:
+        runs = {method: _learned(lake, folder, method, arguments) for method in arguments.methods}
+        comparison = _compared(lake, folder, parts, runs, arguments)
+    (folder / "comparison.md").write_text(comparison.to_markdown(), encoding="utf-8")
+    print(comparison.to_markdown())
+    for method, found in runs.items():
+        print(f"{method}: {_shown(found)}; {_compute(found):.2f} M tokens of compute a seed")
+        for run in found:
+            print(f"  {run.verdict}")
+    shown = [check(comparison, runs.get("scalebio", [])) for check in CHECKS[arguments.experiment]]
+    for holds, sentence in shown:
+        print(f"{'shown ' if holds else 'MISSED'}  {sentence}")
+    return int(not all(holds for holds, _ in shown))
+
+
+def _learned(lake: curator.Lake, folder: Path, method: str, arguments: argparse.Namespace) -> list[Run]:
+    """A run by each seed, learned now or found from before."""
+    known = {(r.record["learn"]["method"], r.record["learn"]["seed"], r.record["learn"]["model"]): r for r in lake.runs()}
+    found = []
+    for seed in range(arguments.seeds):
+        run = known.get((method, seed, arguments.model))
+        if run is None:
+            tell = _Teller(f"{method} {seed}")
+            run = lake.learn(
+                str(folder / "target.parquet"), method=method, seed=seed, model=arguments.model, on_progress=tell
+            )
+            tell.end(repr(run))
+        found.append(run)
+    return found
+
+
+def _compared(
+    lake: curator.Lake, folder: Path, parts: Parts, runs: dict[str, list[Run]], arguments: argparse.Namespace
+) -> Comparison:
+    named = [f"{method}={','.join(run.run_id for run in found)}" for method, found in runs.items()]
+    tell = _Teller("compare")
+    comparison = lake.compare(
+        "natural",
+        *parts.hand.items(),
+        *named,
+        target=str(folder / "target.parquet"),
+        test=str(folder / "test.parquet"),
+        seeds=arguments.seeds,
+        model=arguments.model,
+        tokens_per_step=TOKENS_PER_STEP.get(arguments.experiment, DEFAULT_TOKENS_PER_STEP),
+        on_progress=tell,
+    )
+    tell.end("done")
+    return comparison
+
+
+def _shown(runs: list[Run]) -> str:
+    """Mean weights over the seeds, largest first."""
+    total: dict[str, float] = {}
+    for run in runs:
+        for row in run.record["domains"]:
+            total[row["domain"]] = total.get(row["domain"], 0.0) + row["domain_weight"] / len(runs)
+    leading = sorted(total.items(), key=lambda item: -item[1])
+    return " ".join(f"{name} {weight:.3f}" for name, weight in leading)
+
+
+def _compute(runs: list[Run]) -> float:
+    return sum(run.record["compute_tokens"] for run in runs) / len(runs) / 1e6
+
+
+class _Teller:
+    """Says on stderr, now and then, how far the work is."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._last = -1
+
+    def __call__(self, progress: Progress) -> None:
+        tenth = 10 * progress.done // max(1, progress.total)
+        if progress.stage in ("learn", "train") and tenth != self._last:
+            self._last = tenth
+            print(f"{self._name}: {progress.stage} {10 * tenth} %", file=sys.stderr, flush=True)
+
+    def end(self, what: str) -> None:
+        print(f"{self._name}: {what}", file=sys.stderr, flush=True)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("experiment", choices=BUILDERS)
+    parser.add_argument("--methods", type=lambda text: text.split(","), default=["scalebio"])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--work", type=Path, default=Path("bench-work"))
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
