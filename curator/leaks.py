@@ -1,11 +1,12 @@
 """Leak guard: rows of the lake that also stand in the target.
 
 Such rows would get the highest weights, and a model trained on them would look better than it is. A text is compared
-by its words (Unicode NFKC, case folded; characters of scripts without spaces count as words). A row leaks if it is
-equal to a target row, if half of its 13-word sequences stand in the target, or if it holds half of those of one target
-row. A smaller overlap is reported only: boilerplate and quotations are no leak.
+by its words: runs of letters, digits and marks after Unicode NFKC and case folding; in scripts without spaces every
+character is a word. Let G(x) be the set of the sequences of 13 words in x. A row r of the lake leaks if, for some
+target row t, it has the words of t, or |G(r) ∩ G(t)| ≥ |G(t)| / 2; or if |G(r) ∩ ⋃G(t)| ≥ |G(r)| / 2. A smaller
+overlap is reported only: boilerplate and quotations are no leak. Rows of fewer than 13 words leak when they are equal.
 
-13-grams: Brown et al. 2020 (arXiv 2005.14165), appendix C.
+Sets are compared by 64-bit hashes. 13-grams: Brown et al. 2020 (arXiv 2005.14165), appendix C.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -22,10 +24,12 @@ from numpy.typing import NDArray
 NGRAM = 13
 """Words of a sequence that is compared."""
 SHARE = 0.5
-"""Share of a row's sequences from which on it is a near duplicate."""
+"""Share of the sequences of a row of the lake, or of one of the target, from which on the first leaks."""
 
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0002ffff"
-_WORD = re.compile(f"[{_UNSPACED}]|[^\\W{_UNSPACED}]+")
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff"
+"""Thai, Lao, Burmese, Khmer, Japanese and Chinese characters."""
+_LAST_MARK = 0x1FFFF
+"""No combining mark comes after it but variation selectors, which say nothing."""
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 
 Hashes = NDArray[np.uint64]
@@ -83,34 +87,56 @@ class Found:
 
 
 class LeakGuard:
-    """Finds the rows that stand in a set of target texts; remembers in `hit` which of those were found."""
+    """Finds the rows that stand in a set of target texts.
+
+    `hit` marks the target texts that some row was equal to, or held half the sequences of.
+    """
 
     def __init__(self, targets: Sequence[str]) -> None:
         hashed = _Hashed(targets)
         self.hit: Flags = np.zeros(len(targets), dtype=bool)
-        self._whole, self._whole_owner = np.unique(hashed.whole, return_index=True)
-        self._grams, first = np.unique(hashed.grams, return_index=True)
-        self._owner = hashed.gram_row[first]
-        self._size = np.bincount(hashed.gram_row, minlength=len(targets))
+        self._whole, self._whole_of_target = np.unique(hashed.whole, return_inverse=True)
+        target, gram = _distinct(hashed.gram_row, hashed.gram)
+        order = np.argsort(gram, kind="stable")
+        self._grams, self._first, self._num_owners = np.unique(gram[order], return_index=True, return_counts=True)
+        self._owners = target[order]  # of gram g: from _first[g], _num_owners[g] of them
+        self._size = np.bincount(target, minlength=len(targets))
 
     def find(self, texts: Sequence[str]) -> Found:
         """What of `texts` stands in the target."""
         hashed = _Hashed(texts)
         count = len(texts)
         exact, place = _members(hashed.whole, self._whole)
-        self.hit[self._whole_owner[place[exact]]] = True
-        matched, place = _members(hashed.grams, self._grams)
-        num_matched = np.bincount(hashed.gram_row[matched], minlength=count)
-        num_grams = np.bincount(hashed.gram_row, minlength=count)
-        near = (num_matched > 0) & (num_matched >= SHARE * num_grams)
-        pairs = np.unique(np.stack([hashed.gram_row[matched], place[matched]]), axis=1)
-        held = np.stack([pairs[0], self._owner[pairs[1]]])
-        (row, owner), num_held = np.unique(held, axis=1, return_counts=True)
-        whole_owner = num_held >= SHARE * self._size[owner]
-        near[row[whole_owner]] = True
-        self.hit[owner[whole_owner]] = True
-        near &= ~exact
-        return Found(exact=exact, near=near, overlapping=(num_matched > 0) & ~exact & ~near)
+        seen = np.zeros(len(self._whole), dtype=bool)
+        seen[place[exact]] = True
+        self.hit |= seen[self._whole_of_target]
+        matched, _ = _members(hashed.gram, self._grams)
+        overlapping = np.bincount(hashed.gram_row[matched], minlength=count) > 0
+        near = self._near(hashed, overlapping) & ~exact
+        return Found(exact=exact, near=near, overlapping=overlapping & ~exact & ~near)
+
+    def _near(self, hashed: _Hashed, overlapping: Flags) -> Flags:
+        """Which of the `overlapping` rows, (B,), are nearly a target row; marks those in `hit`."""
+        of_interest = overlapping[hashed.gram_row]
+        row, gram = _distinct(hashed.gram_row[of_interest], hashed.gram[of_interest])
+        matched, place = _members(gram, self._grams)
+        num_grams = np.bincount(row, minlength=len(overlapping))
+        near = np.bincount(row[matched], minlength=len(overlapping)) >= SHARE * num_grams
+        row, place = row[matched], place[matched]
+        last = np.cumsum(np.bincount(row, minlength=len(overlapping)))
+        for r in np.flatnonzero(overlapping):  # one by one: a boilerplate's sequences have very many owners
+            held = self._num_held(place[last[r - 1] if r else 0 : last[r]])
+            whole = (held > 0) & (held >= SHARE * self._size)
+            self.hit |= whole
+            near[r] |= whole.any()
+        return near & overlapping
+
+    def _num_held(self, place: NDArray[np.int64]) -> NDArray[np.int64]:
+        """How many of these sequences each target text has, (number of targets,)."""
+        count = self._num_owners[place]
+        within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+        owners = self._owners[np.repeat(self._first[place], count) + within]
+        return np.bincount(owners, minlength=len(self._size))
 
 
 class LeakCounter:
@@ -153,27 +179,48 @@ class _Hashed:
     def __init__(self, texts: Sequence[str]) -> None:
         words = [_words(text) for text in texts]
         length = np.fromiter(map(len, words), np.int64, len(words))
-        hashed = np.fromiter((hash(word) for row in words for word in row), np.int64, int(length.sum()))
-        word = hashed.view(np.uint64)
+        word = np.fromiter((hash(word) for row in words for word in row), np.int64, int(length.sum())).view(np.uint64)
+        row = np.repeat(np.arange(len(texts)), length)
         first = np.cumsum(length) - length
-        with np.errstate(over="ignore"):
+        within = np.arange(len(word)) - first[row]
+        with np.errstate(over="ignore"):  # modulo 2⁶⁴
             power = np.cumprod(np.full(max(int(length.max(initial=0)), NGRAM), _BASE, dtype=np.uint64))
-            row = np.repeat(np.arange(len(texts)), length)
-            within = np.arange(len(word)) - first[row]
-            scaled = word * power[within]
-            whole = np.add.reduceat(scaled, first) if len(texts) else scaled
-            self.whole: Hashes = np.asarray(whole, dtype=np.uint64)
+            scaled: Hashes = np.asarray(word * power[within], dtype=np.uint64)
+            self.whole: Hashes = np.add.reduceat(scaled, first) if len(texts) else scaled
             starts = np.flatnonzero(within + NGRAM <= length[row])
-            grams = np.zeros(len(starts), dtype=np.uint64)
+            self.gram: Hashes = np.zeros(len(starts), dtype=np.uint64)
             for offset in range(NGRAM):
-                grams += word[starts + offset] * power[offset]
-        self.grams: Hashes = grams
+                self.gram += word[starts + offset] * power[offset]
         self.gram_row = row[starts]
 
 
 def _words(text: str) -> list[str]:
     """At least one; a text without any is its own."""
-    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold()) or [text.strip()]
+    if text.isascii():
+        return _ascii_word().findall(text.lower()) or [text.strip()]
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return _word().findall(folded) or [folded.strip()]
+
+
+@cache
+def _ascii_word() -> re.Pattern[str]:
+    return re.compile(r"\w+", re.ASCII)
+
+
+@cache
+def _word() -> re.Pattern[str]:
+    r"""What `_words` finds; `\w` alone would end a word at each vowel sign of Hindi."""
+    marks = "".join(c for c in map(chr, range(_LAST_MARK + 1)) if unicodedata.category(c) in ("Mn", "Mc"))
+    return re.compile(f"[{_UNSPACED}]|(?:[^\\W{_UNSPACED}]|(?![{_UNSPACED}])[{marks}])+")
+
+
+def _distinct(row: NDArray[np.int64], gram: Hashes) -> tuple[NDArray[np.int64], Hashes]:
+    """The pairs that differ, sorted by row."""
+    order = np.lexsort((gram, row))
+    row, gram = row[order], gram[order]
+    is_new = np.ones(len(row), dtype=bool)
+    is_new[1:] = (row[1:] != row[:-1]) | (gram[1:] != gram[:-1])
+    return row[is_new], gram[is_new]
 
 
 def _members(values: Hashes, among: Hashes) -> tuple[Flags, NDArray[np.int64]]:
