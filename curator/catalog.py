@@ -41,6 +41,8 @@ _RUNS = pa.schema(
         "val_loss": pa.float64(),
         "signal_to_noise": pa.float64(),
         "seconds": pa.float64(),
+        "num_leaks": pa.int64(),
+        "leak_share": pa.float64(),
         "run_dir": pa.string(),
     }
 )
@@ -208,6 +210,7 @@ def _published_paths(corpus: Corpus, manifest: Manifest) -> dict[str, str]:
 
 
 def _run_row(record: dict[str, Any]) -> dict[str, Any]:
+    leaks = record.get("leaks", {})  # runs of before there was a guard have none
     return {
         "run_id": record["run_id"],
         "created_at": record["created_at"],
@@ -222,6 +225,8 @@ def _run_row(record: dict[str, Any]) -> dict[str, Any]:
         "val_loss": record["summary"]["val_loss_last"],
         "signal_to_noise": record["summary"]["signal_to_noise"],
         "seconds": record["seconds"],
+        "num_leaks": leaks.get("num_leaks"),
+        "leak_share": leaks.get("share"),
         "run_dir": record["run_dir"],
     }
 

@@ -303,7 +303,9 @@ def learn(
             console.print_json(_learn_values(run.record))
             return
         console.print_domains(run.record)
-        console.out().print(f"\nVerdict   {run.verdict}\nRun       {run.run_id} in {run.run_dir}")
+        console.out().print(
+            f"\nVerdict   {run.verdict}\nLeaks     {run.leaks}\nRun       {run.run_id} in {run.run_dir}"
+        )
         place = f" --destination {shlex.quote(lake.config.destination)}" if lake.config.destination else ""
         _print_next(f"curator publish {shlex.quote(lake.config.url)}{place} --run {run.run_id}")
 
@@ -667,6 +669,7 @@ def _learn_values(record: Any) -> dict[str, Any]:
         "run_id": record["run_id"],
         "domain_weights": {row["domain"]: row["domain_weight"] for row in record["domains"]},
         "natural_share": {row["domain"]: row["natural_share"] for row in record["domains"]},
+        "leaks": record["leaks"],
         "verdict": f"{record['verdict']['status']}: {record['verdict']['reason']}",
         "run_dir": record["run_dir"],
         "seconds": record["seconds"],

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import Any
 
@@ -41,7 +41,7 @@ class LeakReport:
     """What was found in a lake of `num_rows` rows.
 
     `num_exact` and `num_near` rows leak, by domain in `by_domain`; `num_overlapping` more share a sequence of 13 words
-    with the target and do not. `examples` are sample ids of leaking rows.
+    with the target and do not. `examples` are sample ids of leaking rows. `kept` says what became of those.
     """
 
     num_rows: int = 0
@@ -50,6 +50,7 @@ class LeakReport:
     num_overlapping: int = 0
     by_domain: dict[str, int] = field(default_factory=dict)
     examples: list[str] = field(default_factory=list)
+    kept: bool = False
 
     @property
     def num_leaks(self) -> int:
@@ -61,14 +62,24 @@ class LeakReport:
         """Share of the lake's rows that leak."""
         return self.num_leaks / self.num_rows if self.num_rows else 0.0
 
+    def to_json(self) -> dict[str, Any]:
+        """As values of JSON, with the share."""
+        return asdict(self) | {"num_leaks": self.num_leaks, "share": self.share}
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any]) -> LeakReport:
+        """The inverse of `to_json`."""
+        return LeakReport(**{name: value for name, value in values.items() if name not in ("num_leaks", "share")})
+
     def __str__(self) -> str:
         if not self.num_leaks:
             return "no row of the lake stands in the target"
         most = sorted(self.by_domain.items(), key=lambda item: -item[1])[:3]
         where = ", ".join(f"{name} {count:,}" for name, count in most)
+        rows, stand = ("row", "stands") if self.num_leaks == 1 else ("rows", "stand")
         return (
-            f"{self.num_leaks:,} rows of the lake ({self.share:.2%}) also stand in the target: {self.num_exact:,} "
-            f"word for word, {self.num_near:,} nearly ({where})"
+            f"{self.num_leaks:,} {rows} of the lake ({self.share:.2%}) also {stand} in the target: {self.num_exact:,} "
+            f"word for word, {self.num_near:,} nearly ({where}); {'kept' if self.kept else 'left out'}"
         )
 
 
@@ -144,21 +155,22 @@ class LeakCounter:
 
     _MOST_EXAMPLES = 20
 
-    def __init__(self, targets: Sequence[str], domains: Sequence[str]) -> None:
-        self.guard = LeakGuard(targets)
+    def __init__(self, targets: Sequence[str], domains: Sequence[str], *, keep: bool = False) -> None:
+        self._guard = LeakGuard(targets)
+        self._keep = keep
         self._domains = domains
         self._counts = np.zeros(len(domains), dtype=np.int64)
         self._totals = np.zeros(4, dtype=np.int64)
         self._examples: list[str] = []
 
-    def find(self, sample_id: Any, texts: Sequence[str], domain: NDArray[np.int32]) -> Flags:
-        """The rows of a batch that leak, counted."""
-        found = self.guard.find(texts)
+    def excluded(self, sample_id: Any, texts: Sequence[str], domain: NDArray[np.int32]) -> Flags:
+        """The rows of a batch that are to be left out; counts all that leak."""
+        found = self._guard.find(texts)
         self._totals += [len(texts), found.exact.sum(), found.near.sum(), found.overlapping.sum()]
         self._counts += np.bincount(domain[found.leaks], minlength=len(self._domains))
         room = self._MOST_EXAMPLES - len(self._examples)
         self._examples += [str(sample_id[int(i)]) for i in np.flatnonzero(found.leaks)[:room]]
-        return found.leaks
+        return found.leaks & (not self._keep)
 
     def report(self) -> LeakReport:
         """What was found so far."""
@@ -170,6 +182,7 @@ class LeakCounter:
             num_overlapping=overlapping,
             by_domain={name: int(n) for name, n in zip(self._domains, self._counts, strict=True) if n},
             examples=self._examples,
+            kept=self._keep,
         )
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curator.leaks import NGRAM, LeakCounter, LeakGuard
+from curator.leaks import NGRAM, LeakCounter, LeakGuard, LeakReport
 
 PROSE = "the quick brown fox jumps over a lazy dog while seven wizards brew strong tea beside cold rivers at night"
 
@@ -197,16 +197,25 @@ def test_a_report_counts_by_domain_and_adds_up_over_batches():
     target = numbered(0, 40)
     leaks = LeakCounter([target, "short one"], ["first", "second", "third"])
     rows = [target, f"{numbered(100, 60)} {target}", "other", numbered(20, 14) + numbered(300, 60), "Short ONE"]
-    leaking = leaks.find(["a", "b", "c", "d", "e"], rows, np.array([0, 1, 1, 2, 1], np.int32))
-    assert leaking.tolist() == [True, True, False, False, True]
-    leaks.find(["f"], [target], np.array([1], np.int32))
+    excluded = leaks.excluded(["a", "b", "c", "d", "e"], rows, np.array([0, 1, 1, 2, 1], np.int32))
+    assert excluded.tolist() == [True, True, False, False, True]
+    leaks.excluded(["f"], [target], np.array([1], np.int32))
     report = leaks.report()
     assert (report.num_rows, report.num_exact, report.num_near, report.num_overlapping) == (6, 3, 1, 1)
     assert report.by_domain == {"first": 1, "second": 3}
     assert report.examples == ["a", "b", "e", "f"]
     assert (report.num_leaks, report.share) == (4, 4 / 6)
     assert str(report) == (
-        "4 rows of the lake (66.67%) also stand in the target: 3 word for word, 1 nearly (second 3, first 1)"
+        "4 rows of the lake (66.67%) also stand in the target: 3 word for word, 1 nearly (second 3, first 1); left out"
+    )
+    assert LeakReport.from_json(report.to_json()) == report
+
+
+def test_kept_rows_are_counted_and_not_excluded():
+    leaks = LeakCounter([PROSE], ["one"], keep=True)
+    assert leaks.excluded(["a", "b"], [PROSE, "other"], np.zeros(2, np.int32)).tolist() == [False, False]
+    assert str(leaks.report()) == (
+        "1 row of the lake (50.00%) also stands in the target: 1 word for word, 0 nearly (one 1); kept"
     )
 
 
@@ -214,7 +223,7 @@ def test_a_report_names_the_most_leaking_domains_and_keeps_twenty_examples():
     names = [f"d{i}" for i in range(6)]
     leaks = LeakCounter(["x"], names)
     domain = np.repeat(np.arange(6, dtype=np.int32), [1, 2, 3, 40, 5, 6])
-    leaks.find([str(i) for i in range(57)], ["x"] * 57, domain)
-    assert str(leaks.report()).endswith("(d3 40, d5 6, d4 5)")
+    leaks.excluded([str(i) for i in range(57)], ["x"] * 57, domain)
+    assert str(leaks.report()).endswith("(d3 40, d5 6, d4 5); left out")
     assert leaks.report().examples == [str(i) for i in range(20)]
     assert str(LeakCounter(["x"], names).report()) == "no row of the lake stands in the target"
