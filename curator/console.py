@@ -27,7 +27,8 @@ from rich.table import Table
 from curator.progress import Progress, ProgressCallback
 
 if TYPE_CHECKING:
-    from curator.compare import Comparison
+    from curator.compare import ComparisonPlan
+    from curator.comparison import Comparison
 
 _SECONDS_BETWEEN_LINES = 10.0
 _WIDE = 100_000
@@ -143,30 +144,27 @@ def print_domains(record: Mapping[str, Any]) -> None:
 
 def print_comparison(found: Comparison) -> None:
     """The mixtures of a comparison, best first, and its verdict."""
-    rows = sorted(found.results, key=lambda result: result.test_loss)
-    print_rows(
-        ["mixture", "test loss", "difference to uniform", "95 % interval", "", "epochs at most"],
-        [
-            [
-                row.mixture,
-                f"{row.test_loss:.4f}",
-                f"{row.difference:+.4f}" if row.judgement != "reference" else "",
-                f"{row.difference_low:+.4f} … {row.difference_high:+.4f}" if row.judgement != "reference" else "",
-                row.judgement,
-                f"{row.max_epochs:.2f} ({row.most_repeated})",
-            ]
-            for row in rows
-        ],
-    )
-    settings = found.compare
+    from curator.comparison import COLUMNS
+
+    print_rows(COLUMNS, [result.cells for result in found.ranked])
     print_ = out().print
-    print_(
-        f"\n{settings['seeds']} seeds, {found.tokens:,} tokens each, model {settings['model']}; "
-        f"{found.num_test_rows:,} test rows ({found.num_left_out:,} more stand in the target or the lake)"
-    )
+    print_(f"\n{printable(found.conditions)}")
     for sentence in found.sentences:
-        print_(sentence)
-    print_(f"\nComparison {found.comparison_id}")
+        print_(printable(sentence))
+    print_(f"\nComparison {found.comparison_id} in {found.location}")
+
+
+def print_comparison_plan(found: ComparisonPlan) -> None:
+    """What a comparison would train."""
+    missing = found.num_trainings - found.num_finished
+    out().print(
+        f"would train {missing} models of {found.tokens:,} tokens each ({found.steps:,} steps); "
+        f"{found.num_finished} of {found.num_trainings} are there already\n"
+        f"mixtures  {printable(', '.join(found.mixtures))}\n"
+        f"seeds     {found.seeds}\n"
+        f"test      {found.num_test_rows:,} rows, {found.num_test_tokens:,} tokens "
+        f"({found.num_left_out:,} more rows stand in the target or the lake)"
+    )
 
 
 def _cell(value: Any) -> str:

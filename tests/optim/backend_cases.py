@@ -14,6 +14,9 @@ from optim.batch import Batch
 from optim.blocks import BlockSchedule
 from optim.errors import DivergedError
 from optim.layout import Layout
+from optim.retrain import TrainRecord, summed_losses
+from optim.retrain import train as train_fresh
+from optim.schedules import LearningRate
 
 VOCAB = 131  # odd, so that tensor parallelism has to pad it
 _LLAMA_LIKE = {
@@ -218,3 +221,30 @@ def diverge(layout: Layout) -> list[str]:
         except DivergedError as error:
             messages.append(str(error))
     return messages
+
+
+def fresh_batches(num_steps: int) -> list[Batch]:
+    """The data of a retraining: rows of many lengths, other ones in each step."""
+    return [make_batch(4, 21, torch.Generator().manual_seed(100 + step)) for step in range(num_steps)]
+
+
+def retrain(backend: Backend, num_steps: int) -> tuple[list[float], Tensor]:
+    """Losses of the steps of `optim.retrain.train`, and of held-out rows under the model that it leaves."""
+    records: list[TrainRecord] = []
+    train_fresh(
+        backend, fresh_batches(num_steps), LearningRate(peak=3e-3, num_steps=num_steps, warmup_steps=2), records.append
+    )
+    held_out = [make_batch(n, 17, torch.Generator().manual_seed(n)) for n in (3, 1, 5)]
+    return [record.loss for record in records], summed_losses(backend, held_out)
+
+
+def retrain_in_layouts(layouts: list[Layout]) -> list[tuple[list[float], Tensor]]:
+    """The same on Megatron-Core. Runs in workers; each layout must be as large as the world."""
+    from optim.mcore.backend import mcore_backend
+
+    found = []
+    for layout in layouts:
+        source = ModelSource(hf_config=CONFIGS["llama"], seed=3)
+        with mcore_backend(source, layout=layout, optimizer=OPTIMIZER, micro_batch_tokens=70) as backend:
+            found.append(retrain(backend, 8))
+    return found
