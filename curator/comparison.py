@@ -129,8 +129,9 @@ class Comparison:
     @property
     def conditions(self) -> str:
         """What the figures hold for, in a line."""
+        seeds = self.compare["seeds"]
         return (
-            f"{self.compare['seeds']} seeds, {self.tokens:,} tokens each, model {self.compare['model']}; "
+            f"{seeds} seed{'s' if seeds > 1 else ''}, {self.tokens:,} tokens each, model {self.compare['model']}; "
             f"{self.num_test_rows:,} test rows ({self.num_left_out:,} more stand in the target or the lake)"
         )
 
