@@ -82,8 +82,6 @@ def test_a_comparison_is_stopped_goes_on_and_is_shown(here, asked):
     ("changed", "said"),
     [
         (["--test", ""], "no test part was named; pass --test URL: rows of the target's kind that are not in it"),
-        (["--target", ""], "no target was named; pass --target URL or set target.url"),
-        (["--steps", "0"], "the arguments: steps=0: input should be greater than or equal to 1"),
         (["--tensor-parallel", "3"], "tensor_parallel=3 cannot split a model with 4 attention heads"),
         (["--mixture", "gone.json"], "mixture file gone.json cannot be read: No such file or directory"),
     ],

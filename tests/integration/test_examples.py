@@ -27,6 +27,7 @@ def test_the_examples_learn_publish_and_query(tmp_path):
     assert "num_rows" in asked
 
 
+@pytest.mark.slow
 def test_the_example_compares(tmp_path):
     said = run("03_compare.py", tmp_path / "demo", 6, 1)
     assert "by hand differs from uniform by " in said
