@@ -78,18 +78,18 @@ def progress() -> Iterator[ProgressCallback]:
 def _lines() -> ProgressCallback:
     """Progress as log lines: the end of a stage always, its middle every few seconds with an ETA."""
     last: dict[str, float] = {}
-    started: dict[str, float] = {}
+    started: dict[str, tuple[float, int]] = {}
 
     def tell(state: Progress) -> None:
         now = time.monotonic()
-        begun = started.setdefault(state.stage, now)
+        begun, before = started.setdefault(state.stage, (now, state.done))
         finished = state.total is not None and state.done >= state.total
         if not finished and now - last.setdefault(state.stage, begun) < _SECONDS_BETWEEN_LINES:
             return
         last[state.stage] = now
         left = ""
-        if state.total and state.done and not finished:
-            left = f", about {(now - begun) * (state.total - state.done) / state.done:.0f} s left"
+        if state.total and state.done > before and not finished:
+            left = f", about {(now - begun) * (state.total - state.done) / (state.done - before):.0f} s left"
         total = f"/{state.total:,}" if state.total is not None else ""
         print(  # noqa: T201
             f"{state.stage} {state.done:,}{total} {printable(state.detail)}{left}", file=sys.stderr, flush=True

@@ -103,7 +103,11 @@ def _follow(
         for future in ended:
             future.result()
         share = (total - there) / max(1, len(futures))
-        at = [steps if f in ended else _noted(t.progress) for f, t in zip(futures, trainings, strict=True)]
+        # One that has taken all its steps is measured on the test rows yet.
+        at = [
+            steps if future in ended else min(_noted(training.progress), steps - 1)
+            for future, training in zip(futures, trainings, strict=True)
+        ]
         count = round(there + share * len(ended))
         on_progress(
             Progress(
