@@ -15,8 +15,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from curator.compare import Comparison
-    from curator.config import CompareConfig, Config, LakeConfig, LearnConfig, load_config
+    from curator.compare import ComparisonPlan
+    from curator.comparison import Comparison
+    from curator.config import CompareConfig, Config, LakeConfig, LearnConfig, TargetConfig, load_config
     from curator.errors import CuratorError
     from curator.lake import Lake, open_lake
     from curator.publish import Publication
@@ -26,7 +27,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "CompareConfig": "curator.config",
-    "Comparison": "curator.compare",
+    "Comparison": "curator.comparison",
+    "ComparisonPlan": "curator.compare",
     "Config": "curator.config",
     "CuratorError": "curator.errors",
     "Lake": "curator.lake",
@@ -34,6 +36,7 @@ _HOMES = {
     "LearnConfig": "curator.config",
     "Publication": "curator.publish",
     "Run": "curator.run",
+    "TargetConfig": "curator.config",
     "Version": "curator.run",
     "load_config": "curator.config",
     "open_lake": "curator.lake",
@@ -42,6 +45,7 @@ _HOMES = {
 __all__ = [
     "CompareConfig",
     "Comparison",
+    "ComparisonPlan",
     "Config",
     "CuratorError",
     "Lake",
@@ -49,6 +53,7 @@ __all__ = [
     "LearnConfig",
     "Publication",
     "Run",
+    "TargetConfig",
     "Version",
     "load_config",
     "open_lake",

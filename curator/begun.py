@@ -49,7 +49,7 @@ class Begun:
             "run_id": self.run_id,
             "snapshot_id": self.snapshot_id,
             "target": {"url": self.target_url, "text": self.target_text},
-            "leaks": dataclasses.asdict(self.leaks),
+            "leaks": self.leaks.to_json(),
             "job": self.job.to_json(),
         }
         write_atomically(self.folder / JOB, json.dumps(values, indent=1))
@@ -60,19 +60,20 @@ class Begun:
         """What `write` wrote.
 
         Raises:
-            ConfigError: there is none, or it is damaged.
+            ConfigError: there is none, it is damaged, or of another version of this package.
         """
         from curator.worker import WorkerJob
 
         path = folder / JOB
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
+            _check_schema(path, values["schema_version"])
             return Begun(
                 run_id=values["run_id"],
                 snapshot_id=values["snapshot_id"],
                 target_url=values["target"]["url"],
                 target_text=values["target"]["text"],
-                leaks=LeakReport(**values["leaks"]),
+                leaks=LeakReport.from_json(values["leaks"]),
                 job=dataclasses.replace(WorkerJob.from_json(values["job"]), run_dir=folder),
             )
         except FileNotFoundError:
@@ -81,6 +82,15 @@ class Begun:
             ) from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{path} is damaged ({type(error).__name__}: {one_line(error)}); learn anew") from error
+
+
+def _check_schema(path: Path, found: int) -> None:
+    if found != _SCHEMA_VERSION:
+        age = "an older" if found < _SCHEMA_VERSION else "a newer"
+        raise ConfigError(
+            f"{path} was written by {age} Lake Curator (schema_version {found}, this one reads {_SCHEMA_VERSION}); "
+            "end the run with that one, or learn anew"
+        )
 
 
 @contextmanager

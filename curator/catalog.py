@@ -43,6 +43,8 @@ _RUNS = pa.schema(
         "signal_to_noise": pa.float64(),
         "compute_tokens": pa.float64(),
         "seconds": pa.float64(),
+        "num_leaks": pa.int64(),
+        "leak_share": pa.float64(),
         "run_dir": pa.string(),
     }
 )
@@ -65,6 +67,8 @@ _COMPARISONS = pa.schema(
         "target": pa.string(),
         "test": pa.string(),
         "model": pa.string(),
+        "num_test_rows": pa.int64(),
+        "num_left_out": pa.int64(),
         "tokens": pa.int64(),
         "seeds": pa.int64(),
         "mixture": pa.string(),
@@ -79,12 +83,16 @@ _COMPARISONS = pa.schema(
                 "difference_low",
                 "difference_high",
                 "train_loss",
+                "train_tokens",
                 "max_epochs",
                 "learn_seconds",
+                "learn_tokens",
                 "train_seconds",
             ),
             pa.float64(),
         ),
+        "most_repeated": pa.string(),
+        "location": pa.string(),
     }
 )
 _VERSIONS = pa.schema(
@@ -119,7 +127,10 @@ def read_comparison_records(destination: Store) -> list[dict[str, Any]]:
         for info in list_objects(destination, ".json", prefix=COMPARISON_FOLDER)
         if info.path.endswith(f"/{COMPARISON_RECORD}")
     ]
-    records = [_parse_record(destination, path, _comparison_rows) for path in paths]
+    records = [
+        _parse_record(destination, path, _comparison_rows) | {"location": destination.describe(path.rpartition("/")[0])}
+        for path in paths
+    ]  # where it is now, should the lake have moved
     return sorted(records, key=lambda record: (record["created_at"], record["comparison_id"]))
 
 
@@ -211,6 +222,7 @@ def _published_paths(corpus: Corpus, manifest: Manifest) -> dict[str, str]:
 
 def _run_row(record: dict[str, Any]) -> dict[str, Any]:
     summary = record["summary"] or {"val_loss_last": None, "signal_to_noise": None}  # dsir and regmix take no steps
+    leaks = record.get("leaks", {})  # runs of before there was a guard have none
     return {
         "run_id": record["run_id"],
         "created_at": record["created_at"],
@@ -227,6 +239,8 @@ def _run_row(record: dict[str, Any]) -> dict[str, Any]:
         "signal_to_noise": summary["signal_to_noise"],
         "compute_tokens": record.get("compute_tokens"),
         "seconds": record["seconds"],
+        "num_leaks": leaks.get("num_leaks"),
+        "leak_share": leaks.get("share"),
         "run_dir": record["run_dir"],
     }
 
@@ -239,7 +253,7 @@ def _create_table(connection: duck.Connection, name: str, schema: pa.Schema, row
 
 def _comparison_rows(record: dict[str, Any]) -> list[dict[str, Any]]:
     """One row a mixture."""
-    shared = {name: record[name] for name in ("comparison_id", "created_at", "snapshot_id", "target", "test", "tokens")}
+    shared = {name: record[name] for name in _COMPARISONS.names if name in record}
     shared |= {name: record["compare"][name] for name in ("model", "seeds")}
     return [
         shared | {name: row[name] for name in _COMPARISONS.names if name not in shared} for row in record["results"]

@@ -311,7 +311,9 @@ def learn(
             console.print_json(_learn_values(run.record))
             return
         console.print_domains(run.record)
-        console.out().print(f"\nVerdict   {run.verdict}\nRun       {run.run_id} in {run.run_dir}")
+        console.out().print(
+            f"\nVerdict   {run.verdict}\nLeaks     {run.leaks}\nRun       {run.run_id} in {run.run_dir}"
+        )
         place = f" --destination {shlex.quote(lake.config.destination)}" if lake.config.destination else ""
         _print_next(f"curator publish {shlex.quote(lake.config.url)}{place} --run {run.run_id}")
 
@@ -377,44 +379,63 @@ def compare(
         str | None, typer.Option("--model", help="tiny, small, or a Hugging Face model folder.", show_default=False)
     ] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Steps of each training.", show_default=False)] = None,
+    tokens_per_step: Annotated[
+        int | None, typer.Option("--tokens-per-step", help="Tokens of a step.", show_default=False)
+    ] = None,
     seeds: Annotated[int | None, typer.Option("--seeds", help="Trainings of each mixture.", show_default=False)] = None,
+    tensor_parallel: Annotated[
+        int | None, typer.Option("--tensor-parallel", help="Workers that share each layer.", show_default=False)
+    ] = None,
+    pipeline_parallel: Annotated[
+        int | None, typer.Option("--pipeline-parallel", help="Workers that share the layers.", show_default=False)
+    ] = None,
+    data_parallel: Annotated[
+        int | None, typer.Option("--data-parallel", help="Workers that share the batch.", show_default=False)
+    ] = None,
     destination: DestinationOption = None,
     min_domain_rows: MinRowsOption = None,
     config: ConfigOption = None,
     *,
     each_domain: Annotated[bool, typer.Option("--each-domain", help="Compare every domain alone, too.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained; train nothing.")] = False,
     skip_bad_rows: SkipOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train fresh models on mixtures of the domains, and say which is better on held-out rows, with intervals."""
+    import dataclasses
+
     from curator import console
     from curator.config import TargetConfig, override
+    from curator.errors import ConfigError
 
     settings = _settings(lake_url, config)
-    chosen = override(settings.compare, model=model, steps=steps, seeds=seeds)
+    sizes = {"steps": steps, "tokens_per_step": tokens_per_step, "seeds": seeds}
+    layout = {
+        "tensor_parallel": tensor_parallel,
+        "pipeline_parallel": pipeline_parallel,
+        "data_parallel": data_parallel,
+    }
+    chosen = override(settings.compare, model=model, **sizes, **layout)
     goal = override(settings.target, url=target, text=target_text)
-    held_out = TargetConfig(url=test or "", text=goal.text)
     columns = {"text": text, "domain": domain, "key": key, "destination": destination}
     options = {"skip_bad_rows": skip_bad_rows, "min_domain_rows": min_domain_rows}
     if not test:
-        from curator.errors import ConfigError
-
-        raise ConfigError(
-            "no test part was named; pass --test URL, rows of the target's kind that are in no other part"
-        )
+        raise ConfigError("no test part was named; pass --test URL: rows of the target's kind that are not in it")
+    asked: dict[str, Any] = {"target": goal, "test": TargetConfig(url=test, text=goal.text), "config": chosen}
     with _open(settings, **columns, **options) as lake, console.progress() as tell:
-        found = lake.compare(
-            *(mixture or []),
-            target=goal,
-            test=held_out,
-            each_domain=each_domain,
-            config=chosen,
-            on_progress=tell,
-        )
-    if as_json:
-        console.print_json({"status": "ok", **found.to_json()})
-        return
-    console.print_comparison(found)
+        asked |= {"each_domain": each_domain, "on_progress": tell}
+        if dry_run:
+            planned = lake.plan_comparison(*(mixture or []), **asked)
+        else:
+            found = lake.compare(*(mixture or []), **asked)
+    if dry_run and as_json:
+        console.print_json({"status": "ok", "dry_run": True, **dataclasses.asdict(planned)})
+    elif dry_run:
+        console.print_comparison_plan(planned)
+    elif as_json:
+        console.print_json({"status": "ok", "dry_run": False, **found.to_json()})
+    else:
+        console.print_comparison(found)
 
 
 @app.command()
@@ -677,6 +698,7 @@ def _learn_values(record: Any) -> dict[str, Any]:
         "run_id": record["run_id"],
         "domain_weights": {row["domain"]: row["domain_weight"] for row in record["domains"]},
         "natural_share": {row["domain"]: row["natural_share"] for row in record["domains"]},
+        "leaks": record["leaks"],
         "verdict": f"{record['verdict']['status']}: {record['verdict']['reason']}",
         "run_dir": record["run_dir"],
         "seconds": record["seconds"],

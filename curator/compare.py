@@ -10,32 +10,27 @@ on the same data shares what it can.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-import math
 import secrets
-import shutil
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from connectors.store import write_object
 from curator.catalog import COMPARISON_FOLDER, COMPARISON_RECORD
+from curator.comparison import Comparison, MixtureResult, judged
 from curator.config import CompareConfig, TargetConfig
-from curator.errors import InputError, InterruptedRunError, LearningError, one_line
+from curator.errors import ConfigError, InputError
 from curator.files import appearing_whole
-from curator.intervals import Estimate, mean_token_loss
+from curator.intervals import mean_token_loss
 from curator.leaks import LeakGuard
-from curator.mixtures import UNIFORM, Mixture, mixtures
+from curator.mixtures import Mixture, Spec, mixtures
 from curator.prepare import (
     Goal,
     Tokenized,
@@ -51,103 +46,55 @@ from curator.prepare import (
 from curator.progress import Progress, ProgressCallback
 from curator.tokens import TokenCache, read_tokenizer, write_cache
 from optim import launch
-from optim.errors import OptimError
-from optim.presets import PRESETS
 
 if TYPE_CHECKING:
     from curator.lake import Lake
     from curator.retrain import Trained, Training
+    from curator.trainings import Name
 
-_SCHEMA_VERSION = 1
-_POLL_SECONDS = 0.5
-
-Judgement = Literal["reference", "better", "no gain", "worse", "not judged"]
+_TABLE = "comparison.md"
 
 
 @dataclass(frozen=True, kw_only=True)
-class MixtureResult:
-    """One mixture's models on the test rows.
+class ComparisonPlan:
+    """What a comparison would train: `num_trainings` of `tokens` tokens each, of which `num_finished` are there.
 
-    `test_loss` is in nats per token; `difference` is to `uniform`, below 0 where the mixture is better; both with the
-    ends of their 95 % intervals (NaN with one seed). `max_epochs` is how often the most repeated domain was seen,
-    `learn_seconds` what finding the weights took.
+    One model for every mixture and seed; mixtures with equal weights share theirs.
     """
 
-    mixture: str
-    run_id: str | None
-    judgement: Judgement
-    test_loss: float
-    test_loss_low: float
-    test_loss_high: float
-    difference: float
-    difference_low: float
-    difference_high: float
-    train_loss: float
-    max_epochs: float
-    most_repeated: str
-    learn_seconds: float
-    train_seconds: float
-    weights: dict[str, float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """Mixtures of one lake, judged by models trained on them; `results` in the order they were asked for."""
-
-    comparison_id: str
-    created_at: str
-    snapshot_id: str
-    target: str
-    test: str
+    mixtures: tuple[str, ...]
+    seeds: int
+    steps: int
+    tokens: int
+    num_trainings: int
+    num_finished: int
     num_test_rows: int
     num_test_tokens: int
     num_left_out: int
-    tokens: int
-    compare: dict[str, Any]
-    results: tuple[MixtureResult, ...]
 
-    def __getitem__(self, mixture: str) -> MixtureResult:
-        """The result of a mixture."""
-        return next(result for result in self.results if result.mixture == mixture)
+
+@dataclass(frozen=True, kw_only=True)
+class _Prepared:
+    """A comparison before its first training."""
+
+    goal: Goal
+    held_out: Goal
+    caches: Tokenized
+    test: TokenCache
+    num_left_out: int
+    mixtures: list[Mixture]
+    config: CompareConfig
+    trainings: dict[Name, Training]
 
     @property
-    def sentences(self) -> list[str]:
-        """What is said of each mixture but the reference."""
-        return [_sentence(result) for result in self.results if result.judgement != "reference"]
-
-    @property
-    def verdict(self) -> str:
-        """The sentences as one text."""
-        return " ".join(self.sentences)
-
-    def to_json(self) -> dict[str, Any]:
-        """As values of JSON; a number that is none becomes null."""
-        values = dataclasses.asdict(self) | {"schema_version": _SCHEMA_VERSION, "verdict": self.verdict}
-        values["results"] = [
-            {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-            for row in values["results"]
-        ]
-        return values
-
-    @staticmethod
-    def from_json(values: Mapping[str, Any]) -> Comparison:
-        """The inverse of `to_json`."""
-        names = {field.name for field in dataclasses.fields(Comparison)}
-        results = tuple(MixtureResult(**_numbers(row)) for row in values["results"])
-        return Comparison(**({k: v for k, v in values.items() if k in names} | {"results": results}))
-
-    def __repr__(self) -> str:
-        return f"Comparison({self.comparison_id!r}: {self.verdict})"
-
-
-def _numbers(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A result as JSON has it, with the numbers that are none."""
-    return {k: math.nan if v is None and k != "run_id" else v for k, v in row.items()}
+    def tokens(self) -> int:
+        """Tokens that each model is trained on."""
+        return self.config.steps * self.config.tokens_per_step
 
 
 def compare(
     lake: Lake,
-    specs: Sequence[str | tuple[str, Mapping[str, float]]],
+    specs: Sequence[Spec],
     target: TargetConfig,
     test: TargetConfig,
     config: CompareConfig,
@@ -163,59 +110,123 @@ def compare(
         LearningError: a training failed.
         InterruptedRunError: stopped by the user; the same call goes on.
     """
-    launch.check_train_extra()
-    hf_config = model_config(config)
-    check_model(config, hf_config)
-    goal, held_out = find_goal(lake, target), find_goal(lake, test)
-    device = check_machine(config)
+    prepared = _prepare(lake, specs, target, test, config, on_progress, each_domain=each_domain)
     lake.check_destination()
-    lake.ingest(on_progress)
-    caches = tokenized(lake, goal, config, on_progress)
-    if each_domain:
-        specs = [*specs, *(f"domain:{name}" for name in caches.corpus.domains)]
-    chosen = mixtures(lake, caches.corpus, specs)
-    test_cache, num_left_out = _test_rows(lake, goal, held_out, caches)
     lake.release()
 
-    def training(mixture: Mixture, seed: int, progress: Path) -> Training:
-        from curator.retrain import Training
+    from curator.trainings import train_all
 
-        return Training(
-            corpus=(caches.target if mixture.is_oracle else caches.corpus).folder,
-            test=test_cache.folder,
-            weights=mixture.weights or (1.0,),
-            seed=seed,
-            model=model_source(config, hf_config, caches.corpus.vocab_size, seed),
-            config=config,
-            progress=progress / f"{mixture.name.replace('/', '_')}-{seed}",
-        )
-
-    seeds = range(config.seeds)
-    with scratch_folder(lake.workdir) as scratch:
-        wanted = {(mixture.name, seed): training(mixture, seed, scratch) for seed in seeds for mixture in chosen}
-        trained = train_all(wanted, lake.workdir / "trainings", config, device, on_progress)
-    tokens_N = np.asarray(test_cache.num_targets)
-    comparison = Comparison(
-        comparison_id=f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}",
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        snapshot_id=lake.snapshot_id,
-        target=goal.url,
-        test=held_out.url,
-        num_test_rows=test_cache.num_rows,
-        num_test_tokens=int(tokens_N.sum()),
-        num_left_out=num_left_out,
-        tokens=config.steps * config.tokens_per_step,
-        compare=config.model_dump(mode="json"),
-        results=tuple(_result(m, chosen[0], trained, tokens_N, caches, config) for m in chosen),
-    )
-    with lake.writing():
-        path = f"{COMPARISON_FOLDER}/{comparison.comparison_id}/{COMPARISON_RECORD}"
-        write_object(lake.destination, path, json.dumps(comparison.to_json(), indent=1).encode())
+    trained = train_all(prepared.trainings, config, check_machine(config), on_progress)
+    comparison = _comparison(lake, prepared, trained)
+    with lake.writing():  # the record, which makes it known, last
+        home = f"{COMPARISON_FOLDER}/{comparison.comparison_id}"
+        write_object(lake.destination, f"{home}/{_TABLE}", comparison.to_markdown().encode())
+        record = json.dumps(comparison.to_json(), indent=1)
+        write_object(lake.destination, f"{home}/{COMPARISON_RECORD}", record.encode())
     lake.forget_views()
     return comparison
 
 
-def _test_rows(lake: Lake, goal: Goal, held_out: Goal, caches: Tokenized) -> tuple[TokenCache, int]:
+def plan(
+    lake: Lake,
+    specs: Sequence[Spec],
+    target: TargetConfig,
+    test: TargetConfig,
+    config: CompareConfig,
+    on_progress: ProgressCallback,
+    *,
+    each_domain: bool = False,
+) -> ComparisonPlan:
+    """What `compare` would train; the lake is ingested and tokenized for that. Raises what it would raise before."""
+    prepared = _prepare(lake, specs, target, test, config, on_progress, each_domain=each_domain)
+    from curator.trainings import finished
+
+    keys = {training.key for training in prepared.trainings.values()}
+    there = {prepared.trainings[name].key for name in finished(prepared.trainings)}
+    return ComparisonPlan(
+        mixtures=tuple(mixture.name for mixture in prepared.mixtures),
+        seeds=config.seeds,
+        steps=config.steps,
+        tokens=prepared.tokens,
+        num_trainings=len(keys),
+        num_finished=len(there),
+        num_test_rows=prepared.test.num_rows,
+        num_test_tokens=int(np.sum(prepared.test.num_targets)),
+        num_left_out=prepared.num_left_out,
+    )
+
+
+def _prepare(
+    lake: Lake,
+    specs: Sequence[Spec],
+    target: TargetConfig,
+    test: TargetConfig,
+    config: CompareConfig,
+    on_progress: ProgressCallback,
+    *,
+    each_domain: bool,
+) -> _Prepared:
+    """Check everything that was given, cheap checks first, and lay out the trainings."""
+    launch.check_train_extra()
+    _check_sizes(config)
+    hf_config = model_config(config)
+    check_model(config, hf_config)
+    check_machine(config)
+    goal, held_out = find_goal(lake, target), find_goal(lake, test)
+    lake.ingest(on_progress)
+    chosen = mixtures(lake, [name for name, _ in lake.domain_counts()], specs, each_domain=each_domain)
+    _check_seeds(chosen, config)
+    caches = tokenized(lake, goal, config, on_progress)
+    test_cache, num_left_out = _test_rows(lake, goal, held_out, caches, on_progress)
+
+    from curator.retrain import Training
+
+    model = partial(model_source, config, hf_config, caches.corpus.vocab_size)
+    trainings = {
+        (mixture.name, seed): Training(
+            corpus=_cache_of(mixture, caches).folder,
+            test=test_cache.folder,
+            weights=mixture.weights_on(_cache_of(mixture, caches), seed),
+            seed=seed,
+            model=model(seed),
+            config=config,
+            folder=lake.workdir / "trainings",
+        )
+        for seed in range(config.seeds)
+        for mixture in chosen
+    }
+    return _Prepared(
+        goal=goal,
+        held_out=held_out,
+        caches=caches,
+        test=test_cache,
+        num_left_out=num_left_out,
+        mixtures=chosen,
+        config=config,
+        trainings=trainings,
+    )
+
+
+def _check_sizes(config: CompareConfig) -> None:
+    if config.tokens_per_step < config.sequence_length:
+        raise ConfigError(
+            f"compare.tokens_per_step={config.tokens_per_step} is less than compare.sequence_length="
+            f"{config.sequence_length}; a step takes whole sequences: make it at least as large"
+        )
+
+
+def _check_seeds(chosen: Sequence[Mixture], config: CompareConfig) -> None:
+    for mixture in chosen:
+        if mixture.by_seed and len(mixture.by_seed) != config.seeds:
+            raise ConfigError(
+                f"mixture {mixture.name!r} names {len(mixture.by_seed)} runs, but there are {config.seeds} seeds; name "
+                "one run for all seeds, or one for each"
+            )
+
+
+def _test_rows(
+    lake: Lake, goal: Goal, held_out: Goal, caches: Tokenized, on_progress: ProgressCallback
+) -> tuple[TokenCache, int]:
     """The token cache of the test rows that stand neither in the target nor in the lake, and how many others do."""
     texts = distinct_texts(held_out, "test part")
     digest = hashlib.blake2b("\0".join(texts).encode(), digest_size=10).hexdigest()
@@ -234,165 +245,68 @@ def _test_rows(lake: Lake, goal: Goal, held_out: Goal, caches: Tokenized) -> tup
         with appearing_whole(folder) as place:
             write_cache(place, read_tokenizer(caches.corpus.folder), [row_batch(kept)], ["test"])
     cache = TokenCache.open(folder)
-    return cache, len(texts) - cache.num_rows
+    num_left_out = len(texts) - cache.num_rows
+    told = f"rows: {num_left_out:,} test rows also stand in the target or in the lake; left out"
+    on_progress(Progress(stage="test", done=len(texts), total=len(texts), detail=told))
+    return cache, num_left_out
 
 
-@contextmanager
-def scratch_folder(workdir: Path) -> Iterator[Path]:
-    """A folder for the progress of trainings, removed on exit."""
-    folder = workdir / f".trainings-{secrets.token_hex(4)}"
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def _cache_of(mixture: Mixture, caches: Tokenized) -> TokenCache:
+    return caches.target if mixture.is_oracle else caches.corpus
 
 
-def train_all(
-    wanted: Mapping[tuple[str, int], Training],
-    folder: Path,
-    config: CompareConfig,
-    device: launch.Device,
-    on_progress: ProgressCallback,
-) -> dict[tuple[str, int], Trained]:
-    """The result of every training, from `folder` where it was made before."""
-    from curator.retrain import Trained
-
-    done = {name: Trained.read(folder / f"{training.key}.json") for name, training in wanted.items()}
-    open_ = [name for name, result in done.items() if result is None]
-    stop = threading.Event()
-
-    def run(name: tuple[str, int], threads: int) -> None:
-        training = wanted[name]
-        if stop.is_set():
-            return
-        result = launch.launch(
-            "curator.retrain:run_training",
-            training,
-            world_size=config.layout.world_size,
-            device=device,
-            preload=("optim.mcore.backend",),
-            threads=threads,
-            on_poll=lambda: _stop_if(stop),
-            log=training.progress.with_suffix(".log"),
-        )[0]
-        result.write(folder / f"{training.key}.json")
-        done[name] = result
-
-    at_once = min(_at_once(config, device), max(1, len(open_)))
-    threads = max(1, launch.device_count("cpu") // (at_once * config.layout.world_size))
-    with ThreadPoolExecutor(at_once) as pool:
-        futures = [pool.submit(run, name, threads) for name in open_]
-        try:
-            _follow(futures, wanted, done, config.steps, on_progress)
-        except KeyboardInterrupt:
-            raise InterruptedRunError(
-                "stopped before the comparison ended; finished trainings are kept, the same command goes on with them"
-            ) from None
-        except OptimError as error:
-            raise LearningError(one_line(error)) from error
-        finally:
-            stop.set()
-            for future in futures:
-                future.cancel()
-    return {name: result for name, result in done.items() if result is not None}
+def _comparison(lake: Lake, prepared: _Prepared, trained: Mapping[Name, Trained]) -> Comparison:
+    config, test = prepared.config, prepared.test
+    now = datetime.now(UTC)
+    comparison_id = f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+    return Comparison(
+        comparison_id=comparison_id,
+        created_at=now.isoformat(timespec="seconds"),
+        snapshot_id=lake.snapshot_id,
+        target=prepared.goal.url,
+        test=prepared.held_out.url,
+        num_test_rows=test.num_rows,
+        num_test_tokens=int(np.sum(test.num_targets)),
+        num_left_out=prepared.num_left_out,
+        tokens=prepared.tokens,
+        compare=config.model_dump(mode="json"),
+        results=tuple(_result(mixture, prepared, trained) for mixture in prepared.mixtures),
+        location=lake.destination.describe(f"{COMPARISON_FOLDER}/{comparison_id}"),
+    )
 
 
-def _follow(
-    futures: Sequence[Future[None]],
-    wanted: Mapping[tuple[str, int], Training],
-    done: Mapping[tuple[str, int], Trained | None],
-    steps: int,
-    on_progress: ProgressCallback,
-) -> None:
-    """Tell how far the trainings are until all have ended; raises what one of them raised."""
-    pending = set(futures)
-    while True:
-        counts = [steps if done[name] else _noted(training.progress) for name, training in wanted.items()]
-        finished = sum(result is not None for result in done.values())
-        detail = f"steps, {finished} of {len(wanted)} trainings done"
-        on_progress(Progress(stage="train", done=sum(counts), total=steps * len(wanted), detail=detail))
-        if not pending:
-            return
-        ended, pending = wait(pending, timeout=_POLL_SECONDS)
-        for future in ended:
-            future.result()
-
-
-def _at_once(config: CompareConfig, device: launch.Device) -> int:
-    if config.at_once is not None:
-        return config.at_once
-    if device != "cpu" or config.model not in PRESETS:
-        return 1
-    return max(1, launch.device_count(device) // config.layout.world_size)
-
-
-def _noted(path: Path) -> int:
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):
-        return 0
-
-
-class _StoppedError(Exception):
-    """Ends a training whose comparison has ended."""
-
-
-def _stop_if(stop: threading.Event) -> None:
-    if stop.is_set():
-        raise _StoppedError
-
-
-def _result(
-    mixture: Mixture,
-    reference: Mixture,
-    trained: Mapping[tuple[str, int], Trained],
-    tokens_N: NDArray[np.int64],
-    caches: Tokenized,
-    config: CompareConfig,
-) -> MixtureResult:
-    seeds = range(config.seeds)
-    loss_KN = np.array([trained[mixture.name, seed].losses for seed in seeds])
-    reference_KN = np.array([trained[reference.name, seed].losses for seed in seeds])
+def _result(mixture: Mixture, prepared: _Prepared, trained: Mapping[Name, Trained]) -> MixtureResult:
+    reference = prepared.mixtures[0]
+    tokens_N = np.asarray(prepared.test.num_targets)
+    own = [trained[mixture.name, seed] for seed in range(prepared.config.seeds)]
+    loss_KN = _losses(own)
     loss = mean_token_loss(loss_KN, tokens_N)
+    reference_KN = _losses([trained[reference.name, seed] for seed in range(prepared.config.seeds)])
     difference = mean_token_loss(loss_KN - reference_KN, tokens_N)
-    cache = caches.target if mixture.is_oracle else caches.corpus
-    epochs = np.array(mixture.weights or (1.0,)) * config.steps * config.tokens_per_step / cache.domain_tokens()
+    cache = _cache_of(mixture, prepared.caches)
+    weights_D = mixture.weights_on(cache)
+    epochs_D = np.array(weights_D) * prepared.tokens / cache.domain_tokens()
     return MixtureResult(
         mixture=mixture.name,
         run_id=mixture.run_id,
-        judgement="reference" if mixture is reference else _judgement(difference),
+        judgement="reference" if mixture is reference else judged(difference),
         test_loss=loss.mean,
         test_loss_low=loss.low,
         test_loss_high=loss.high,
         difference=difference.mean,
         difference_low=difference.low,
         difference_high=difference.high,
-        train_loss=float(np.mean([trained[mixture.name, seed].train_loss for seed in seeds])),
-        max_epochs=float(epochs.max()),
-        most_repeated=cache.domains[int(epochs.argmax())],
+        train_loss=float(np.mean([one.train_loss for one in own])),
+        train_tokens=float(np.mean([one.tokens for one in own])),
+        max_epochs=float(epochs_D.max()),
+        most_repeated=cache.domains[int(epochs_D.argmax())],
         learn_seconds=mixture.learn_seconds,
-        train_seconds=sum(trained[mixture.name, seed].seconds for seed in seeds),
-        weights=dict(zip(caches.corpus.domains, mixture.weights, strict=False)),
+        learn_tokens=mixture.learn_tokens,
+        train_seconds=sum(one.seconds for one in own),
+        weights={} if mixture.is_oracle else dict(zip(cache.domains, weights_D, strict=True)),
     )
 
 
-def _judgement(difference: Estimate) -> Judgement:
-    if math.isnan(difference.low):
-        return "not judged"
-    if difference.high < 0:
-        return "better"
-    return "worse" if difference.low > 0 else "no gain"
-
-
-def _sentence(result: MixtureResult) -> str:
-    by = f"{result.difference:+.3f} nats per token"
-    interval = f"[{result.difference_low:+.3f}, {result.difference_high:+.3f}]"
-    said = {
-        "better": f"is better than {UNIFORM}: {by}, 95 % interval {interval}.",
-        "worse": f"is worse than {UNIFORM}: {by}, 95 % interval {interval}.",
-        "no gain": f"brings no gain over {UNIFORM}: {by}, 95 % interval {interval} includes 0.",
-        "not judged": f"differs from {UNIFORM} by {by}; one seed tells no interval.",
-        "reference": "",
-    }
-    return f"{result.mixture} {said[result.judgement]}"
+def _losses(trained: Sequence[Trained]) -> NDArray[np.float64]:
+    """Summed token loss of every row by every seed's model, (seeds, rows), nats."""
+    return np.array([one.losses for one in trained])

@@ -27,7 +27,8 @@ from rich.table import Table
 from curator.progress import Progress, ProgressCallback
 
 if TYPE_CHECKING:
-    from curator.compare import Comparison
+    from curator.compare import ComparisonPlan
+    from curator.comparison import Comparison
 
 _SECONDS_BETWEEN_LINES = 10.0
 _WIDE = 100_000
@@ -77,18 +78,18 @@ def progress() -> Iterator[ProgressCallback]:
 def _lines() -> ProgressCallback:
     """Progress as log lines: the end of a stage always, its middle every few seconds with an ETA."""
     last: dict[str, float] = {}
-    started: dict[str, float] = {}
+    started: dict[str, tuple[float, int]] = {}
 
     def tell(state: Progress) -> None:
         now = time.monotonic()
-        begun = started.setdefault(state.stage, now)
+        begun, before = started.setdefault(state.stage, (now, state.done))
         finished = state.total is not None and state.done >= state.total
         if not finished and now - last.setdefault(state.stage, begun) < _SECONDS_BETWEEN_LINES:
             return
         last[state.stage] = now
         left = ""
-        if state.total and state.done and not finished:
-            left = f", about {(now - begun) * (state.total - state.done) / state.done:.0f} s left"
+        if state.total and state.done > before and not finished:
+            left = f", about {(now - begun) * (state.total - state.done) / (state.done - before):.0f} s left"
         total = f"/{state.total:,}" if state.total is not None else ""
         print(  # noqa: T201
             f"{state.stage} {state.done:,}{total} {printable(state.detail)}{left}", file=sys.stderr, flush=True
@@ -143,30 +144,27 @@ def print_domains(record: Mapping[str, Any]) -> None:
 
 def print_comparison(found: Comparison) -> None:
     """The mixtures of a comparison, best first, and its verdict."""
-    rows = sorted(found.results, key=lambda result: result.test_loss)
-    print_rows(
-        ["mixture", "test loss", "difference to uniform", "95 % interval", "", "epochs at most"],
-        [
-            [
-                row.mixture,
-                f"{row.test_loss:.4f}",
-                f"{row.difference:+.4f}" if row.judgement != "reference" else "",
-                f"{row.difference_low:+.4f} … {row.difference_high:+.4f}" if row.judgement != "reference" else "",
-                row.judgement,
-                f"{row.max_epochs:.2f} ({row.most_repeated})",
-            ]
-            for row in rows
-        ],
-    )
-    settings = found.compare
+    from curator.comparison import COLUMNS
+
+    print_rows(COLUMNS, [result.cells for result in found.ranked])
     print_ = out().print
-    print_(
-        f"\n{settings['seeds']} seeds, {found.tokens:,} tokens each, model {settings['model']}; "
-        f"{found.num_test_rows:,} test rows ({found.num_left_out:,} more stand in the target or the lake)"
-    )
+    print_(f"\n{printable(found.conditions)}")
     for sentence in found.sentences:
-        print_(sentence)
-    print_(f"\nComparison {found.comparison_id}")
+        print_(printable(sentence))
+    print_(f"\nComparison {found.comparison_id} in {found.location}")
+
+
+def print_comparison_plan(found: ComparisonPlan) -> None:
+    """What a comparison would train."""
+    missing = found.num_trainings - found.num_finished
+    out().print(
+        f"would train {missing} models of {found.tokens:,} tokens each ({found.steps:,} steps); "
+        f"{found.num_finished} of {found.num_trainings} are there already\n"
+        f"mixtures  {printable(', '.join(found.mixtures))}\n"
+        f"seeds     {found.seeds}\n"
+        f"test      {found.num_test_rows:,} rows, {found.num_test_tokens:,} tokens "
+        f"({found.num_left_out:,} more rows stand in the target or the lake)"
+    )
 
 
 def _cell(value: Any) -> str:

@@ -89,6 +89,7 @@ domain = {_toml(proposal.domain)}        # column or hive partition that weights
 
 [target]
 # url = "target.parquet"        # a few hundred rows of what the model should be good at
+# leaks = "keep"        # rows of the lake that also stand in the target; default: "exclude"
 
 [learn]
 model = "tiny"        # tiny, small, or a Hugging Face model folder
@@ -99,6 +100,11 @@ seed = 0
 
 # [learn.blocks]
 # size = 1        # layers that train at a time; 0: all
+
+[compare]        # the models that `curator compare` trains on each mixture
+seeds = 3        # an interval needs at least 2
+# steps = 300
+# tokens_per_step = 4096
 """
 
 

@@ -41,7 +41,9 @@ from curator.run import Run, Version
 if TYPE_CHECKING:
     import polars as pl
 
-    from curator.compare import Comparison
+    from curator.compare import ComparisonPlan
+    from curator.comparison import Comparison
+    from curator.mixtures import Spec
     from curator.publish import Publication
     from curator.tokens import RowBatch
 
@@ -249,7 +251,7 @@ class Lake:
         """
         from curator.learn import learn
 
-        goal = target if isinstance(target, TargetConfig) else TargetConfig(url=target, text=target_text)
+        goal = _goal(target, target_text)
         with translated():
             run_id = learn(
                 self,
@@ -278,7 +280,7 @@ class Lake:
         """
         from curator.prepare import prepare
 
-        goal = target if isinstance(target, TargetConfig) else TargetConfig(url=target, text=target_text)
+        goal = _goal(target, target_text)
         chosen = override(config or LearnConfig(), **settings)
         with translated():
             return prepare(self, goal, chosen, Path(run_dir), on_progress, elsewhere=True).folder
@@ -306,7 +308,7 @@ class Lake:
 
     def compare(
         self,
-        *mixtures: str | tuple[str, Mapping[str, float]],
+        *mixtures: Spec,
         target: str | TargetConfig,
         test: str | TargetConfig,
         each_domain: bool = False,
@@ -335,17 +337,35 @@ class Lake:
         """
         from curator.compare import compare
 
-        def goal(given: str | TargetConfig) -> TargetConfig:
-            return given if isinstance(given, TargetConfig) else TargetConfig(url=given)
+        chosen = override(config or CompareConfig(), **settings)
+        with translated():
+            specs = mixtures or self._usual_mixtures()
+            return compare(self, specs, _goal(target), _goal(test), chosen, on_progress, each_domain=each_domain)
+
+    def plan_comparison(
+        self,
+        *mixtures: Spec,
+        target: str | TargetConfig,
+        test: str | TargetConfig,
+        each_domain: bool = False,
+        config: CompareConfig | None = None,
+        on_progress: ProgressCallback = silent,
+        **settings: Any,
+    ) -> ComparisonPlan:
+        """What `compare` would train with these arguments, and how much of it is there already; nothing is trained."""
+        from curator.compare import plan
 
         chosen = override(config or CompareConfig(), **settings)
         with translated():
-            specs = mixtures or ("natural", *(["latest"] if self.runs() else []))
-            return compare(self, specs, goal(target), goal(test), chosen, on_progress, each_domain=each_domain)
+            specs = mixtures or self._usual_mixtures()
+            return plan(self, specs, _goal(target), _goal(test), chosen, on_progress, each_domain=each_domain)
+
+    def _usual_mixtures(self) -> Sequence[Spec]:
+        return ("natural", "latest") if self.runs() else ("natural",)
 
     def comparisons(self) -> list[Comparison]:
         """Every comparison, oldest first."""
-        from curator.compare import Comparison
+        from curator.comparison import Comparison
 
         with translated():
             return [Comparison.from_json(record) for record in catalog.read_comparison_records(self.destination)]
@@ -565,3 +585,7 @@ class Lake:
             f"SELECT sample_id, domain, {text} AS text FROM lake_rows WHERE usable {condition}"
         )
         yield from relation.to_arrow_reader(batch_rows)
+
+
+def _goal(given: str | TargetConfig, text: str | None = None) -> TargetConfig:
+    return given if isinstance(given, TargetConfig) else TargetConfig(url=given, text=text)

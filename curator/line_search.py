@@ -20,17 +20,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from curator.compare import scratch_folder, train_all
 from curator.intervals import Estimate, mean_token_loss
 from curator.progress import ProgressCallback
 from curator.retrain import Trained, Training, training_config
 from curator.tokens import TokenCache
+from curator.trainings import Name, train_all
 from curator.worker import WorkerJob, WorkerResult, share_caps
 from optim import launch
 from optim.data_weights import capped, on_path
 from optim.diagnostics import Verdict
-
-Key = tuple[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,22 +101,21 @@ def line_search(
         job.learn, steps=settings.steps, tokens_per_step=settings.tokens_per_step, seeds=settings.seeds
     )
 
-    def train(wanted: Sequence[tuple[float, int]]) -> dict[Key, Trained]:
-        with scratch_folder(workdir) as scratch:
-            trainings = {
-                (str(place), seed): Training(
-                    corpus=job.corpus,
-                    test=job.target,
-                    test_rows=(first, target.num_rows),
-                    weights=tuple(mixtures[place].tolist()),
-                    seed=seed,
-                    model=dataclasses.replace(job.model, seed=seed),
-                    config=config,
-                    progress=scratch / f"{place}-{seed}",
-                )
-                for place, seed in wanted
-            }
-            return train_all(trainings, workdir / "trainings", config, device, on_progress)
+    def train(wanted: Sequence[tuple[float, int]]) -> dict[Name, Trained]:
+        trainings = {
+            (str(place), seed): Training(
+                corpus=job.corpus,
+                test=job.target,
+                test_rows=(first, target.num_rows),
+                weights=tuple(mixtures[place].tolist()),
+                seed=seed,
+                model=dataclasses.replace(job.model, seed=seed),
+                config=config,
+                folder=workdir / "trainings",
+            )
+            for place, seed in wanted
+        }
+        return train_all(trainings, config, device, on_progress)
 
     seeds = range(job.learn.seed, job.learn.seed + settings.seeds)
     trained = train([(place, seeds[0]) for place in mixtures])
@@ -142,7 +139,9 @@ def line_search(
     )
 
 
-def _difference(trained: dict[Key, Trained], place: str, seeds: Sequence[int], tokens_N: NDArray[np.int64]) -> Estimate:
+def _difference(
+    trained: dict[Name, Trained], place: str, seeds: Sequence[int], tokens_N: NDArray[np.int64]
+) -> Estimate:
     loss_KN = np.array([trained[place, seed].losses for seed in seeds])
     prior_KN = np.array([trained["0.0", seed].losses for seed in seeds])
     return mean_token_loss(loss_KN - prior_KN, tokens_N)

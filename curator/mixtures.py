@@ -9,7 +9,7 @@
 | `oracle` | none of the lake: the rows of the target itself, as a bound |
 | `PATH.json` | an object {domain: weight}, scaled to sum to 1 |
 
-`NAME=SPEC` gives a mixture another name.
+`NAME=SPEC` gives a mixture another name; a name has no "=", ":" or "/".
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from curator.errors import ConfigError, InputError
+from curator.errors import ConfigError, InputError, NotFoundError
 from curator.tokens import TokenCache
 from optim.learners.fixed import proportional, uniform
 
@@ -32,108 +34,158 @@ if TYPE_CHECKING:
     from curator.lake import Lake
 
 UNIFORM = "uniform"
+NATURAL = "natural"
 ORACLE = "oracle"
+Spec = str | tuple[str, Mapping[str, float]]
+
+_NAMED = re.compile(r"([^=:/]+)=(.+)", re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mixture:
-    """Weights (one per domain, summing to 1) under a name; `run_id` and `learn_seconds` where a run learned them."""
+    """What a model is trained on, under a name; `run_id`, `learn_seconds` and `learn_tokens` where a run learned it.
+
+    `weights` are those of the lake's domains, in their order, summing to 1; "natural": the domains' shares of the
+    tokens, which only a token cache knows; "oracle": none, the target itself. Of several runs, one for each seed,
+    `by_seed` holds the weights of each, `weights` their mean, and `run_id` their ids; seconds and tokens are means.
+    """
 
     name: str
-    weights: tuple[float, ...]
+    weights: tuple[float, ...] | Literal["natural", "oracle"]
     run_id: str | None = None
     learn_seconds: float = 0.0
+    learn_tokens: float = 0.0
+    by_seed: tuple[tuple[float, ...], ...] = ()
 
     @property
     def is_oracle(self) -> bool:
         """Whether it is trained on the target instead of the lake."""
-        return not self.weights
+        return self.weights == ORACLE
+
+    def weights_on(self, cache: TokenCache, seed: int | None = None) -> tuple[float, ...]:
+        """One weight for each domain of the cache that it is trained on, by that seed where seeds differ."""
+        if self.by_seed and seed is not None:
+            return self.by_seed[seed]
+        if not isinstance(self.weights, str):
+            return self.weights
+        return tuple(proportional(cache.domain_tokens()).tolist())
 
 
-def mixtures(lake: Lake, corpus: TokenCache, specs: Sequence[str | tuple[str, Mapping[str, float]]]) -> list[Mixture]:
-    """The mixtures that `specs` name, `uniform` first, whether it is named or not.
+def mixtures(lake: Lake, domains: Sequence[str], specs: Sequence[Spec], *, each_domain: bool = False) -> list[Mixture]:
+    """The mixtures of `domains` that `specs` name, `uniform` first, whether it is named or not.
 
-    A spec is a string of the table above, or (name, {domain: weight}).
+    A spec is a string of the table above, or (name, {domain: weight}); `each_domain` adds every domain alone.
 
     Raises:
         ConfigError: an unknown spec, a name that occurs twice, or weights that are none.
         NotFoundError: no such run.
     """
-    found = [_mixture(lake, corpus, spec) for spec in specs]
-    if all(mixture.name != UNIFORM for mixture in found):
-        found.insert(0, _mixture(lake, corpus, UNIFORM))
+    alone: list[Spec] = [(f"domain:{name}", {name: 1.0}) for name in domains] if each_domain else []
+    reference = Mixture(name=UNIFORM, weights=_uniform(domains))
+    found = [reference, *(_mixture(lake, domains, spec) for spec in [*specs, *alone] if spec != UNIFORM)]
     names = [mixture.name for mixture in found]
     twice = next((name for name in names if names.count(name) > 1), None)
-    if twice:
+    if twice is not None:
         raise ConfigError(f"two mixtures are named {twice!r}; name one of them otherwise, as NAME=SPEC")
-    return sorted(found, key=lambda mixture: mixture.name != UNIFORM)
+    return found
 
 
-def _mixture(lake: Lake, corpus: TokenCache, spec: str | tuple[str, Mapping[str, float]]) -> Mixture:
+def _mixture(lake: Lake, domains: Sequence[str], spec: Spec) -> Mixture:
     if not isinstance(spec, str):
-        name, values = spec
-        return Mixture(name=name, weights=_weights(corpus, values, f"mixture {name!r}"))
-    name, _, rest = spec.rpartition("=") if not Path(spec).exists() else ("", "", spec)
-    if rest == UNIFORM:
-        return Mixture(name=name or rest, weights=tuple(uniform(len(corpus.domains)).tolist()))
-    if rest == "natural":
-        return Mixture(name=name or rest, weights=tuple(proportional(corpus.domain_tokens()).tolist()))
-    if rest == ORACLE:
-        return Mixture(name=name or rest, weights=())
-    if rest.startswith("domain:"):
-        alone = {rest.removeprefix("domain:"): 1.0}
-        return Mixture(name=name or rest, weights=_weights(corpus, alone, f"mixture {rest!r}"))
-    if rest.endswith(".json"):
-        return Mixture(name=name or Path(rest).stem, weights=_weights(corpus, _read(Path(rest)), rest))
-    return _of_run(lake, corpus, name, rest)
+        label, values = spec
+        return Mixture(name=label, weights=_weights(domains, values, f"mixture {label!r}"))
+    named = _NAMED.fullmatch(spec)
+    name = named[1] if named else None
+    what = named[2] if named else spec
+    if what == UNIFORM:
+        return Mixture(name=name or what, weights=_uniform(domains))
+    if what == NATURAL:
+        return Mixture(name=name or what, weights="natural")
+    if what == ORACLE:
+        return Mixture(name=name or what, weights="oracle")
+    if what.startswith("domain:"):
+        alone = {what.removeprefix("domain:"): 1.0}
+        return Mixture(name=name or what, weights=_weights(domains, alone, f"mixture {what!r}"))
+    if what.endswith(".json"):
+        return Mixture(name=name or Path(what).stem, weights=_weights(domains, _read(Path(what)), what))
+    runs = [_of_run(lake, domains, name, run_id) for run_id in what.split(",")]
+    return runs[0] if len(runs) == 1 else _of_seeds(runs)
 
 
-def _of_run(lake: Lake, corpus: TokenCache, name: str, run_id: str) -> Mixture:
-    from curator.errors import NotFoundError
+def _of_seeds(runs: Sequence[Mixture]) -> Mixture:
+    """One mixture out of those that the seeds of a procedure found."""
+    by_seed = tuple(run.weights for run in runs if not isinstance(run.weights, str))
+    return Mixture(
+        name=runs[0].name,
+        weights=tuple(np.mean(by_seed, axis=0).tolist()),
+        run_id=",".join(run.run_id or "" for run in runs),
+        learn_seconds=float(np.mean([run.learn_seconds for run in runs])),
+        learn_tokens=float(np.mean([run.learn_tokens for run in runs])),
+        by_seed=by_seed,
+    )
 
+
+def _uniform(domains: Sequence[str]) -> tuple[float, ...]:
+    return tuple(uniform(len(domains)).tolist())
+
+
+def _of_run(lake: Lake, domains: Sequence[str], name: str | None, run_id: str) -> Mixture:
     try:
         run = lake.run(run_id)
     except NotFoundError as error:
         raise NotFoundError(
-            f"mixture {run_id!r} is neither uniform, natural, oracle, domain:NAME, a .json file nor a run; {error}"
+            f"mixture {run_id!r} is neither uniform, natural, oracle, domain:NAME, a .json file nor a run: {error}"
         ) from error
     learned = {row["domain"]: float(row["domain_weight"]) for row in run.record["domains"]}
-    missing = sorted(set(corpus.domains) ^ learned.keys())
-    if missing:
+    other = sorted(set(domains) ^ learned.keys())
+    if other:
         raise InputError(
-            f"run {run.run_id} was learned on other domains than {lake.url} has now ({missing[0]!r} is on one side "
+            f"run {run.run_id} was learned on other domains than {lake.url} has now ({other[0]!r} is on one side "
             "only); learn again"
         )
     return Mixture(
         name=name or run.run_id,
-        weights=_weights(corpus, learned, f"run {run.run_id}"),
+        weights=_weights(domains, learned, f"run {run.run_id}"),
         run_id=run.run_id,
         learn_seconds=float(run.record["seconds"]),
+        learn_tokens=float(run.record.get("compute_tokens") or 0.0),
     )
 
 
-def _weights(corpus: TokenCache, values: Mapping[str, Any], source: str) -> tuple[float, ...]:
-    """The values in the order of the cache's domains, scaled to sum to 1; a domain without one gets 0."""
+def _weights(domains: Sequence[str], values: Mapping[str, Any], source: str) -> tuple[float, ...]:
+    """The values in the order of `domains`, scaled to sum to 1; a domain without one gets 0."""
     for domain, value in values.items():
-        if domain not in corpus.domains:
-            near = difflib.get_close_matches(domain, corpus.domains, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"domains are {', '.join(map(repr, corpus.domains[:10]))}"
+        if domain not in domains:
+            near = difflib.get_close_matches(str(domain), domains, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"domains are {', '.join(map(repr, domains[:10]))}"
             raise ConfigError(f"{source} names domain {domain!r}, which the lake does not have; {hint}")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        if not _is_weight(value):
             raise ConfigError(
                 f"{source} gives domain {domain!r} the weight {value!r}; it must be a number of at least 0"
             )
-    weights = np.array([float(values.get(domain, 0.0)) for domain in corpus.domains])
-    if weights.sum() <= 0:
+    weights_D = np.array([float(values.get(domain, 0.0)) for domain in domains])
+    if not weights_D.any():
         raise ConfigError(f"{source} gives no domain a weight above 0")
-    return tuple((weights / weights.sum()).tolist())
+    weights_D /= weights_D.max()  # first, since the sum of large ones is infinite
+    return tuple((weights_D / weights_D.sum()).tolist())
+
+
+def _is_weight(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return False
+    try:
+        return math.isfinite(value) and float(value) >= 0
+    except OverflowError:  # an integer beyond any float
+        return False
 
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"mixture file {path} cannot be read ({type(error).__name__}: {error})") from error
+    except OSError as error:
+        raise ConfigError(f"mixture file {path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"mixture file {path} is not JSON ({error}); write an object {{domain: weight}}") from error
     if not isinstance(values, dict):
         raise ConfigError(
             f"mixture file {path} holds a {type(values).__name__}; it must be an object {{domain: weight}}"

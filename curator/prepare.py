@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import secrets
@@ -42,7 +41,7 @@ _TOKENIZER_CHARS = 4_000_000
 
 _LEAKS = "leaks.json"
 """In a folder of token caches: the report on rows that stand in the target."""
-_CACHE_VERSION = "2"
+_CACHE_VERSION = "3"
 """Changes when equal rows would give another cache."""
 
 _LEAST_JUDGED_ROWS = 8
@@ -245,7 +244,8 @@ def find_goal(lake: Lake, target: TargetConfig) -> Goal:
 def tokenized(lake: Lake, goal: Goal, config: LearnConfig | CompareConfig, on_progress: ProgressCallback) -> Tokenized:
     """Token caches of the lake's usable rows and the target; kept in the work folder for the next use of this data.
 
-    Rows of the lake that stand in the target are left out of the cache, unless the target's `leaks` says otherwise.
+    Rows of the lake that stand in the target are told to `on_progress`, and left out of the cache unless the target's
+    `leaks` says otherwise.
 
     Raises:
         InputError: domains that cannot be told apart, a domain with too few rows, a target inside the lake or
@@ -266,16 +266,18 @@ def tokenized(lake: Lake, goal: Goal, config: LearnConfig | CompareConfig, on_pr
             corpus, target = place / "corpus", place / "target"
             corpus.mkdir()
             target.mkdir()
-            leaks = LeakCounter(texts, names)
+            counter = LeakCounter(texts, names, keep=goal.leaks == "keep")
             rows = _counted(lake.text_batches(names), sum(rows for _, rows in domains), on_progress)
-            write_cache(corpus, tokenizer, _guarded(rows, leaks, exclude=goal.leaks == "exclude"), names)
+            write_cache(corpus, tokenizer, _guarded(rows, counter), names)
             write_cache(target, tokenizer, [row_batch(texts)], ["target"])
-            (place / _LEAKS).write_text(json.dumps(dataclasses.asdict(leaks.report())), encoding="utf-8")
+            (place / _LEAKS).write_text(json.dumps(counter.report().to_json()), encoding="utf-8")
     found = Tokenized(
         corpus=TokenCache.open(folder / "corpus"),
         target=TokenCache.open(folder / "target"),
-        leaks=LeakReport(**json.loads((folder / _LEAKS).read_text(encoding="utf-8"))),
+        leaks=LeakReport.from_json(json.loads((folder / _LEAKS).read_text(encoding="utf-8"))),
     )
+    leaks = found.leaks
+    on_progress(Progress(stage="leaks", done=leaks.num_rows, total=leaks.num_rows, detail=f"rows: {leaks}"))
     _check_enough_left(lake, found, goal)
     return found
 
@@ -315,26 +317,26 @@ def _check_enough_left(lake: Lake, found: Tokenized, goal: Goal) -> None:
     left = np.bincount(found.corpus.domain, minlength=len(found.corpus.domains))
     for name, rows in zip(found.corpus.domains, left, strict=True):
         if rows < lake.config.min_domain_rows:
-            raise InputError(
-                f"domain {name!r} of {lake.url} has {rows} rows beside the {found.leaks.by_domain.get(name, 0)} that "
-                f"also stand in the target {goal.url}, fewer than min_domain_rows={lake.config.min_domain_rows}; "
-                'take the target\'s rows from elsewhere, or set target.leaks = "keep"'
-            )
+            raise InputError(_too_few_left(lake, goal, name, rows, found.leaks))
 
 
-def _guarded(batches: Iterable[RowBatch], leaks: LeakCounter, *, exclude: bool) -> Iterator[RowBatch]:
-    """The batches without the rows that leak; those are counted in any case."""
+def _too_few_left(lake: Lake, goal: Goal, name: str, rows: int, leaks: LeakReport) -> str:
+    return (
+        f"domain {name!r} of {lake.url} has {rows} rows beside the {leaks.by_domain.get(name, 0)} that also stand in "
+        f"the target {goal.url}, fewer than min_domain_rows={lake.config.min_domain_rows}; take the target's rows from "
+        'elsewhere, or set target.leaks = "keep"'
+    )
+
+
+def _guarded(batches: Iterable[RowBatch], counter: LeakCounter) -> Iterator[RowBatch]:
+    """The batches without the rows that `counter` excludes, empty ones too."""
     for batch in batches:
-        leaking = leaks.find(batch.sample_id, batch.text, batch.domain)
-        if not exclude or not leaking.any():
-            yield batch
-        elif not leaking.all():
-            kept = np.flatnonzero(~leaking)
-            yield RowBatch(
-                sample_id=batch.sample_id.take(pa.array(kept)),
-                text=[batch.text[int(i)] for i in kept],
-                domain=batch.domain[kept],
-            )
+        kept = np.flatnonzero(~counter.excluded(batch.sample_id, batch.text, batch.domain))
+        yield RowBatch(
+            sample_id=batch.sample_id.take(pa.array(kept)),
+            text=[batch.text[int(i)] for i in kept],
+            domain=batch.domain[kept],
+        )
 
 
 def distinct_texts(goal: Goal, what: str) -> list[str]:
@@ -357,7 +359,7 @@ def distinct_texts(goal: Goal, what: str) -> list[str]:
     if not texts:
         raise InputError(
             f"column {goal.text!r} of {what} {goal.url} has no row with text; "
-            "the target needs rows of the kind the model should be good at"
+            f"the {what} needs rows of the kind the model should be good at"
         )
     return sorted(texts)
 

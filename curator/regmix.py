@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from curator.compare import scratch_folder, train_all
 from curator.progress import ProgressCallback
 from curator.retrain import Training, training_config
 from curator.tokens import TokenCache
+from curator.trainings import train_all
 from curator.worker import WorkerResult
 from optim import launch
 from optim.diagnostics import Verdict
@@ -44,20 +44,19 @@ def find_weights(job: WorkerJob, workdir: Path, device: launch.Device, on_progre
     )
     num_mixtures = max(LEAST_MIXTURES, MIXTURES_PER_DOMAIN * len(corpus.domains))
     mixtures_ND = random_mixtures(prior_D, num_mixtures, seed=seed)
-    with scratch_folder(workdir) as folder:
-        wanted = {
-            ("mixture", place): Training(
-                corpus=job.corpus,
-                test=job.target,
-                weights=tuple(mixture_D.tolist()),
-                seed=seed,
-                model=job.model,
-                config=config,
-                progress=folder / str(place),
-            )
-            for place, mixture_D in enumerate(mixtures_ND)
-        }
-        trained = train_all(wanted, workdir / "trainings", config, device, on_progress)
+    wanted = {
+        ("mixture", place): Training(
+            corpus=job.corpus,
+            test=job.target,
+            weights=tuple(mixture_D.tolist()),
+            seed=seed,
+            model=job.model,
+            config=config,
+            folder=workdir / "trainings",
+        )
+        for place, mixture_D in enumerate(mixtures_ND)
+    }
+    trained = train_all(wanted, config, device, on_progress)
     num_tokens = int(target.num_targets.sum())
     losses_N = np.array([sum(trained[name].losses) / num_tokens for name in wanted])
     regression = fit(mixtures_ND, losses_N)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +27,16 @@ _EXECUTION_FIELDS = frozenset(
     ("tensor_parallel", "pipeline_parallel", "data_parallel", "recompute", "micro_batch_tokens", "seeds", "at_once")
 )
 _STEPS_BETWEEN_NOTES = 5
+_VERSION = 1
+"""Changes when an equal training would give another result."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
     """One model to train: on `corpus` with `weights` (one per domain of that cache), then to measure on `test`.
 
-    `test_rows` names a part of the test cache, from one row to before another; None: all of it.
+    `test_rows` names a part of the test cache, from one row to before another; None: all of it. Its files are in
+    `folder`, named by its key: the result, and while it runs its progress and its workers' output.
     """
 
     corpus: Path
@@ -40,13 +45,34 @@ class Training:
     seed: int
     model: ModelSource
     config: CompareConfig
-    progress: Path
+    folder: Path
     test_rows: tuple[int, int] | None = None
 
+    def open_test(self) -> TokenCache:
+        """The rows to measure on."""
+        whole = TokenCache.open(self.test)
+        return whole.rows(*self.test_rows) if self.test_rows else whole
+
     @property
+    def result(self) -> Path:
+        """Where the result is kept."""
+        return self.folder / f"{self.key}.json"
+
+    @property
+    def progress(self) -> Path:
+        """Where the steps that were taken are noted."""
+        return self.folder / f"{self.key}.steps"
+
+    @property
+    def log(self) -> Path:
+        """Where the workers' output goes."""
+        return self.folder / f"{self.key}.log"
+
+    @cached_property
     def key(self) -> str:
-        """Equal for trainings with equal results; names the file that keeps one."""
+        """Equal for trainings with equal results."""
         values = {
+            "version": _VERSION,
             "corpus": f"{self.corpus.parent.name}/{self.corpus.name}",
             "test": [f"{self.test.parent.name}/{self.test.name}", self.test_rows],
             "weights": [round(weight, 9) for weight in self.weights],
@@ -68,18 +94,19 @@ class Trained:
     seconds: float
 
     @staticmethod
-    def read(path: Path) -> Trained | None:
-        """What an earlier comparison kept, if it can be read."""
+    def read(training: Training) -> Trained | None:
+        """What an earlier comparison kept of this training, if it is whole."""
         try:
-            values: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            return Trained(**values)
+            values: Mapping[str, Any] = json.loads(training.result.read_text(encoding="utf-8"))
+            found = Trained(**values)
+            is_whole = len(found.losses) == training.open_test().num_rows
         except (OSError, ValueError, TypeError):
             return None
+        return found if is_whole else None
 
-    def write(self, path: Path) -> None:
+    def write(self, training: Training) -> None:
         """Keep it for later comparisons."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(self.__dict__))
+        write_atomically(training.result, json.dumps(dataclasses.asdict(self)))
 
 
 def training_config(learn: LearnConfig, *, steps: int, tokens_per_step: int, seeds: int) -> CompareConfig:
@@ -106,13 +133,14 @@ def run_training(training: Training) -> Trained:
         tokens_per_step=config.tokens_per_step,
         seed=training.seed,
     )
-    test = TokenCache.open(training.test)
-    rows = RowSet(test.rows(*training.test_rows) if training.test_rows else test, config.sequence_length)
+    rows = RowSet(training.open_test(), config.sequence_length)
     schedule = LearningRate(peak=config.learning_rate, num_steps=config.steps, warmup_steps=min(20, config.steps // 10))
+
+    progress = training.progress
 
     def note(record: TrainRecord) -> None:
         if dist.get_rank() == 0 and (record.step + 1) % _STEPS_BETWEEN_NOTES == 0:
-            write_atomically(training.progress, str(record.step + 1))
+            write_atomically(progress, str(record.step + 1))
 
     with mcore_backend(
         training.model,

@@ -17,6 +17,7 @@ from curator.errors import StorageError, one_line, translated
 
 if TYPE_CHECKING:
     from curator.lake import Lake
+    from curator.leaks import LeakReport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,13 @@ class Run:
     def verdict(self) -> str:
         """converged, not converged or unstable, and why, in a sentence."""
         return f"{self.record['verdict']['status']}: {self.record['verdict']['reason']}"
+
+    @property
+    def leaks(self) -> LeakReport | None:
+        """What was found of the target in the lake; None for a run of before anything was looked for."""
+        from curator.leaks import LeakReport
+
+        return LeakReport.from_json(self.record["leaks"]) if "leaks" in self.record else None
 
     @property
     def domain_weights(self) -> duck.Relation:

@@ -7,10 +7,11 @@ loss. Everything is a function of (seed, step): the same on every rank, after a 
 
 from __future__ import annotations
 
+import heapq
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -82,10 +83,21 @@ class Sampler:
 class MixtureSampler:
     """Batches of about `tokens_per_step` target tokens in which domain d has the share p_d of the tokens.
 
-    Every domain walks through its own windows, epoch after epoch, whenever it has fallen behind its share by half a
-    window: after any number of steps its tokens are p_d of the budget within one window. Nothing is drawn with
-    replacement, so a small domain with a large weight is repeated as often as its weight makes it. Equal seeds visit
-    the windows of a domain in the same order, whatever the weights.
+    Every domain walks through its own windows, epoch after epoch; a window is due when the domain's share of the
+    budget reaches its middle, and a step takes the windows that fell due. After t steps of T tokens a domain has had
+    p_d·T·t tokens, within one window. A step in which nothing fell due takes the window that is due next; with D
+    domains and windows of up to L tokens that never happens for T > D·L, and otherwise puts a domain ahead by at most
+    p_d·D·L more.
+
+    Nothing is drawn with replacement, so a small domain with a large weight is repeated as often as its weight makes
+    it. Equal seeds visit the windows of a domain in the same order, whatever the weights; a weight of 0 draws none.
+
+    Args:
+        corpus: the rows.
+        weights_D: p, summing to 1, in the order of the corpus's domains.
+        sequence_length: L, target tokens of a window at most.
+        tokens_per_step: T, at least L.
+        seed: of the order of the windows.
     """
 
     def __init__(
@@ -98,49 +110,42 @@ class MixtureSampler:
         seed: int,
     ) -> None:
         self._windows = _Windows(corpus, sequence_length, f"{seed}:mixture")
-        self._due_D = weights_D * tokens_per_step
-        # Domains that are due less than a window a step take turns instead of all coming at once.
+        self._weights_D = weights_D
+        self._tokens_per_step = tokens_per_step
+        # Domains that get less than a window a step take turns instead of all coming at once.
         spread = (np.arange(len(weights_D)) + 0.5) / len(weights_D) - 0.5
-        self._head_start_D = sequence_length * _generator(seed, "turns").permutation(spread)
+        self._late_D = sequence_length * _generator(seed, "turns").permutation(spread)
 
     def batches(self, num_steps: int) -> Iterator[Batch]:
         """The first `num_steps` batches; none is empty."""
-        num_domains = len(self._due_D)
-        drawn = np.zeros(num_domains, dtype=np.int64)
-        given_D = np.where(self._due_D > 0, self._head_start_D, 0.0)
+        queue = [self._due(int(domain), 0, 0) for domain in np.flatnonzero(self._weights_D)]
+        heapq.heapify(queue)
         for step in range(num_steps):
-            behind_D = self._due_D * (step + 1) - given_D
-            picked: list[tuple[int, int]] = []
-            for domain in range(num_domains):
-                picked += self._pick(domain, drawn, given_D, behind_D)
-            if not picked:
-                domain = int(np.argmax(np.where(self._due_D > 0, behind_D, -np.inf)))
-                behind_D[domain] = np.inf
-                picked = self._pick(domain, drawn, given_D, behind_D, limit=1)
-            windows, labels = zip(*picked, strict=True)
-            yield self._windows.batch(np.array(windows, dtype=np.int64), np.array(labels, dtype=np.int64))
+            picked: list[_Due] = []
+            while not picked or queue[0].budget <= self._tokens_per_step * (step + 1):
+                due = queue[0]
+                heapq.heapreplace(queue, self._due(due.domain, due.place + 1, due.given + due.length))
+                picked.append(due)
+            windows = np.array([due.window for due in picked], dtype=np.int64)
+            yield self._windows.batch(windows, np.array([due.domain for due in picked], dtype=np.int64))
 
-    def _pick(
-        self,
-        domain: int,
-        drawn: Indices,
-        given_D: NDArray[np.float64],
-        behind_D: NDArray[np.float64],
-        limit: float = np.inf,
-    ) -> list[tuple[int, int]]:
-        """(window, domain) of what `domain` is behind with; counts it in `drawn`, `given_D` and `behind_D`."""
-        picked: list[tuple[int, int]] = []
-        while self._due_D[domain] > 0 and len(picked) < limit:
-            place = int(drawn[domain])
-            window = int(self._windows.draw(domain, range(place, place + 1))[0])
-            length = self._windows.length(window)
-            if behind_D[domain] < length / 2:
-                break
-            picked.append((window, domain))
-            drawn[domain] += 1
-            given_D[domain] += length
-            behind_D[domain] -= length
-        return picked
+    def _due(self, domain: int, place: int, given: int) -> _Due:
+        """The `place`-th window of a domain that has had `given` tokens."""
+        window = int(self._windows.draw(domain, range(place, place + 1))[0])
+        length = self._windows.length(window)
+        budget = (given + length / 2 + self._late_D[domain]) / self._weights_D[domain]
+        return _Due(float(budget), domain, place, given, window, length)
+
+
+class _Due(NamedTuple):
+    """A window, and the tokens of the whole mixture with which it is due; ordered by those."""
+
+    budget: float
+    domain: int
+    place: int
+    given: int
+    window: int
+    length: int
 
 
 class RowSet:

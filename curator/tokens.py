@@ -169,7 +169,7 @@ class TokenCache:
 
 
 def write_cache(folder: Path, tokenizer: Tokenizer, batches: Iterable[RowBatch], domains: Sequence[str]) -> TokenCache:
-    """Tokenize at least one batch into `folder`, which must exist and be empty.
+    """Tokenize at least one batch (which may be empty) into `folder`, which must exist and be empty.
 
     Memory is bounded by one batch plus the ids and 20 bytes a row.
     """
@@ -181,7 +181,7 @@ def write_cache(folder: Path, tokenizer: Tokenizer, batches: Iterable[RowBatch],
     with raw.open("wb") as sink:
         for batch in batches:
             encoded = tokenizer.encode(batch.text)
-            sink.write(np.concatenate(encoded).astype(dtype).tobytes())
+            sink.write(np.concatenate([*encoded, np.empty(0, np.int64)]).astype(dtype).tobytes())
             lengths.append(np.fromiter(map(len, encoded), np.int64, len(encoded)))
             labels.append(batch.domain)
             ids.append(batch.sample_id.cast(pa.string()))

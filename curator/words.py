@@ -1,6 +1,7 @@
 """The words of texts as 64-bit hashes, the same in every process, and hashes of the sequences that they form.
 
-Words are taken after Unicode NFKC and case folding; a character of a script without spaces is a word. Shapes: N texts,
+Words are runs of letters, digits and marks after Unicode NFKC and case folding; in scripts without spaces every
+character is a word. Shapes: N texts,
 W words of all texts together.
 """
 
@@ -9,15 +10,17 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import chain
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0002ffff"
-_WORD = re.compile(f"[{_UNSPACED}]|[^\\W{_UNSPACED}]+")
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff"
+"""Thai, Lao, Burmese, Khmer, Japanese and Chinese characters."""
+_LAST_MARK = 0x1FFFF
+"""No combining mark comes after it but variation selectors, which say nothing."""
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 
 Hashes = NDArray[np.uint64]
@@ -66,4 +69,19 @@ def _powers(count: int) -> Hashes:
 
 def _words(text: str) -> list[str]:
     """At least one; a text without any is its own."""
-    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold()) or [text.strip()]
+    if text.isascii():
+        return _ascii_word().findall(text.lower()) or [text.strip()]
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return _word().findall(folded) or [folded.strip()]
+
+
+@cache
+def _ascii_word() -> re.Pattern[str]:
+    return re.compile(r"\w+", re.ASCII)
+
+
+@cache
+def _word() -> re.Pattern[str]:
+    r"""What `_words` finds; `\w` alone would end a word at each vowel sign of Hindi."""
+    marks = "".join(c for c in map(chr, range(_LAST_MARK + 1)) if unicodedata.category(c) in ("Mn", "Mc"))
+    return re.compile(f"[{_UNSPACED}]|(?:[^\\W{_UNSPACED}]|(?![{_UNSPACED}])[{marks}])+")

@@ -92,6 +92,15 @@ def test_progress_of_a_long_stage_tells_when_it_will_end(capsys, monkeypatch):
     assert lines == ["learn 10/100 , about 99 s left", "learn 20/100 , about 88 s left"]
 
 
+def test_what_was_done_before_says_nothing_of_the_speed(capsys, monkeypatch):
+    clock = iter([0.0, 20.0])
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    with console.progress() as tell:
+        for done in (60, 70):
+            tell(Progress(stage="train", done=done, total=100))
+    assert capsys.readouterr().err == "train 70/100 , about 60 s left\n"
+
+
 def test_progress_on_a_terminal_is_a_bar_that_shows_names_literally():
     program = (
         "from curator import console\nfrom curator.progress import Progress\n"

@@ -69,6 +69,8 @@ def test_every_commented_setting_is_one_that_exists(tmp_path):
     path.write_text(text.replace("# [learn.blocks]", "[learn.blocks]"))
     config = load_config(path, environ={})
     assert (config.learn.tensor_parallel, config.learn.blocks.size, config.target.url) == (2, 1, "target.parquet")
+    assert config.target.leaks == "keep"
+    assert config.compare == load_config(None, environ={}).compare
 
 
 def test_a_file_is_not_overwritten_unless_told_to(tmp_path):

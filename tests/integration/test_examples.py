@@ -27,6 +27,13 @@ def test_the_examples_learn_publish_and_query(tmp_path):
     assert "num_rows" in asked
 
 
+@pytest.mark.slow
+def test_the_example_compares(tmp_path):
+    said = run("03_compare.py", tmp_path / "demo", 6, 1)
+    assert "by hand differs from uniform by " in said
+    assert "not judged" in said
+
+
 def test_every_example_is_short_and_is_run_here():
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {"01_learn_and_publish.py", "02_sql.py"}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {"01_learn_and_publish.py", "02_sql.py", "03_compare.py"}
     assert all(len(path.read_text().splitlines()) <= 60 for path in EXAMPLES.glob("*.py"))

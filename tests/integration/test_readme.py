@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 pytest.importorskip("megatron.core", reason="needs the extra [train]")
@@ -23,11 +24,12 @@ def blocks(language):
 
 def test_python_blocks_run(tmp_path, monkeypatch):
     corpus = demo_corpus.build(tmp_path)
+    rows = pq.read_table(corpus.target)
+    pq.write_table(rows.slice(0, 900), corpus.target)
+    pq.write_table(rows.slice(900), tmp_path / "test.parquet")
     assert blocks("python")
     for code in blocks("python"):
-        here = code.replace("s3://bucket/corpus/", str(corpus.lake)).replace(
-            "s3://bucket/target.parquet", str(corpus.target)
-        )
+        here = code.replace("s3://bucket/corpus/", str(corpus.lake)).replace("s3://bucket", str(tmp_path))
         assert "s3://" not in here
         here = re.sub(r"steps=\d+", "steps=6", here)
         script = tmp_path / "block.py"
@@ -36,10 +38,14 @@ def test_python_blocks_run(tmp_path, monkeypatch):
 
 
 def test_commands_exist():
-    verbs = set(re.findall(r"curator (demo|init|ingest|learn|publish|plan|sql|history|doctor|[a-z]+)\b(?= )", README))
+    verbs = set(
+        re.findall(r"curator (demo|init|ingest|learn|compare|publish|plan|sql|history|doctor|[a-z]+)\b(?= )", README)
+    )
     targets = set(re.findall(r"^\$ make ([a-z-]+)", README, flags=re.MULTILINE))
-    assert {"learn", "publish", "sql"} <= verbs
-    for verb in sorted(verbs & {"demo", "init", "ingest", "learn", "publish", "plan", "sql", "history", "doctor"}):
+    assert {"learn", "compare", "publish", "sql"} <= verbs
+    for verb in sorted(
+        verbs & {"demo", "init", "ingest", "learn", "compare", "publish", "plan", "sql", "history", "doctor"}
+    ):
         command = [sys.executable, "-m", "curator", verb, "--help"]
         assert subprocess.run(command, check=True, capture_output=True, timeout=60).stdout
     makefile = (ROOT / "Makefile").read_text()

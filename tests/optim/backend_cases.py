@@ -16,6 +16,8 @@ from optim.data_weights import DataWeightSettings
 from optim.errors import DivergedError
 from optim.layout import Layout
 from optim.learners.registry import make_learner
+from optim.retrain import TrainRecord, summed_losses
+from optim.retrain import train as train_fresh
 from optim.schedules import LearningRate
 from optim.solver import Solution, SolverSettings, solve
 
@@ -269,4 +271,31 @@ def learn_in_layouts(cases: list[tuple[str, Layout]]) -> dict[tuple[str, Layout]
         source = ModelSource(hf_config=CONFIGS["qwen3-tied"], seed=3)
         with mcore_backend(source, layout=layout, optimizer=OPTIMIZER, micro_batch_tokens=70) as backend:
             found[name, layout] = solve(backend, RandomSource(), PRIOR, learner_settings(name, num_steps=4))
+    return found
+
+
+def fresh_batches(num_steps: int) -> list[Batch]:
+    """The data of a retraining: rows of many lengths, other ones in each step."""
+    return [make_batch(4, 21, torch.Generator().manual_seed(100 + step)) for step in range(num_steps)]
+
+
+def retrain(backend: Backend, num_steps: int) -> tuple[list[float], Tensor]:
+    """Losses of the steps of `optim.retrain.train`, and of held-out rows under the model that it leaves."""
+    records: list[TrainRecord] = []
+    train_fresh(
+        backend, fresh_batches(num_steps), LearningRate(peak=3e-3, num_steps=num_steps, warmup_steps=2), records.append
+    )
+    held_out = [make_batch(n, 17, torch.Generator().manual_seed(n)) for n in (3, 1, 5)]
+    return [record.loss for record in records], summed_losses(backend, held_out)
+
+
+def retrain_in_layouts(layouts: list[Layout]) -> list[tuple[list[float], Tensor]]:
+    """The same on Megatron-Core. Runs in workers; each layout must be as large as the world."""
+    from optim.mcore.backend import mcore_backend
+
+    found = []
+    for layout in layouts:
+        source = ModelSource(hf_config=CONFIGS["llama"], seed=3)
+        with mcore_backend(source, layout=layout, optimizer=OPTIMIZER, micro_batch_tokens=70) as backend:
+            found.append(retrain(backend, 8))
     return found

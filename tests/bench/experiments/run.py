@@ -1,4 +1,4 @@
-"""One experiment: learn weights by several methods and seeds, train fresh models on each, and compare them with uniform.
+"""One experiment: learn weights by several methods and seeds, train fresh models on each, compare them with uniform.
 
 Run: python tests/bench/experiments/run.py EXPERIMENT [--methods scalebio,doge,…] [--seeds 3] [--work bench-work]
 
@@ -10,7 +10,6 @@ procedure. Ends with one line for each thing that the experiment must show.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
@@ -56,7 +55,7 @@ def main() -> int:
 
 def _learned(lake: curator.Lake, folder: Path, method: str, arguments: argparse.Namespace) -> list[Run]:
     """A run by each seed, learned now or found from before."""
-    known = {(r.record["learn"]["method"], r.record["learn"]["seed"], r.record["learn"]["model"]): r for r in lake.runs()}
+    known = {tuple(run.record["learn"][name] for name in ("method", "seed", "model")): run for run in lake.runs()}
     found = []
     for seed in range(arguments.seeds):
         run = known.get((method, seed, arguments.model))

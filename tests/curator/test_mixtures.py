@@ -1,0 +1,176 @@
+"""What can be compared, and what is said of what cannot."""
+
+import numpy as np
+import pytest
+from lake_cases import LANGUAGES, write_lake
+
+import curator
+from curator.errors import ConfigError, InputError, NotFoundError
+from curator.mixtures import mixtures
+from curator.tokens import TokenCache
+
+DOMAINS = sorted(LANGUAGES)
+
+
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory):
+    with curator.open_lake(str(write_lake(tmp_path_factory.mktemp("mixtures") / "lake"))) as opened:
+        yield opened
+
+
+def named(lake, *specs, **options):
+    return {mixture.name: mixture for mixture in mixtures(lake, DOMAINS, specs, **options)}
+
+
+def cache(*tokens_of_domains):
+    targets = np.array(tokens_of_domains, dtype=np.int64)
+    count = len(targets)
+    return TokenCache(
+        folder=None,
+        tokens=np.zeros(0),
+        start=np.zeros(count, np.int64),
+        num_targets=targets,
+        domain=np.arange(count, dtype=np.int32),
+        domains=tuple(f"d{i}" for i in range(count)),
+        vocab_size=9,
+    )
+
+
+def test_uniform_comes_first_asked_for_or_not(lake):
+    for specs in ([], ["natural"], ["natural", "uniform", "oracle"]):
+        found = mixtures(lake, DOMAINS, specs)
+        assert found[0].name == "uniform"
+        assert found[0].weights == (1 / 3, 1 / 3, 1 / 3)
+        assert [mixture.name for mixture in found[1:]] == [spec for spec in specs if spec != "uniform"]
+
+
+def test_natural_is_in_proportion_to_the_tokens(lake):
+    assert named(lake, "natural")["natural"].weights_on(cache(10, 30, 60)) == (0.1, 0.3, 0.6)
+
+
+def test_the_oracle_has_no_weights_of_the_lake(lake):
+    oracle = named(lake, "oracle")["oracle"]
+    assert oracle.is_oracle
+    assert oracle.weights_on(cache(50)) == (1.0,)
+
+
+def test_every_domain_alone(lake):
+    found = named(lake, each_domain=True)
+    assert list(found) == ["uniform", "domain:east", "domain:north", "domain:south"]
+    assert found["domain:north"].weights == (0.0, 1.0, 0.0)
+
+
+def test_every_domain_alone_whatever_it_is_called(lake):
+    odd = ["a=b", "c:d=e.json", "x/y"]
+    found = mixtures(lake, odd, [], each_domain=True)
+    assert [mixture.weights for mixture in found[1:]] == [(1, 0, 0), (0, 1, 0), (0, 0, 1)]
+    assert mixtures(lake, odd, ["domain:a=b"])[1].weights == (1, 0, 0)
+    assert mixtures(lake, odd, ["mine=domain:c:d=e.json"])[1].name == "mine"
+
+
+def test_names_can_be_given(lake, tmp_path):
+    path = tmp_path / "a=b.json"
+    path.write_text('{"north": 3, "south": 1}')
+    found = named(lake, "n=natural", "again=uniform", "bound=oracle", f"file={path}", str(path))
+    assert list(found) == ["uniform", "n", "again", "bound", "file", "a=b"]
+    assert found["file"].weights == found["a=b"].weights == (0.0, 0.75, 0.25)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"north": 3, "south": 1},
+        {"north": np.float32(0.75), "south": np.float64(0.25)},
+        {"north": 1.5e308, "south": 5e307},
+    ],
+)
+def test_weights_are_scaled_to_sum_to_one(lake, values):
+    found = named(lake, ("mine", values))["mine"]
+    assert found.weights == pytest.approx((0.0, 0.75, 0.25))
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"nort": 1}, "mixture 'mine' names domain 'nort', which the lake does not have; did you mean 'north'?"),
+        ({"zz": 1}, "mixture 'mine' names domain 'zz', which the lake does not have; domains are 'east', 'north', "),
+        ({5: 1}, "mixture 'mine' names domain 5, which the lake does not have; "),
+        ({"north": -0.1}, "mixture 'mine' gives domain 'north' the weight -0.1; it must be a number of at least 0"),
+        ({"north": float("nan")}, "gives domain 'north' the weight nan; it must be a number of at least 0"),
+        ({"north": float("inf")}, "gives domain 'north' the weight inf; "),
+        ({"north": 10**400}, "; it must be a number of at least 0"),
+        ({"north": "1"}, "gives domain 'north' the weight '1'; "),
+        ({"north": True}, "gives domain 'north' the weight True; "),
+        ({"north": None}, "gives domain 'north' the weight None; "),
+        ({"north": 0}, "mixture 'mine' gives no domain a weight above 0"),
+        ({}, "mixture 'mine' gives no domain a weight above 0"),
+    ],
+)
+def test_weights_that_are_none_are_refused(lake, values, said):
+    with pytest.raises(ConfigError) as caught:
+        named(lake, ("mine", values))
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", " is not JSON ("),
+        (b'{"north": 1', " is not JSON ("),
+        (b"\xff\xfe", " is not JSON ("),
+        (b"[" * 100_000, " is not JSON ("),
+        (b"[1, 2]", " holds a list; it must be an object {domain: weight}"),
+        (b'{"north": NaN}', " gives domain 'north' the weight nan; it must be a number of at least 0"),
+        (b'{"north": {"share": 1}}', " gives domain 'north' the weight {'share': 1}; "),
+    ],
+)
+def test_a_damaged_file_is_named(lake, tmp_path, content, said):
+    path = tmp_path / "mix.json"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        named(lake, str(path))
+    assert str(path) in str(caught.value)
+    assert said in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_named(lake, tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        named(lake, str(tmp_path / "gone.json"))
+    assert str(caught.value) == f"mixture file {tmp_path / 'gone.json'} cannot be read: No such file or directory"
+
+
+@pytest.mark.parametrize("spec", ["unifrom", "latest", "20260101T000000-abcdef", "mine=nothing", "=", ""])
+def test_what_is_no_mixture_and_no_run_is_refused(lake, spec):
+    with pytest.raises(
+        NotFoundError, match=r"is neither uniform, natural, oracle, domain:NAME, a \.json file nor a run: "
+    ):
+        named(lake, spec)
+
+
+@pytest.mark.parametrize(
+    "specs",
+    [["natural", "natural"], ["uniform=natural"], ["a=natural", "a=oracle"], ["latest=natural", "latest=oracle"]],
+)
+def test_two_mixtures_of_one_name_are_refused(lake, specs):
+    with pytest.raises(ConfigError, match=r"two mixtures are named '\w+'; name one of them otherwise, as NAME=SPEC"):
+        named(lake, *specs)
+
+
+def test_a_run_is_compared_with_the_weights_it_learned(learned):
+    with curator.open_lake(str(learned.lake)) as lake:
+        found = named(lake, "latest", f"again={learned.run_id}")
+        run = lake.run("latest")
+    learned_weights = {row["domain"]: row["domain_weight"] for row in run.record["domains"]}
+    for name in (learned.run_id, "again"):
+        assert found[name].weights == pytest.approx([learned_weights[domain] for domain in DOMAINS])
+        assert found[name].run_id == learned.run_id
+        assert found[name].learn_seconds == run.record["seconds"] > 0
+
+
+def test_a_run_over_other_domains_is_refused(learned):
+    with curator.open_lake(str(learned.lake)) as lake, pytest.raises(InputError) as caught:
+        mixtures(lake, [*DOMAINS, "west"], ["latest"])
+    assert str(caught.value) == (
+        f"run {learned.run_id} was learned on other domains than {learned.lake} has now ('west' is on one side only); "
+        "learn again"
+    )
