@@ -126,12 +126,13 @@ def print_domains(record: Mapping[str, Any]) -> None:
     """The domain table of a run, largest weight first."""
     rows = sorted(record["domains"], key=lambda row: -row["domain_weight"])
     print_rows(
-        ["domain", "natural share", "learned weight", "ratio", "rows", "tokens"],
+        ["domain", "natural share", "learned weight", "95 % interval", "ratio", "rows", "tokens"],
         [
             [
                 row["domain"],
                 f"{row['natural_share']:.3f}",
                 f"{row['domain_weight']:.3f}",
+                _interval(row.get("ci_low"), row.get("ci_high")),
                 f"{row['ratio']:.2f}",
                 f"{row['num_samples']:,}",
                 f"{row['num_tokens']:,}",
@@ -167,6 +168,10 @@ def print_comparison(found: Comparison) -> None:
     for sentence in found.sentences:
         print_(sentence)
     print_(f"\nComparison {found.comparison_id}")
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f"{low:.3f} … {high:.3f}"
 
 
 def _cell(value: Any) -> str:
