@@ -54,7 +54,7 @@ def test_a_penalty_that_drowns_the_gaps_in_rounding_is_unstable():
 def test_weights_that_move_too_slowly_are_not_converged():
     """Their movement is below the bound that a settled run keeps, but as large as everywhere on their way."""
     problem = quadratic(centres=[[2, 0], [-2, 0], [0, -2]], target=[1.8, 0], seed=3, noise=0.1, rows=64)
-    solution = run(problem, weight_rate=0.0003)
+    solution = run(problem, weight_rate=0.00005)
     assert solution.summary.movement < MAX_MOVEMENT
     assert solution.weights_D[0] < best_weights(problem)[0] - 0.2
     assert solution.verdict.status == "not converged"
