@@ -2,7 +2,7 @@
 
 The catalog file caches what ingest read (tables `files` and `sample_index`, see `connectors.duck`); it can be thrown
 away. Runs and versions are truth elsewhere, as records in the destination store, and become temporary tables of a
-session: `runs`, `domain_weights`, `comparisons`, `versions`, and the view `samples`.
+session: `runs`, `domain_weights`, `comparisons`, `versions`, and the views `diagnostics` and `samples`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from connectors.commit import Version, read_log, read_manifest
 from connectors.manifest import Manifest
 from connectors.plain import Corpus
 from connectors.store import Store, list_objects, read_bytes
+from curator import trajectory
 from curator.errors import StorageError
 
 RUN_FOLDER = "runs"
@@ -26,6 +27,20 @@ COMPARISON_FOLDER = "comparisons"
 COMPARISON_RECORD = "comparison.json"
 WEIGHT_COLUMNS = ("sample_weight", "domain_weight", "weight_run_id")
 
+_FIGURES = (
+    "aux_val_loss_last",
+    "distance_last",
+    "train_gap_last",
+    "weight_grad_norm_last",
+    "chance_signal",
+    "entropy",
+    "movement",
+    "swing",
+    "logit_travel",
+    "reachable_range",
+    "clipped_share",
+)
+"""Figures of a run's summary that `runs` shows under their own names; NULL in records that lack them."""
 _RUNS = pa.schema(
     {
         "run_id": pa.string(),
@@ -42,6 +57,7 @@ _RUNS = pa.schema(
         "val_loss": pa.float64(),
         "signal_to_noise": pa.float64(),
         "compute_tokens": pa.float64(),
+        **dict.fromkeys(_FIGURES, pa.float64()),
         "seconds": pa.float64(),
         "num_leaks": pa.int64(),
         "leak_share": pa.float64(),
@@ -57,6 +73,9 @@ _DOMAIN_WEIGHTS = pa.schema(
         "ratio": pa.float64(),
         "num_samples": pa.int64(),
         "num_tokens": pa.int64(),
+        "ci_low": pa.float64(),
+        "ci_high": pa.float64(),
+        "tokens_seen": pa.int64(),
     }
 )
 _COMPARISONS = pa.schema(
@@ -135,16 +154,34 @@ def read_comparison_records(destination: Store) -> list[dict[str, Any]]:
 
 
 def register_records(connection: duck.Connection, destination: Store) -> None:
-    """Make the temporary tables `runs`, `domain_weights`, `comparisons` and `versions` out of the records."""
+    """Make the temporary tables `runs`, `domain_weights`, `comparisons` and `versions` out of the records.
+
+    And the view `diagnostics` over the steps of the runs (`curator.trajectory.SCHEMA`).
+    """
     records = read_run_records(destination)
     versions = [(version, read_manifest(destination, version)) for version in read_log(destination)]
     _create_table(connection, "runs", _RUNS, [_run_row(record) for record in records])
     domains = [domain | {"run_id": record["run_id"]} for record in records for domain in record["domains"]]
     _create_table(connection, "domain_weights", _DOMAIN_WEIGHTS, domains)
+    _create_diagnostics(connection, destination, [record["run_id"] for record in records])
     compared = [row for record in read_comparison_records(destination) for row in _comparison_rows(record)]
     _create_table(connection, "comparisons", _COMPARISONS, compared)
     rows = [version_row(destination, version, manifest) for version, manifest in versions]
     _create_table(connection, "versions", _VERSIONS, rows)
+
+
+def _create_diagnostics(connection: duck.Connection, destination: Store, run_ids: Sequence[str]) -> None:
+    """The view reads the runs' files when it is asked."""
+    listed = {info.path for info in list_objects(destination, f"/{trajectory.TABLE}", prefix=RUN_FOLDER)}
+    expected = [f"{RUN_FOLDER}/{run_id}/{trajectory.TABLE}" for run_id in run_ids]
+    paths = [duck.quote_literal(duck.duck_path(destination, path)) for path in expected if path in listed]
+    if paths:
+        duck.register_store(connection, destination)
+        source = f"read_parquet([{', '.join(paths)}])"
+    else:
+        source = "no_steps"
+        _create_table(connection, source, trajectory.SCHEMA, [])
+    connection.execute(f"CREATE OR REPLACE TEMP VIEW diagnostics AS SELECT * FROM {source}")
 
 
 def create_samples(connection: duck.Connection, corpus: Corpus, destination: Store) -> None:
@@ -221,7 +258,7 @@ def _published_paths(corpus: Corpus, manifest: Manifest) -> dict[str, str]:
 
 
 def _run_row(record: dict[str, Any]) -> dict[str, Any]:
-    summary = record["summary"] or {"val_loss_last": None, "signal_to_noise": None}  # dsir and regmix take no steps
+    summary = record["summary"] or {}  # dsir and regmix take no steps
     leaks = record.get("leaks", {})  # runs of before there was a guard have none
     return {
         "run_id": record["run_id"],
@@ -235,9 +272,10 @@ def _run_row(record: dict[str, Any]) -> dict[str, Any]:
         "snapshot_id": record["snapshot_id"],
         "verdict": record["verdict"]["status"],
         "verdict_reason": record["verdict"]["reason"],
-        "val_loss": summary["val_loss_last"],
-        "signal_to_noise": summary["signal_to_noise"],
+        "val_loss": summary.get("val_loss_last"),
+        "signal_to_noise": summary.get("signal_to_noise"),
         "compute_tokens": record.get("compute_tokens"),
+        **{name: summary.get(name) for name in _FIGURES},
         "seconds": record["seconds"],
         "num_leaks": leaks.get("num_leaks"),
         "leak_share": leaks.get("share"),

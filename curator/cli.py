@@ -481,13 +481,14 @@ def publish(
 def sql(
     lake_url: Annotated[str, typer.Argument(metavar="LAKE_URL", help="The lake to ask.")],
     query: Annotated[
-        str, typer.Argument(help="DuckDB SQL over samples, domain_weights, runs, comparisons and versions.")
+        str,
+        typer.Argument(help="DuckDB SQL over samples, domain_weights, runs, diagnostics, comparisons, versions."),
     ],
     destination: DestinationOption = None,
     *,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask SQL: `samples` (every row with its weights), `domain_weights`, `runs`, `comparisons`, `versions`."""
+    """Ask SQL: `samples` (every row with its weights), `domain_weights`, `runs`, `diagnostics` and more."""
     from curator import console
 
     with _open(_settings(lake_url, None), destination=destination) as lake:

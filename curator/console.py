@@ -127,12 +127,13 @@ def print_domains(record: Mapping[str, Any]) -> None:
     """The domain table of a run, largest weight first."""
     rows = sorted(record["domains"], key=lambda row: -row["domain_weight"])
     print_rows(
-        ["domain", "natural share", "learned weight", "ratio", "rows", "tokens"],
+        ["domain", "natural share", "learned weight", "95 % interval", "ratio", "rows", "tokens"],
         [
             [
                 row["domain"],
                 f"{row['natural_share']:.3f}",
                 f"{row['domain_weight']:.3f}",
+                _interval(row.get("ci_low"), row.get("ci_high")),
                 f"{row['ratio']:.2f}",
                 f"{row['num_samples']:,}",
                 f"{row['num_tokens']:,}",
@@ -165,6 +166,10 @@ def print_comparison_plan(found: ComparisonPlan) -> None:
         f"test      {found.num_test_rows:,} rows, {found.num_test_tokens:,} tokens "
         f"({found.num_left_out:,} more rows stand in the target or the lake)"
     )
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f"{low:.3f} … {high:.3f}"
 
 
 def _cell(value: Any) -> str:

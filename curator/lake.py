@@ -24,7 +24,7 @@ from connectors.commit import read_log, read_manifest
 from connectors.parquet import check_schemas
 from connectors.plain import Corpus, lake_root, list_parquet
 from connectors.store import Store, check_put_if_absent, open_store, substore, write_object
-from curator import catalog
+from curator import catalog, trajectory
 from curator.config import CompareConfig, LakeConfig, LearnConfig, TargetConfig, override, parse
 from curator.errors import ConfigError, InputError, NotFoundError, StorageError, UsageError, one_line, translated
 from curator.places import (
@@ -383,7 +383,7 @@ class Lake:
             return publish(self, self.run(run) if isinstance(run, str) else run, on_progress, dry_run=dry_run)
 
     def sql(self, query: str, params: Mapping[str, Any] | None = None) -> duck.Relation:
-        """Ask the lake: `samples`, `domain_weights`, `runs`, `comparisons` and `versions` are its tables.
+        """Ask the lake: `samples`, `domain_weights`, `runs`, `diagnostics`, `comparisons`, `versions` are its tables.
 
         The relation is lazy and lives until the lake is closed, ingested or published again; fetch it with `.pl()`,
         `.df()`, `.to_arrow_table()` or `.fetchall()`.
@@ -566,11 +566,11 @@ class Lake:
             yield from cast("list[str]", batch["text"].to_pylist())
 
     def record_run(self, folder: Path, record: Mapping[str, Any]) -> None:
-        """Make a finished run known to the lake: weights first, the record that names it last."""
+        """Make a finished run known to the lake: weights and steps first, the record that names it last."""
         from curator.learn import RECORD, WEIGHTS
 
         home = f"{catalog.RUN_FOLDER}/{record['run_id']}"
-        for name in (WEIGHTS, RECORD):
+        for name in (WEIGHTS, trajectory.TABLE, RECORD):
             path = f"{home}/{name}"
             if self.destination.is_local and Path(self.destination.full_path(path)) == folder / name:
                 continue

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from curator import trajectory
 from curator.begun import Begun, explaining_interruptions
 from curator.config import LearnConfig, TargetConfig, override
 from curator.errors import ConfigError, InputError
@@ -115,13 +116,16 @@ def _finish(lake: Lake, begun: Begun, started: float, on_progress: ProgressCallb
         else:
             _run_workers(begun.job, device, on_progress)
     result, search = WorkerResult.read(folder), None
-    if begun.job.learn.is_judged:
+    if not begun.job.learn.is_judged:
+        result = dataclasses.replace(result, weights=_capped(begun.job, result.weights))
+    elif result.verdict.status == "no gain":  # nothing to judge: what was learned is noise
+        result = dataclasses.replace(result, weights=_capped(begun.job, begun.job.prior))
+    else:
         search = _judge(lake, begun, result, on_progress)
         result = search.applied_to(result)
-    else:
-        result = dataclasses.replace(result, weights=_capped(begun.job, result.weights))
     table = _weight_table(TokenCache.open(begun.job.corpus), result)
     pq.write_table(table.samples, folder / WEIGHTS, compression="zstd")
+    trajectory.write(folder, begun.run_id, [domain.domain for domain in table.domains])
     record = _record(lake, begun, result, table, time.monotonic() - started)
     record["line_search"] = search and dataclasses.asdict(search)
     write_atomically(folder / RECORD, json.dumps(record, indent=1))
@@ -174,9 +178,9 @@ def _search_mixtures(lake: Lake, begun: Begun, device: launch.Device, on_progres
 
 
 def _run_workers(job: WorkerJob, device: launch.Device, on_progress: ProgressCallback) -> None:
-    from curator.worker import TRAJECTORY
-
-    follow = _Follower(job.run_dir / TRAJECTORY, TokenCache.open(job.corpus).domains, job.learn.steps, on_progress)
+    follow = _Follower(
+        job.run_dir / trajectory.LINES, TokenCache.open(job.corpus).domains, job.learn.steps, on_progress
+    )
     launch.launch(
         "curator.worker:run_worker",
         job,
@@ -229,19 +233,28 @@ def _described(record: dict[str, Any], domains: Sequence[str]) -> str:
 
 
 def _weight_table(corpus: TokenCache, result: WorkerResult) -> WeightTable:
-    return from_domain_weights(
+    table = from_domain_weights(
         corpus.sample_ids(),
         np.asarray(corpus.domain),
         np.asarray(corpus.num_targets),
         corpus.domains,
         np.array(result.weights),
     )
+    found = result.summary
+    if found is None:
+        return table
+    domains = (
+        dataclasses.replace(domain, ci_low=low, ci_high=high, tokens_seen=round(tokens))
+        for domain, low, high, tokens in zip(table.domains, found.ci_low, found.ci_high, found.tokens, strict=True)
+    )
+    return dataclasses.replace(table, domains=tuple(domains))
 
 
 def _record(lake: Lake, begun: Begun, result: WorkerResult, table: WeightTable, seconds: float) -> dict[str, Any]:
     """Everything worth knowing about a finished run, as JSON."""
-    summary = result.summary and {
-        k: v if v is None or np.isfinite(v) else None for k, v in dataclasses.asdict(result.summary).items()
+    figures = result.summary and dataclasses.asdict(result.summary)
+    summary = figures and {
+        k: v if v is None or np.isfinite(v) else None for k, v in figures.items() if not isinstance(v, list)
     }
     target = TokenCache.open(begun.job.target)
     return {

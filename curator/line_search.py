@@ -28,7 +28,7 @@ from curator.trainings import Name, train_all
 from curator.worker import WorkerJob, WorkerResult, share_caps
 from optim import launch
 from optim.data_weights import capped, on_path
-from optim.diagnostics import Verdict
+from optim.diagnostics import Summary, Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +77,26 @@ class LineSearch:
             if self.place
             else Verdict(status="no gain", reason=self.verdict)
         )
-        total = result.compute_tokens + self.compute_tokens
-        return dataclasses.replace(result, weights=self.weights, verdict=verdict, compute_tokens=total)
+        return dataclasses.replace(
+            result,
+            weights=self.weights,
+            summary=self._moved_intervals(result),
+            verdict=verdict,
+            compute_tokens=result.compute_tokens + self.compute_tokens,
+        )
+
+    def _moved_intervals(self, result: WorkerResult) -> Summary | None:
+        """The summary with the weights' intervals taken along: a logit's way from its weight times the place."""
+        if result.summary is None:
+            return None
+        learned_D, taken_D = np.array(result.weights), np.array(self.weights)
+
+        def moved(end: list[float]) -> list[float]:
+            found = taken_D * (np.maximum(end, np.finfo(float).tiny) / learned_D) ** self.place
+            return [float(weight) for weight in np.clip(found, 0.0, 1.0)]
+
+        summary = result.summary
+        return dataclasses.replace(summary, ci_low=moved(summary.ci_low), ci_high=moved(summary.ci_high))
 
 
 def line_search(

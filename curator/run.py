@@ -52,7 +52,7 @@ class Run:
 
     @property
     def verdict(self) -> str:
-        """converged, not converged or unstable, and why, in a sentence."""
+        """converged, not converged, unstable or no gain, and why, in a sentence."""
         return f"{self.record['verdict']['status']}: {self.record['verdict']['reason']}"
 
     @property
@@ -64,7 +64,7 @@ class Run:
 
     @property
     def domain_weights(self) -> duck.Relation:
-        """The domain table (domain, domain_weight, natural_share, ratio, num_samples, num_tokens) as a relation."""
+        """The domain table (`curator.weights.DomainWeight`), largest weight first, as a relation."""
         return self.lake.sql(
             "SELECT * EXCLUDE run_id FROM domain_weights WHERE run_id = $run_id ORDER BY domain_weight DESC",
             params={"run_id": self.run_id},

@@ -47,7 +47,9 @@ class DomainWeight:
     """One domain of a run.
 
     `domain_weight` and `natural_share` are shares of tokens and sum to 1 over the domains; `ratio` is their quotient,
-    above 1 for a domain that should be seen more often than it occurs.
+    above 1 for a domain that should be seen more often than it occurs. `ci_low` … `ci_high` is the interval of the
+    weight that the run's own noise leaves (`optim.diagnostics.weight_intervals`), `tokens_seen` the target tokens that
+    the run drew; None where the weights were not learned.
     """
 
     domain: str
@@ -56,6 +58,9 @@ class DomainWeight:
     ratio: float
     num_samples: int
     num_tokens: int
+    ci_low: float | None = None
+    ci_high: float | None = None
+    tokens_seen: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

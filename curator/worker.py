@@ -34,6 +34,7 @@ from curator.files import write_atomically
 from curator.places import CHECKPOINTS, JOB
 from curator.sampler import Sampler, SamplerSettings
 from curator.tokens import TokenCache
+from curator.trajectory import LINES
 from optim.backend import AdamWSettings, Backend, BackendInfo, ModelSource
 from optim.blocks import BlockSchedule
 from optim.checkpoint import Checkpoint, Checkpoints
@@ -47,7 +48,6 @@ from optim.schedules import LearningRate
 from optim.solver import SolverSettings, solve
 from optim.state import SolverState
 
-TRAJECTORY = "trajectory.jsonl"
 RESULT = "result.json"
 _LOCK = "lock"
 
@@ -321,7 +321,7 @@ class _Trajectory:
     @contextmanager
     def open(run_dir: Path, found: Checkpoint | None) -> Iterator[_Trajectory]:
         """The records up to the checkpoint (None: none); what a killed run wrote after it is cut off."""
-        path = run_dir / TRAJECTORY
+        path = run_dir / LINES
         kept = int(found.extra["trajectory_bytes"]) if found else 0
         records = _records(path, kept)
         if found and len(records) != found.state.step:

@@ -197,8 +197,10 @@ def _solution(state: SolverState, records: list[StepRecord], settings: SolverSet
     summary = diagnostics.summarize(
         records,
         warmup_steps=settings.warmup_steps,
+        num_averaged=state.num_averaged,
         num_updates=num_updates,
         reachable_range=data_weights.reachable_logit_range(settings.data_weights, num_updates),
+        tokens=state.tokens_D.tolist(),
         settling_updates=data_weights.settling_updates(settings.data_weights),
     )
     return Solution(

@@ -220,10 +220,47 @@ def test_runs_and_domain_weights_are_tables(learned):
             row["domain"]: (row["domain_weight"], row["natural_share"]) for row in run.record["domains"]
         }
         table = run.domain_weights.pl()
-        assert table.columns == ["domain", "domain_weight", "natural_share", "ratio", "num_samples", "num_tokens"]
+        assert table.columns == [
+            "domain",
+            "domain_weight",
+            "natural_share",
+            "ratio",
+            "num_samples",
+            "num_tokens",
+            "ci_low",
+            "ci_high",
+            "tokens_seen",
+        ]
+        assert (table["ci_low"] <= table["domain_weight"]).all()
+        assert (table["domain_weight"] <= table["ci_high"]).all()
         assert table["domain_weight"].is_sorted(descending=True)
         assert table["domain_weight"].sum() == pytest.approx(1)
         assert repr(run).startswith(f"Run('{learned.run_id}': {table['domain'][0]} 0.")
+
+
+def test_the_steps_of_a_run_are_a_table_wherever_its_record_is(learned):
+    """The destination alone answers: the run folder's own lines may be on another machine."""
+    (learned.state / "runs" / learned.run_id / "trajectory.jsonl").unlink()
+    with curator.open_lake(str(learned.lake)) as lake:
+        lake.ingest()
+        names, rows = lake.fetch(
+            "SELECT step, weights['north'], gaps['south'], distance, clipped, entropy FROM diagnostics ORDER BY step"
+        )
+        assert [row[0] for row in rows] == list(range(12))
+        assert rows[-1][names.index("distance")] > 0
+        assert lake.sql("SELECT DISTINCT run_id FROM diagnostics").fetchall() == [(learned.run_id,)]
+        mean = lake.sql("SELECT avg(weights['north']) FROM diagnostics WHERE step >= 7").fetchall()[0][0]
+        weight = {row["domain"]: row["domain_weight"] for row in lake.run(learned.run_id).record["domains"]}
+        assert mean == pytest.approx(weight["north"], rel=1e-6)  # the reported weight is the mean of the last steps
+        figures = "movement, swing, clipped_share, train_gap_last, weight_grad_norm_last, entropy"
+        assert None not in lake.sql(f"SELECT {figures} FROM runs").fetchall()[0]
+        seen = lake.sql("SELECT sum(tokens_seen) FROM domain_weights").fetchall()
+        assert seen == lake.sql("SELECT max(tokens) FROM diagnostics").fetchall()
+
+
+def test_a_lake_without_runs_has_an_empty_table_of_steps(lake):
+    lake.ingest()
+    assert lake.sql("SELECT count(*), count(weights['north']) FROM diagnostics").fetchall() == [(0, 0)]
 
 
 @pytest.mark.parametrize(

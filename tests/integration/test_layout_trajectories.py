@@ -17,7 +17,8 @@ pytest.importorskip("megatron.core", reason="needs the extra [train]")
 
 from curator.config import BlocksConfig, LearnConfig, WeightsConfig
 from curator.tokens import RowBatch, train_tokenizer, write_cache
-from curator.worker import TRAJECTORY, WorkerJob, WorkerResult
+from curator.trajectory import LINES
+from curator.worker import WorkerJob, WorkerResult
 from optim.backend import ModelSource
 from optim.launch import launch
 from optim.presets import preset
@@ -82,7 +83,7 @@ def trajectory(caches, tmp_path_factory, parallel):
     )
     world = learn.layout.world_size
     launch("curator.worker:run_worker", job, world_size=world, threads=1, preload=PRELOAD, log=run_dir / "log")
-    records = [json.loads(line) for line in (run_dir / TRAJECTORY).read_text().splitlines()]
+    records = [json.loads(line) for line in (run_dir / LINES).read_text().splitlines()]
     return records, WorkerResult.read(run_dir)
 
 

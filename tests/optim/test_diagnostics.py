@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from optim.diagnostics import StepRecord, entropy, judge, summarize
+from optim.diagnostics import StepRecord, entropy, judge, summarize, weight_intervals
 
 
 def make_records(weights_TD, val_loss_T):
@@ -16,8 +16,8 @@ def make_records(weights_TD, val_loss_T):
             step=t,
             weights=list(map(float, p)),
             average_weights=list(map(float, p)),
-            weight_grads=[-0.5, 0.5],
-            gaps=[-0.5, 0.5],
+            weight_grads=[-0.5 + 0.1 * (-1) ** t, 0.5],
+            gaps=[-0.5 + 0.1 * (-1) ** t, 0.5],
             val_loss=float(loss),
             aux_val_loss=float(loss) + 1 if t % 10 == 0 else None,
             train_loss=1.0,
@@ -38,7 +38,8 @@ def make_records(weights_TD, val_loss_T):
 
 def verdict_of(weights_TD, val_loss_T, reachable_range=math.inf, **changes):
     records = make_records(weights_TD, val_loss_T)
-    values = {"warmup_steps": 10, "num_updates": 90, "reachable_range": reachable_range} | changes
+    values = {"warmup_steps": 10, "num_averaged": 45, "num_updates": 90, "tokens": [50.0, 50.0]}
+    values |= {"reachable_range": reachable_range} | changes
     summary = summarize(records, **values)
     return judge(records, summary), summary
 
@@ -103,14 +104,52 @@ def test_signal_to_noise_tells_signal_from_noise():
             StepRecord(**{**vars(r), "weight_grads": list(rng.normal(mean, 1.0, 2))})
             for r in make_records(SETTLED, FALLING)
         ]
-        for mean in (0.0, 2.0)
+        for mean in ((3.0, 3.0), (2.0, 0.0))
     ]
     found = [
-        summarize(records, warmup_steps=0, num_updates=100, reachable_range=1.0).signal_to_noise
+        summarize(
+            records, warmup_steps=0, num_averaged=50, num_updates=100, reachable_range=1.0, tokens=[1.0, 1.0]
+        ).signal_to_noise
         for records in (noise, signal)
     ]
-    assert found[0] < 3
+    assert found[0] < 3  # what all domains share moves no weight
     assert found[1] > 8
+
+
+def test_the_interval_of_a_mean_is_students_for_independent_values_and_wider_with_memory():
+    """1,000 independent values: t·s/√T. First-order autoregressions, φ = .9: nearly all of 200 intervals cover 0.5."""
+    rng = np.random.default_rng(0)
+    white_TD = 0.5 + 0.01 * rng.normal(size=(1000, 1))
+    low, high = weight_intervals(white_TD)
+    assert (high - low)[0] / 2 == pytest.approx(1.96 * white_TD.std() / math.sqrt(1000), rel=0.1)
+    memory_TD = np.zeros((300, 200))
+    for t in range(1, 300):
+        memory_TD[t] = 0.9 * memory_TD[t - 1] + 0.01 * rng.normal(size=200)
+    low, high = weight_intervals(0.5 + memory_TD[50:])
+    assert 0.88 <= float(((low <= 0.5) & (high >= 0.5)).mean()) <= 1.0
+
+
+def test_a_rise_of_the_target_loss_that_noise_explains_is_not_one():
+    noisy = 0.1 + 0.1 * np.random.default_rng(0).random(100)
+    assert verdict_of(SETTLED, noisy)[0].status == "converged"
+
+
+def test_weights_that_turn_back_and_forth_swing_and_weights_that_only_travel_do_not():
+    swinging = np.where(np.arange(100) % 20 < 10, 0.9, 0.1)
+    verdict, summary = verdict_of(np.stack([swinging, 1 - swinging], 1), FALLING)
+    assert verdict.status == "unstable"
+    assert summary.swing > 0.3
+    assert verdict_of(MOVING, FALLING)[1].swing < 1e-9
+
+
+def test_gaps_of_noise_and_weights_that_stayed_are_no_gain():
+    records = make_records(np.full((100, 2), 0.5), FALLING)
+    rng = np.random.default_rng(1)
+    records = [StepRecord(**{**vars(r), "gaps": list(rng.normal(0.0, 1.0, 2))}) for r in records]
+    summary = summarize(
+        records, warmup_steps=10, num_averaged=45, num_updates=90, reachable_range=math.inf, tokens=[1.0, 1.0]
+    )
+    assert judge(records, summary).status == "no gain"
 
 
 def test_entropy_is_between_zero_and_log_d():
