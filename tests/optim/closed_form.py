@@ -20,6 +20,7 @@ from optim.batch import Batch, StepData
 from optim.block_adamw import BlockAdamW, clip_factor
 from optim.blocks import Block, BlockSchedule
 from optim.data_weights import DataWeightSettings
+from optim.learners.scalebio import ScaleBiO
 from optim.schedules import LearningRate
 from optim.solver import SolverSettings
 
@@ -353,7 +354,7 @@ def solver_settings(
     return SolverSettings(
         num_steps=num_steps,
         warmup_steps=warmup_steps,
-        penalty=penalty,
+        learner=ScaleBiO(penalty=penalty),
         blocks=BlockSchedule(num_layers=num_layers, size=block_size, edges="frozen", seed=1),
         learning_rate=LearningRate(peak=rate, num_steps=num_steps, shape="constant"),
         data_weights=DataWeightSettings(learning_rate=weight_rate, prior_pull=prior_pull),

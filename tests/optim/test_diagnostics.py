@@ -90,7 +90,8 @@ def test_a_rising_or_infinite_target_loss_is_unstable(losses):
 def test_losses_that_were_not_measured_do_not_count():
     records = make_records(SETTLED, np.where(np.arange(100) < 90, 5.0, 3.0))
     sparse = [StepRecord(**(vars(r) | ({} if r.step % 5 == 0 else {"val_loss": None}))) for r in records]
-    values = {"warmup_steps": 10, "num_updates": 90, "reachable_range": math.inf}
+    values = {"warmup_steps": 10, "num_averaged": 45, "num_updates": 90}
+    values |= {"reachable_range": math.inf, "tokens": [1.0, 1.0]}
     full, few = (summarize(some, **values) for some in (records, sparse))
     assert (few.val_loss_first, few.val_loss_last) == (full.val_loss_first, full.val_loss_last) == (5.0, 3.0)
     assert judge(sparse, few).status == "converged"
@@ -145,7 +146,7 @@ def test_weights_that_turn_back_and_forth_swing_and_weights_that_only_travel_do_
 def test_gaps_of_noise_and_weights_that_stayed_are_no_gain():
     records = make_records(np.full((100, 2), 0.5), FALLING)
     rng = np.random.default_rng(1)
-    records = [StepRecord(**{**vars(r), "gaps": list(rng.normal(0.0, 1.0, 2))}) for r in records]
+    records = [StepRecord(**{**vars(r), "weight_grads": list(rng.normal(0.0, 1.0, 2))}) for r in records]
     summary = summarize(
         records, warmup_steps=10, num_averaged=45, num_updates=90, reachable_range=math.inf, tokens=[1.0, 1.0]
     )
