@@ -1,8 +1,8 @@
 """The hypergradient of a tiny GPT against finite differences: the lower level is trained anew at p ± ε.
 
-Everything runs through `LocalBackend` in float64 (transformers' llama norms round to float32, gpt2's do not), full batch, to
-convergence by L-BFGS; weight decay belongs to the
-lower level. Retraining starts from the optimum at p, so that all optima lie in one basin.
+Everything runs through `LocalBackend` in float64 (transformers' llama norms round to float32, gpt2's do not), full
+batch, to convergence by L-BFGS; weight decay belongs to the lower level. Retraining starts from the optimum at p, so
+that all optima lie in one basin.
 """
 
 from __future__ import annotations
