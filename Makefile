@@ -7,12 +7,19 @@ export OMP_NUM_THREADS ?= 2
 # Threads that spin while they wait starve the other worker processes of a test.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help demo test test-slow bench lint types contracts format clean
+# Of the experiments: all of METHODS are learned with SEEDS seeds each; an experiment takes from half an hour to hours.
+METHODS ?= scalebio,doge,doremi,rho,dsir
+SEEDS ?= 3
+EXPERIMENT = $(BIN)/python tests/bench/experiments/run.py --methods $(METHODS) --seeds $(SEEDS)
+
+.PHONY: help demo test test-slow bench bench-denoise bench-multilingual bench-domains bench-instruct lint types contracts format clean
 help:
 	@echo "make demo        install, then learn and publish domain weights on a small lake of real text"
 	@echo "make test        install, lint, types, contracts and the whole unmarked test suite"
 	@echo "make test-slow   the tests marked slow"
 	@echo "make bench       the benchmarks, each against a named peer or limit"
+	@echo "make bench-multilingual, -domains, -denoise, -instruct"
+	@echo "                 experiments: do the learned weights beat uniform and the baselines? (needs the data folder)"
 	@echo "make format      rewrite the code in the project's format"
 
 $(VENV)/.train: pyproject.toml constraints.txt
@@ -46,6 +53,20 @@ test-slow: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	@for file in tests/bench/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+bench-denoise: $(VENV)/.dev
+	$(EXPERIMENT) denoise
+	$(EXPERIMENT) partitions
+
+bench-multilingual: $(VENV)/.dev
+	$(EXPERIMENT) multilingual-easy
+	$(EXPERIMENT) multilingual-hard
+
+bench-domains: $(VENV)/.dev
+	$(EXPERIMENT) domains
+
+bench-instruct: $(VENV)/.dev
+	$(EXPERIMENT) instruct
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

@@ -21,6 +21,8 @@ STEPS = 200
 """Steps of the demo's run: about a minute on two idle cores."""
 SEQUENCE_LENGTH = 96
 """Target tokens of a sequence: the demo's rows are short."""
+LINE_SEARCH = {"steps": 60, "tokens_per_step": 1024}
+"""The trainings that judge the learned weights: half a minute."""
 MIN_RELATED_RATIO = 2.0
 """The related domain ends above this multiple of its natural share, in every seed tried."""
 MAX_CORRUPTED_RATIO = 0.2
@@ -65,7 +67,12 @@ def run_demo(folder: Path, *, seed: int = 0, steps: int = STEPS, on_progress: Pr
         raise StorageError(f"the demo lake cannot be written to {folder}: {error.strerror}") from error
     with open_lake(str(corpus.lake), text="text", domain="source") as lake:
         run = lake.learn(
-            str(corpus.target), steps=steps, seed=seed, sequence_length=SEQUENCE_LENGTH, on_progress=on_progress
+            str(corpus.target),
+            steps=steps,
+            seed=seed,
+            sequence_length=SEQUENCE_LENGTH,
+            line_search=LINE_SEARCH,
+            on_progress=on_progress,
         )
         publication = lake.publish(run, on_progress=on_progress)
     return DemoResult(lake=corpus.lake, target=corpus.target, run=run, publication=publication)

@@ -98,6 +98,9 @@ seed = 0
 # tensor_parallel = 2
 # pipeline_parallel = 2
 
+# [learn.line_search]
+# places = []        # publish what was learned without judging it on target rows kept out
+
 # [learn.blocks]
 # size = 1        # layers that train at a time; 0: all
 

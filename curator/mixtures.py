@@ -5,6 +5,7 @@
 | `uniform` | every domain alike |
 | `natural` | in proportion to the domains' tokens |
 | `latest`, a run id | what that run learned |
+| `RUN,RUN,…` | one run for each seed of the comparison, whose models are trained on what it learned |
 | `domain:NAME` | that domain alone |
 | `oracle` | none of the lake: the rows of the target itself, as a bound |
 | `PATH.json` | an object {domain: weight}, scaled to sum to 1 |

@@ -254,6 +254,7 @@ def result(name="mine", **changed):
             "train_tokens",
             "max_epochs",
             "learn_seconds",
+            "learn_tokens",
             "train_seconds",
         ),
         1.0,

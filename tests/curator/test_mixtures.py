@@ -1,5 +1,7 @@
 """What can be compared, and what is said of what cannot."""
 
+import json
+
 import numpy as np
 import pytest
 from lake_cases import LANGUAGES, write_lake
@@ -165,6 +167,25 @@ def test_a_run_is_compared_with_the_weights_it_learned(learned):
         assert found[name].weights == pytest.approx([learned_weights[domain] for domain in DOMAINS])
         assert found[name].run_id == learned.run_id
         assert found[name].learn_seconds == run.record["seconds"] > 0
+
+
+def test_runs_of_several_seeds_are_one_mixture_with_weights_for_each(learned):
+    record_of = learned.state / "runs" / learned.run_id / "run.json"
+    other = json.loads(record_of.read_text()) | {"run_id": "other", "seconds": 3.0, "compute_tokens": 10.0}
+    for row, weight in zip(other["domains"], (0.5, 0.2, 0.3), strict=True):
+        row["domain_weight"] = weight
+    (learned.state / "runs" / "other").mkdir()
+    (learned.state / "runs" / "other" / "run.json").write_text(json.dumps(other))
+    with curator.open_lake(str(learned.lake)) as lake:
+        found = named(lake, f"mine={learned.run_id},other")["mine"]
+        alone = named(lake, learned.run_id, "other")
+    assert found.run_id == f"{learned.run_id},other"
+    assert found.weights_on(cache(1, 1, 1), 0) == alone[learned.run_id].weights
+    assert found.weights_on(cache(1, 1, 1), 1) == alone["other"].weights
+    both = [alone[learned.run_id].weights, alone["other"].weights]
+    assert found.weights == pytest.approx(np.mean(both, axis=0))
+    assert found.learn_seconds == pytest.approx((alone[learned.run_id].learn_seconds + 3.0) / 2)
+    assert found.learn_tokens == pytest.approx((alone[learned.run_id].learn_tokens + 10.0) / 2)
 
 
 def test_a_run_over_other_domains_is_refused(learned):
