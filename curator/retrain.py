@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -119,6 +119,18 @@ def training_config(learn: LearnConfig, *, steps: int, tokens_per_step: int, see
         "seeds": seeds,
     }
     return CompareConfig(**values)
+
+
+def run_trainings(trainings: Sequence[Training]) -> None:
+    """Every rank's part of some trainings, one after the other; each result is kept as soon as it is there.
+
+    One start of the workers serves them all. Collective: every rank of the torch.distributed world.
+    """
+    for training in trainings:
+        result = run_training(training)
+        if dist.get_rank() == 0:
+            result.write(training)
+            training.progress.unlink(missing_ok=True)
 
 
 def run_training(training: Training) -> Trained:

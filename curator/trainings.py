@@ -37,53 +37,54 @@ def train_all(
         InterruptedRunError: stopped by the user.
     """
     done = finished(wanted)
-    missing: dict[str, Name] = {}
+    by_key: dict[str, tuple[Name, Training]] = {}
     for name, training in wanted.items():
         if name not in done:
-            missing.setdefault(training.key, name)
-    names = list(missing.values())
+            by_key.setdefault(training.key, (name, training))
+    missing = list(by_key.values())
     stop = threading.Event()
-    at_once = min(_at_once(config, device), max(1, len(names)))
+    at_once = min(_at_once(config, device), max(1, len(missing)))
     threads = max(1, launch.device_count("cpu") // (at_once * config.layout.world_size))
     with ThreadPoolExecutor(at_once) as pool:
-        futures = [pool.submit(_train, name, wanted[name], device, threads, stop) for name in names]
+        futures = [pool.submit(_train, missing[i::at_once], device, threads, stop) for i in range(at_once)]
         try:
-            _follow(futures, [wanted[name] for name in names], (len(done), len(wanted)), config.steps, on_progress)
+            made = [training for _, training in missing]
+            _follow(futures, made, (len(done), len(wanted)), config.steps, on_progress)
         except KeyboardInterrupt:
             raise InterruptedRunError(
-                "stopped before the comparison ended; finished trainings are kept, the same command goes on with them"
+                "stopped before all models were trained; finished ones are kept, the same command goes on with them"
             ) from None
         finally:
             stop.set()
-            for future in futures:
-                future.cancel()
     return finished(wanted)
 
 
-def _train(name: Name, training: Training, device: launch.Device, threads: int, stop: threading.Event) -> None:
-    """Train and keep the result; the workers' output stays where that fails."""
-    if stop.is_set():
+def _train(share: Sequence[tuple[Name, Training]], device: launch.Device, threads: int, stop: threading.Event) -> None:
+    """Train one after the other and keep the results; the workers' output stays where that fails."""
+    if not share:
         return
-    training.folder.mkdir(parents=True, exist_ok=True)
+    first = share[0][1]
+    first.folder.mkdir(parents=True, exist_ok=True)
     try:
-        result: Trained = launch.launch(
-            "curator.retrain:run_training",
-            training,
-            world_size=training.config.layout.world_size,
+        launch.launch(
+            "curator.retrain:run_trainings",
+            [training for _, training in share],
+            world_size=first.config.layout.world_size,
             device=device,
             preload=("optim.mcore.backend",),
             threads=threads,
             on_poll=lambda: _stop_if(stop),
-            log=training.log,
-        )[0]
-        result.write(training)
-        training.log.unlink(missing_ok=True)
+            log=first.log,
+        )
+        first.log.unlink(missing_ok=True)
     except _StoppedError:
-        training.log.unlink(missing_ok=True)
+        first.log.unlink(missing_ok=True)
     except OptimError as error:
-        raise LearningError(f"training {name[0]!r} with seed {name[1]} failed: {one_line(error)}") from error
+        (mixture, seed), _ = next((each for each in share if Trained.read(each[1]) is None), share[-1])
+        raise LearningError(f"training {mixture!r} with seed {seed} failed: {one_line(error)}") from error
     finally:
-        training.progress.unlink(missing_ok=True)
+        for _, training in share:
+            training.progress.unlink(missing_ok=True)
 
 
 def _follow(
@@ -102,13 +103,14 @@ def _follow(
         ended, pending = wait(futures, timeout=0)
         for future in ended:
             future.result()
-        share = (total - there) / max(1, len(futures))
+        share = (total - there) / max(1, len(trainings))
+        finished_now = [training.result.exists() for training in trainings]
         # One that has taken all its steps is measured on the test rows yet.
         at = [
-            steps if future in ended else min(_noted(training.progress), steps - 1)
-            for future, training in zip(futures, trainings, strict=True)
+            steps if is_finished else min(_noted(training.progress), steps - 1)
+            for is_finished, training in zip(finished_now, trainings, strict=True)
         ]
-        count = round(there + share * len(ended))
+        count = round(there + share * sum(finished_now))
         on_progress(
             Progress(
                 stage="train",

@@ -11,16 +11,27 @@ pytest.importorskip("megatron.core", reason="needs the extra [train]")
 
 from curator import open_lake
 from curator.begun import Begun
-from curator.config import LearnConfig, override
+from curator.config import override
 from curator.line_search import line_search
 from curator.tokens import TokenCache
+from curator.worker import WorkerResult
 
-# Five times the usual rate lets a model of 24 short rows a domain tell languages apart within 40 steps.
-JUDGED = FAST | {
-    "learning_rate": 1e-2,
-    "line_search": {"places": [1.0], "steps": 40, "tokens_per_step": 128},
-    "data_parallel": 1,
-}
+JUDGED = {"places": [1.0], "steps": 40, "tokens_per_step": 256}
+GOOD, BAD = (0.05, 0.9, 0.05), (0.49, 0.02, 0.49)  # of east, north and south; the target is northern
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory):
+    """A line search over the lake of a run that was not judged; trainings are kept from one to the next."""
+    folder = tmp_path_factory.mktemp("judged")
+    write_lake(folder / "lake", num_rows=120)
+    write_target(folder / "target.parquet", num_rows=40)
+    with open_lake(str(folder / "lake")) as lake:
+        run = lake.learn(str(folder / "target.parquet"), **FAST, data_parallel=1)
+        job = Begun.read(run.run_dir).job
+        learn = override(job.learn, learning_rate=5e-3, line_search=JUDGED)
+        job = dataclasses.replace(job, learn=learn)
+        yield lambda learned: line_search(job, learned, lake.workdir, "cpu", lambda _: None), job
 
 
 @pytest.fixture
@@ -30,65 +41,61 @@ def here(tmp_path):
     return tmp_path
 
 
-def search(run, learned):
-    begun = Begun.read(run.run_dir)
-    return line_search(begun.job, learned, run.lake.workdir, "cpu", lambda _: None)
-
-
-def test_weights_that_win_are_taken_and_said_to(here):
-    with open_lake(str(here / "lake")) as lake:
-        run = lake.learn(str(here / "target.parquet"), **JUDGED)
-        found = run.record["line_search"]
-        domains = [row["domain"] for row in run.record["domains"]]
-        good = search(run, [0.9 if name == "north" else 0.05 for name in domains])
-        again = search(run, [0.9 if name == "north" else 0.05 for name in domains])
-    assert found["places"] == [0.0, 1.0]
-    assert found["num_rows"] == 10  # a quarter of the target
-    assert good.place == 1.0
-    assert good.difference_low < good.difference < good.difference_high < 0
-    assert good.weights == pytest.approx([0.9 if name == "north" else 0.05 for name in domains])
-    assert "beat the prior's on 10 target rows kept out" in good.verdict
+def test_weights_that_win_are_taken_and_said_to(judge):
+    search, job = judge
+    found = search(GOOD)
+    assert found.places == [0.0, 1.0]
+    assert found.place == 1.0
+    assert found.weights == pytest.approx(GOOD)
+    assert found.difference_low < found.difference < found.difference_high < 0
+    assert "beat the prior's on 10 target rows kept out" in found.verdict
     # two places with each of three seeds
-    assert good.compute_tokens == pytest.approx(6 * 40 * 128, rel=0.02)
-    assert again == good
+    assert found.compute_tokens == pytest.approx(6 * 40 * 256, rel=0.02)
+    assert search(GOOD) == found
+
+    result = found.applied_to(WorkerResult.read(job.run_dir))
+    before = WorkerResult.read(job.run_dir)
+    assert result.weights == found.weights
+    assert result.verdict.status == before.verdict.status
+    assert result.verdict.reason == f"{before.verdict.reason}; {found.verdict}"
+    assert result.compute_tokens == before.compute_tokens + found.compute_tokens
+    for low, weight, high in zip(result.summary.ci_low, result.weights, result.summary.ci_high, strict=True):
+        assert low <= weight <= high
 
 
-def test_weights_that_lose_give_way_to_the_prior(here):
-    with open_lake(str(here / "lake")) as lake:
-        run = lake.learn(str(here / "target.parquet"), **JUDGED)
-        domains = [row["domain"] for row in run.record["domains"]]
-        bad = search(run, [0.02 if name == "north" else 0.49 for name in domains])
-        from curator.worker import WorkerResult
-
-        result = bad.applied_to(WorkerResult.read(run.run_dir))
-    assert bad.place == 0
-    assert bad.weights == pytest.approx([1 / 3] * 3)
-    assert bad.val_losses[1] > bad.val_losses[0]
+def test_weights_that_lose_give_way_to_the_prior(judge):
+    search, job = judge
+    found = search(BAD)
+    result = found.applied_to(WorkerResult.read(job.run_dir))
+    assert found.place == 0
+    assert found.weights == pytest.approx([1 / 3] * 3)
+    assert found.val_losses[1] > found.val_losses[0]
     assert result.verdict.status == "no gain"
     assert "so it is kept" in result.verdict.reason
-    assert result.weights == bad.weights
+    assert result.weights == found.weights
+    assert result.summary.ci_low == pytest.approx(found.weights)
 
 
-def test_the_rows_that_judge_take_no_part_in_learning(here):
+def test_the_rows_that_judge_take_no_part_in_learning(judge):
     """Learning sees the first three quarters of the target cache, the trainings are measured on the rest."""
-    config = override(LearnConfig(), **JUDGED)
-    assert config.num_fit_rows(40) == 30
-    assert override(config, method="doge").num_fit_rows(40) == 40
-    with open_lake(str(here / "lake")) as lake:
-        run = lake.learn(str(here / "target.parquet"), **JUDGED)
-        kept = [json.loads(path.read_text()) for path in (lake.workdir / "trainings").glob("*.json")]
-        target = TokenCache.open(Begun.read(run.run_dir).job.target)
-    assert kept
+    search, job = judge
+    search(BAD)
+    target = TokenCache.open(job.target)
+    first = job.learn.num_fit_rows(target.num_rows)
+    assert (first, target.num_rows) == (30, 40)
+    assert override(job.learn, method="doge").num_fit_rows(40) == 40
+    kept = [json.loads(path.read_text()) for path in (job.corpus.parents[2] / "trainings").glob("*.json")]
     assert {len(training["losses"]) for training in kept} == {10}
-    fit, rest = target.rows(0, 30), target.rows(30, 40)
+    fit, rest = target.rows(0, first), target.rows(first, 40)
     assert fit.sample_ids().to_pylist() + rest.sample_ids().to_pylist() == target.sample_ids().to_pylist()
     assert rest.start.tolist() == target.start[30:].tolist()
-    assert dataclasses.replace(rest.rows(2, 4), folder=target.folder).first_row == 32
+    assert rest.rows(2, 4).first_row == 32
 
 
 def test_a_run_prepared_for_other_machines_is_not_judged_here(here):
     with open_lake(str(here / "lake")) as lake:
-        folder = lake.prepare(str(here / "target.parquet"), run_dir=here / "run", **JUDGED)
+        settings = FAST | {"line_search": JUDGED}
+        folder = lake.prepare(str(here / "target.parquet"), run_dir=here / "run", **settings)
     assert not Begun.read(folder).job.learn.is_judged
 
 
@@ -124,4 +131,8 @@ def test_the_command_says_what_the_judgement_rests_on(here):
         "line_search = { places = [1.0], steps = 4, tokens_per_step = 64 }\n"
     )
     learned = values_of(curator(here, "learn", "lake", "--target", "target.parquet", "--config", "c.toml", "--json"))
-    assert "target rows kept out" in learned["reason"]
+    assert "target rows kept out" in learned["verdict"]
+    with open_lake(str(here / "lake")) as lake:
+        found = lake.run("latest").record["line_search"]
+    assert found["places"] == [0.0, 1.0]
+    assert found["num_rows"] == 10

@@ -46,7 +46,7 @@ def test_a_comparison_is_stopped_goes_on_and_is_shown(here, asked):
     os.killpg(process.pid, signal.SIGINT)
     done = outcome(process)
     assert refusal(done, 1) == (
-        "stopped before the comparison ended; finished trainings are kept, the same command goes on with them"
+        "stopped before all models were trained; finished ones are kept, the same command goes on with them"
     )
     assert json.loads(done.stdout)["error"]["code"] == "interrupted"
     wait_until(lambda: not processes_of(here), 15)
