@@ -73,7 +73,7 @@ class LineSearchConfig(_Section):
         (0.5, 1.0, 1.5), description="places on the line from the prior (0) through the learned weights (1); []: off"
     )
     validation_share: float = Field(0.25, gt=0, lt=1, description="share of the target's rows kept out of learning")
-    steps: int = Field(120, ge=1, description="steps of each training")
+    steps: int | None = Field(None, ge=1, description="steps of each training; by default two fifths of learn.steps")
     tokens_per_step: int = Field(2048, ge=8, description="target tokens of a step")
     seeds: int = Field(3, ge=2, description="trainings of the best place and of the prior")
 
@@ -131,6 +131,11 @@ class LearnConfig(_Section):
     def is_judged(self) -> bool:
         """Whether a line search follows; baselines are taken as they come."""
         return self.method == "scalebio" and bool(self.line_search.places)
+
+    @property
+    def num_search_steps(self) -> int:
+        """Steps of each training of the line search."""
+        return self.line_search.steps or max(1, round(0.4 * self.steps))
 
     def num_fit_rows(self, num_rows: int) -> int:
         """Of `num_rows` target rows, how many learning sees: the first ones, in the order of their hashes."""

@@ -116,7 +116,7 @@ def line_search(
     cap_D = share_caps(job.learn, TokenCache.open(job.corpus))
     mixtures = {s: capped(on_path(prior_D, learned_D, s), cap_D) for s in sorted({0.0, *settings.places})}
     config = training_config(
-        job.learn, steps=settings.steps, tokens_per_step=settings.tokens_per_step, seeds=settings.seeds
+        job.learn, steps=job.learn.num_search_steps, tokens_per_step=settings.tokens_per_step, seeds=settings.seeds
     )
 
     def train(wanted: Sequence[tuple[float, int]]) -> dict[Name, Trained]:
