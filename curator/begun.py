@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from curator.errors import ConfigError, InterruptedRunError, LearningError, one_line
 from curator.files import write_atomically
 from curator.leaks import LeakReport
-from curator.places import CHECKPOINTS, JOB
+from curator.places import CHECKPOINTS, JOB, RESULT
 from curator.slurm import slurm_script
 from optim.errors import StoppedError, WorkerError
 
@@ -104,8 +104,8 @@ def explaining_interruptions(lake: Lake, folder: Path) -> Iterator[None]:
         raise InterruptedRunError(
             f"stopped before the run ended; nothing was published{left}{_how_to_go_on(lake, folder)}"
         ) from None
-    except (StoppedError, WorkerError) as error:
-        kind = InterruptedRunError if isinstance(error, StoppedError) else LearningError
+    except (InterruptedRunError, StoppedError, WorkerError) as error:
+        kind = LearningError if isinstance(error, WorkerError) else InterruptedRunError
         raise kind(f"{one_line(error)}{_how_to_go_on(lake, folder)}") from error
     except BaseException:
         _remove_if_empty(folder)
@@ -113,8 +113,8 @@ def explaining_interruptions(lake: Lake, folder: Path) -> Iterator[None]:
 
 
 def _how_to_go_on(lake: Lake, folder: Path) -> str:
-    """What to add to a message where there is a checkpoint to go on from."""
-    if not any((folder / CHECKPOINTS).glob("step-*")):
+    """What to add to a message where there is something to go on from: a checkpoint, or what the workers found."""
+    if not any((folder / CHECKPOINTS).glob("step-*")) and not (folder / RESULT).exists():
         return ""
     return f"; go on with `curator learn {shlex.quote(lake.config.url)} --resume {shlex.quote(str(folder))}`"
 

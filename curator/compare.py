@@ -26,7 +26,7 @@ from connectors.store import write_object
 from curator.catalog import COMPARISON_FOLDER, COMPARISON_RECORD
 from curator.comparison import Comparison, MixtureResult, judged
 from curator.config import CompareConfig, TargetConfig
-from curator.errors import ConfigError, InputError
+from curator.errors import ConfigError, InputError, InterruptedRunError, one_line
 from curator.files import appearing_whole
 from curator.intervals import mean_token_loss
 from curator.leaks import LeakGuard
@@ -116,7 +116,10 @@ def compare(
 
     from curator.trainings import train_all
 
-    trained = train_all(prepared.trainings, config, check_machine(config), on_progress)
+    try:
+        trained = train_all(prepared.trainings, config, check_machine(config), on_progress)
+    except InterruptedRunError as error:
+        raise InterruptedRunError(f"{one_line(error)}, the same command goes on with them") from error
     comparison = _comparison(lake, prepared, trained)
     with lake.writing():  # the record, which makes it known, last
         home = f"{COMPARISON_FOLDER}/{comparison.comparison_id}"

@@ -20,7 +20,7 @@ from curator.begun import Begun, explaining_interruptions
 from curator.config import LearnConfig, TargetConfig, override
 from curator.errors import ConfigError, InputError
 from curator.files import write_atomically
-from curator.places import CHECKPOINTS
+from curator.places import CHECKPOINTS, RESULT
 from curator.prepare import check_machine, check_model, check_solver, distinct_texts, find_goal, prepare
 from curator.progress import Progress, ProgressCallback
 from curator.tokens import TokenCache
@@ -105,7 +105,7 @@ def _check_only_execution(settings: Mapping[str, Any]) -> None:
 
 def _finish(lake: Lake, begun: Begun, started: float, on_progress: ProgressCallback) -> None:
     """Run the workers, unless they have been at their end before, and record what they found."""
-    from curator.worker import RESULT, WorkerResult
+    from curator.worker import WorkerResult
 
     folder = begun.folder
     lake.release()

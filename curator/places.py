@@ -18,6 +18,8 @@ from curator.files import write_atomically
 STATE_FOLDER = "_curator"
 JOB = "job.json"
 """In a run folder: what its workers are to do."""
+RESULT = "result.json"
+"""In a run folder: what its workers found."""
 CHECKPOINTS = "checkpoints"
 """In a run folder, until the run is finished."""
 _SETTINGS = "lake.json"

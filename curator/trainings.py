@@ -51,9 +51,7 @@ def train_all(
             made = [training for _, training in missing]
             _follow(futures, made, (len(done), len(wanted)), config.steps, on_progress)
         except KeyboardInterrupt:
-            raise InterruptedRunError(
-                "stopped before all models were trained; finished ones are kept, the same command goes on with them"
-            ) from None
+            raise InterruptedRunError("stopped before all models were trained; finished ones are kept") from None
         finally:
             stop.set()
     return finished(wanted)

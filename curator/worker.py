@@ -31,7 +31,7 @@ import torch.distributed as dist
 from curator.config import LearnConfig
 from curator.errors import CuratorError, StorageError, TryAgainError, one_line
 from curator.files import write_atomically
-from curator.places import CHECKPOINTS, JOB
+from curator.places import CHECKPOINTS, JOB, RESULT
 from curator.sampler import Sampler, SamplerSettings
 from curator.tokens import TokenCache
 from curator.trajectory import LINES
@@ -48,7 +48,6 @@ from optim.schedules import LearningRate
 from optim.solver import SolverSettings, solve
 from optim.state import SolverState
 
-RESULT = "result.json"
 _LOCK = "lock"
 
 # What may differ when a run is resumed: it changes how the work is done, not what is learned.

@@ -2,10 +2,25 @@
 
 import dataclasses
 import json
+import os
+import signal
+import subprocess
 
 import numpy as np
 import pytest
-from lake_cases import FAST, curator, refusal, sentences, values_of, write_lake, write_rows, write_target
+from lake_cases import (
+    FAST,
+    command,
+    curator,
+    environment,
+    refusal,
+    sentences,
+    values_of,
+    write_lake,
+    write_rows,
+    write_target,
+)
+from process_cases import wait_until
 
 pytest.importorskip("megatron.core", reason="needs the extra [train]")
 
@@ -136,3 +151,24 @@ def test_the_command_says_what_the_judgement_rests_on(here):
         found = lake.run("latest").record["line_search"]
     assert found["places"] == [0.0, 1.0]
     assert found["num_rows"] == 10
+
+
+@pytest.mark.slow
+def test_a_judgement_that_was_stopped_goes_on(here):
+    (here / "c.toml").write_text(
+        "[learn]\nsteps = 12\nsequence_length = 32\nrows_per_domain = 2\ntarget_rows = 4\nvocab_size = 300\n"
+        "line_search = { places = [1.0], steps = 150, tokens_per_step = 64 }\n"
+    )
+    asked = ["learn", "lake", "--target", "target.parquet", "--config", "c.toml", "--run-dir", "run"]
+    process = subprocess.Popen(
+        command(*asked), cwd=here, env=environment(here), stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    wait_until(lambda: list((here / "lake" / "_curator" / "trainings").glob("*.steps")), 120, process)
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate()[1].splitlines()[-1]
+    assert said == (
+        "curator: stopped before all models were trained; finished ones are kept; go on with "
+        f"`curator learn lake --resume {here / 'run'}`"
+    )
+    learned = values_of(curator(here, "learn", "lake", "--resume", "run", "--json"))
+    assert "target rows kept out" in learned["verdict"]
