@@ -3,8 +3,8 @@
 RHO-loss (arXiv 2206.07137): reducible is what a model of the mixture loses on a domain and one of held-out target rows
 does not. The loss of the target's model alone is the perplexity filter of CCNet (arXiv 1911.00359). Both were made to
 pick rows; here the scores of a domain are averaged, by the rule by which all weights move: exponentiated gradient with
-a pull κ to the prior and rate η has its fixed point at p ∝ prior·exp(η(1 − κ)/κ · mean score), the mean being over
-about the last 1/κ steps.
+a pull κ to the prior and rate η has its fixed point at p ∝ prior·exp(η(1 − κ)/κ · mean score), in units of the
+usual score where the steps are (`data_weights`), the mean being over about the last 1/κ steps.
 """
 
 from __future__ import annotations

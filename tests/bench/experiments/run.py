@@ -14,7 +14,7 @@ import os
 import sys
 from pathlib import Path
 
-from checks import CHECKS
+from checks import CHECKS, weights
 from lakes import BUILDERS, DATA, Parts
 
 import curator
@@ -91,11 +91,7 @@ def _compared(
 
 def _shown(runs: list[Run]) -> str:
     """Mean weights over the seeds, largest first."""
-    total: dict[str, float] = {}
-    for run in runs:
-        for row in run.record["domains"]:
-            total[row["domain"]] = total.get(row["domain"], 0.0) + row["domain_weight"] / len(runs)
-    leading = sorted(total.items(), key=lambda item: -item[1])
+    leading = sorted(weights(runs).items(), key=lambda item: -item[1])
     return " ".join(f"{name} {weight:.3f}" for name, weight in leading)
 
 
