@@ -66,10 +66,11 @@ def test_every_commented_setting_is_one_that_exists(tmp_path):
     lines = [line.removeprefix("# ") if " = " in line else line for line in render(found).splitlines()]
     text = "\n".join(line for line in lines if not line.startswith("# Lake Curator"))
     path = tmp_path / "all.toml"
-    path.write_text(text.replace("# [learn.blocks]", "[learn.blocks]"))
+    path.write_text(text.replace("# [", "["))
     config = load_config(path, environ={})
     assert (config.learn.tensor_parallel, config.learn.blocks.size, config.target.url) == (2, 1, "target.parquet")
     assert config.target.leaks == "keep"
+    assert config.learn.line_search.places == ()
     assert config.compare == load_config(None, environ={}).compare
 
 
