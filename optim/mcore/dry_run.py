@@ -31,8 +31,9 @@ from optim.mcore.block import set_active
 from optim.mcore.config import DecoderConfig, choose_attention, decoder_config
 from optim.mcore.device import import_megatron, megatron_on_this_device, megatron_warnings_dropped, pick_device
 from optim.mcore.head import Targets
-from optim.mcore.model import Decoder, PackedRows, layer_of
+from optim.mcore.model import Decoder, layer_of
 from optim.mcore.parallel import ProcessGroups
+from optim.mcore.rows import PackedRows
 from optim.mcore.schedule import MicroBatch, TwoCopies, run_schedule
 from optim.planner import ModelSize, RankBytes, Setup
 

@@ -7,15 +7,11 @@ Shapes: hidden states are (S, B, hidden), Megatron's order.
 from __future__ import annotations
 
 import functools
-import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.gpt import GPTModel
-from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.tensor_parallel.mappings import (
@@ -39,32 +35,7 @@ from optim.mcore.config import DecoderConfig
 from optim.mcore.device import pick_device
 from optim.mcore.head import HeadShard, Targets, token_losses
 from optim.mcore.parallel import ProcessGroups
-
-
-@dataclass(kw_only=True)
-class PackedRows(PackedSeqParams):  # type: ignore[misc]
-    """Where the rows of a pack of T tokens are: what either kind of attention has to know.
-
-    `runs` has the rows' lengths, as runs of (length, number of rows) that are equal and follow each other. `starts_B`,
-    (rows + 1,) int32, has each row's first token and then T; `positions_T`, (T,) int64, each token's place in its row.
-    """
-
-    runs: tuple[tuple[int, int], ...]
-    starts_B: Tensor
-    positions_T: Tensor
-
-    @staticmethod
-    def of(lengths: Sequence[int], positions_T: Tensor) -> PackedRows:
-        """Rows of these lengths, in this order."""
-        runs = tuple((length, len(list(rows))) for length, rows in itertools.groupby(lengths))
-        starts_B = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
-        starts_B = starts_B.to(positions_T.device)
-        return PackedRows(qkv_format="thd", runs=runs, starts_B=starts_B, positions_T=positions_T)
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest row."""
-        return max(length for length, _ in self.runs)
+from optim.mcore.rows import PackedRows
 
 
 class Decoder(GPTModel):  # type: ignore[misc]
@@ -229,11 +200,14 @@ class CoreAttention(MegatronModule):  # type: ignore[misc]
         """(T, N, H) and twice (T, K, H) of a pack → (T, N·H); every row sees its own earlier positions."""
         if self.config.takes_whole_packs:
             return self._attend_at_once(packed_seq_params, query, key, value)
-        runs = packed_seq_params.runs
-        sizes = [length * rows for length, rows in runs]
-        parts = zip(runs, *(torch.split(x, sizes) for x in (query, key, value)), strict=True)
-        outs = [self._attend(length, q, k, v) for (length, _), q, k, v in parts]
-        return outs[0] if len(outs) == 1 else torch.cat(outs)
+        rows = packed_seq_params
+        if rows.padding is not None:
+            query, key, value = (rows.padding.spread(x) for x in (query, key, value))
+        sizes = [strip.num_tokens for strip in rows.strips]
+        parts = zip(rows.strips, *(torch.split(x, sizes) for x in (query, key, value)), strict=True)
+        outs = [self._attend(strip.length, q, k, v) for strip, q, k, v in parts]
+        out = outs[0] if len(outs) == 1 else torch.cat(outs)
+        return out if rows.padding is None else rows.padding.collect(out)
 
     def _attend(self, length: int, *parts: Tensor) -> Tensor:
         """Attention within rows of equal `length` that follow each other."""

@@ -20,8 +20,9 @@ from optim.backend import Copy, Term
 from optim.batch import Batch
 from optim.mcore.device import megatron_warnings_dropped
 from optim.mcore.head import Targets
-from optim.mcore.model import Decoder, PackedRows
+from optim.mcore.model import Decoder
 from optim.mcore.parallel import ProcessGroups
+from optim.mcore.rows import PackedRows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Attention over whole packs, as GPUs take it.
+"""Attention over packs: strips of padded rows, and whole packs, as GPUs take them.
 
 No GPU is here: a formula written from the documentation of torch's kernel stands in for it, and the kernel itself is
 asked about names, shapes and types, by fake tensors.
@@ -12,8 +12,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from optim.backend import Copy, ModelSource, Term
 from optim.layout import Layout
 from optim.mcore import kernels
+from optim.mcore import rows as rows_module
 from optim.mcore.backend import mcore_backend
-from optim.mcore.model import PackedRows
+from optim.mcore.rows import CALL_TOKENS, PackedRows, Strip
 
 LENGTHS = (7, 5, 5, 3, 1, 2)  # the last one fills a pack up, so it is out of order
 HEADS, GROUPS, WIDTH, SCALE = 4, 2, 8, 0.3
@@ -67,10 +68,49 @@ def table_of(length):
 
 def test_where_the_rows_of_a_pack_are():
     rows = rows_of(LENGTHS)
-    assert rows.runs == ((7, 1), (5, 2), (3, 1), (1, 1), (2, 1))
+    assert rows.strips == (Strip(num_rows=6, length=7),)
+    assert rows_of([2, 7]).strips == (Strip(num_rows=1, length=2), Strip(num_rows=1, length=7))
     assert rows.starts_B.tolist() == [0, 7, 12, 17, 20, 21, 23]
     assert rows.starts_B.dtype == torch.int32
     assert rows.longest == 7
+
+
+def test_a_strip_holds_little_padding():
+    lengths = [90, *range(60, 0, -1), 3]
+    rows = rows_of(lengths)
+    starts = [0]
+    for strip in rows.strips:
+        held = lengths[starts[-1] : starts[-1] + strip.num_rows]
+        assert strip.length == held[0] == max(held)
+        assert strip.num_tokens - sum(held) <= CALL_TOKENS
+        starts.append(starts[-1] + strip.num_rows)
+    assert starts[-1] == len(lengths)
+    assert len(rows.strips) < len(lengths) / 3
+    assert rows_of([5, 5, 5]).padding is None
+
+
+def test_rows_come_back_from_their_strips_and_padding_has_no_gradient():
+    rows = rows_of(LENGTHS)
+    x = torch.arange(23.0).requires_grad_()
+    spread = rows.padding.spread(x)
+    assert spread[:14].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 11, 11]
+    torch.testing.assert_close(rows.padding.collect(spread), x)
+    weight = torch.arange(1.0, 24)
+    (grad,) = torch.autograd.grad((rows.padding.collect(spread) * weight).sum(), x)
+    torch.testing.assert_close(grad, weight)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma2", "gpt2"])
+def test_a_model_learns_the_same_with_a_call_for_each_length(monkeypatch, name):
+    def trajectory(call_tokens):
+        monkeypatch.setattr(rows_module, "CALL_TOKENS", call_tokens)
+        source = ModelSource(hf_config=CONFIGS[name], seed=3)
+        with mcore_backend(source, layout=Layout(), optimizer=OPTIMIZER, micro_batch_tokens=70) as backend:
+            return train(backend, num_steps=3)
+
+    padded, each = trajectory(64), trajectory(0)
+    torch.testing.assert_close(padded.losses, each.losses, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(padded.grad_norms, each.grad_norms, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("rotary", [True, False])
