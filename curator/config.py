@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from curator.errors import ConfigError
 from optim.layout import Layout, unsupported
+from optim.presets import usual_learning_rate
 
 ENV_PREFIX = "CURATOR__"
 DEFAULT_FILE = "curator.toml"
@@ -110,7 +111,9 @@ class LearnConfig(_Section):
     target_rows: int = Field(16, ge=1, description="target sequences in a step")
     penalty: float = Field(1.0, gt=0, description="α of the penalty objective")
     branch_steps: int = Field(25, ge=0, description="steps after which w starts again from u; 0: never")
-    learning_rate: float = Field(2e-3, gt=0, description="peak AdamW learning rate of both copies")
+    learning_rate: float | None = Field(
+        None, gt=0, description="peak AdamW learning rate of both copies; None: 4e-3 (tiny), 2e-3 (small), else 2e-5"
+    )
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay of both copies")
     vocab_size: int = Field(2048, ge=300, description="BPE vocabulary that presets train on the lake")
     micro_batch_tokens: int = Field(2048, ge=1, description="tokens in one forward pass")
@@ -126,6 +129,11 @@ class LearnConfig(_Section):
     blocks: BlocksConfig = Field(default_factory=lambda: BlocksConfig())
     line_search: LineSearchConfig = Field(default_factory=lambda: LineSearchConfig())
     checkpoint: CheckpointConfig = Field(default_factory=lambda: CheckpointConfig())
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The one that was asked for, or the usual one of the model."""
+        return self.learning_rate or usual_learning_rate(self.model)
 
     @property
     def is_judged(self) -> bool:
@@ -165,7 +173,9 @@ class CompareConfig(_Section):
     tokens_per_step: int = Field(4096, ge=8, description="target tokens of a step")
     seeds: int = Field(3, ge=1, description="trainings of each mixture; an interval needs at least 2")
     sequence_length: int = Field(128, ge=8, description="target tokens of a sequence at most")
-    learning_rate: float = Field(2e-3, gt=0, description="peak AdamW learning rate")
+    learning_rate: float | None = Field(
+        None, gt=0, description="peak AdamW learning rate; None: 4e-3 (tiny), 2e-3 (small), else 2e-5"
+    )
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
     vocab_size: int = Field(2048, ge=300, description="BPE vocabulary that presets train on the lake")
     micro_batch_tokens: int = Field(2048, ge=1, description="tokens in one forward pass")
@@ -177,6 +187,11 @@ class CompareConfig(_Section):
     at_once: int | None = Field(
         None, ge=1, description="trainings side by side; by default one a core for presets on CPUs, else 1"
     )
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The one that was asked for, or the usual one of the model."""
+        return self.learning_rate or usual_learning_rate(self.model)
 
     @property
     def layout(self) -> Layout:

@@ -27,7 +27,7 @@ _EXECUTION_FIELDS = frozenset(
     ("tensor_parallel", "pipeline_parallel", "data_parallel", "recompute", "micro_batch_tokens", "seeds", "at_once")
 )
 _STEPS_BETWEEN_NOTES = 5
-_VERSION = 1
+_VERSION = 2
 """Changes when an equal training would give another result."""
 
 
@@ -146,7 +146,9 @@ def run_training(training: Training) -> Trained:
         seed=training.seed,
     )
     rows = RowSet(training.open_test(), config.sequence_length)
-    schedule = LearningRate(peak=config.learning_rate, num_steps=config.steps, warmup_steps=min(20, config.steps // 10))
+    schedule = LearningRate(
+        peak=config.peak_learning_rate, num_steps=config.steps, warmup_steps=min(20, config.steps // 10)
+    )
 
     progress = training.progress
 

@@ -172,7 +172,7 @@ def solver_settings(learn: LearnConfig, num_layers: int) -> SolverSettings:
             seed=learn.seed,
         ),
         learning_rate=LearningRate(
-            peak=learn.learning_rate,
+            peak=learn.peak_learning_rate,
             num_steps=learn.steps,
             warmup_steps=min(20, learn.steps // 10),
             shape="constant",

@@ -247,7 +247,9 @@ def _new_model(source: ModelSource, config: object, attention: str) -> Any:
     except ValueError as error:
         raise ModelError(f"transformers has no causal language model for this configuration: {error}") from error
     norm_offset = pretrained.adds_one_to_norms(config)
-    initial = pretrained.InitialTensors(seed=source.seed, norm_offset=norm_offset)
+    initial = pretrained.InitialTensors(
+        seed=source.seed, num_layers=int(model.config.num_hidden_layers), norm_offset=norm_offset
+    )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(initial.read(name, tuple(parameter.shape)))

@@ -37,6 +37,14 @@ PRESETS = MappingProxyType(
 )
 """Name → configuration without a vocabulary: about 0.6M (`tiny`) and 9M (`small`) parameters in the layers."""
 
+_LEARNING_RATES = {"tiny": 4e-3, "small": 2e-3}
+_PRETRAINED_LEARNING_RATE = 2e-5
+
+
+def usual_learning_rate(model: str) -> float:
+    """Peak AdamW learning rate of a preset, which starts from scratch, or of a folder with a trained model."""
+    return _LEARNING_RATES.get(model, _PRETRAINED_LEARNING_RATE)
+
 
 def preset(name: str, *, vocab_size: int, sequence_length: int) -> dict[str, Any]:
     """The configuration of a preset for a vocabulary and a longest sequence.

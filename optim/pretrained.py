@@ -93,13 +93,14 @@ def check_batch(batch: Batch, *, vocab_size: int, max_positions: int) -> None:
 class InitialTensors:
     """Initial weights drawn by name: the same full tensor in every layout."""
 
-    def __init__(self, *, seed: int, norm_offset: bool) -> None:
+    def __init__(self, *, seed: int, num_layers: int, norm_offset: bool) -> None:
         self._seed = seed
+        self._num_layers = num_layers
         self._norm_offset = norm_offset
 
     def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """The full tensor of the Hugging Face parameter `name`."""
-        return initial_tensor(name, shape, seed=self._seed, norm_offset=self._norm_offset)
+        return initial_tensor(name, shape, seed=self._seed, num_layers=self._num_layers, norm_offset=self._norm_offset)
 
 
 class FolderTensors:

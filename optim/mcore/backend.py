@@ -275,7 +275,9 @@ class McoreBackend:
             self._weights.load(decoder, folder.read)
             pretrained.check_none_left(source.folder, self._left_on_every_stage(folder), tied=self._config.tied)
         else:
-            initial = pretrained.InitialTensors(seed=source.seed, norm_offset=self._config.norm_plus_one)
+            initial = pretrained.InitialTensors(
+                seed=source.seed, num_layers=int(self._config.num_layers), norm_offset=self._config.norm_plus_one
+            )
             self._weights.load(decoder, initial.read)
         return decoder
 
