@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 
 import torch
 from torch import Tensor
@@ -34,5 +35,5 @@ def initial_tensor(
 
 def _std(name: str, shape: tuple[int, ...], num_layers: int) -> float:
     is_transposed = ".h." in name  # GPT-2 keeps its layers' matrices as (in, out)
-    std = (shape[0] if is_transposed else shape[-1]) ** -0.5
-    return std * (2 * num_layers) ** -0.5 if any(part in name for part in _INTO_RESIDUAL) else std
+    std = 1 / math.sqrt(shape[0] if is_transposed else shape[-1])
+    return std / math.sqrt(2 * num_layers) if any(part in name for part in _INTO_RESIDUAL) else std
