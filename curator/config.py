@@ -76,7 +76,7 @@ class LineSearchConfig(_Section):
     validation_share: float = Field(0.25, gt=0, lt=1, description="share of the target's rows kept out of learning")
     steps: int | None = Field(None, ge=1, description="steps of each training; by default two fifths of learn.steps")
     tokens_per_step: int = Field(2048, ge=8, description="target tokens of a step")
-    seeds: int = Field(3, ge=2, description="trainings of the best place and of the prior")
+    seeds: int = Field(5, ge=2, description="trainings of the best place and of the prior")
 
 
 class BlocksConfig(_Section):

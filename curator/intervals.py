@@ -31,7 +31,7 @@ class Estimate:
     high: float
 
 
-def mean_token_loss(loss_KN: Losses, tokens_N: NDArray[np.int64]) -> Estimate:
+def mean_token_loss(loss_KN: Losses, tokens_N: NDArray[np.int64], level: float = LEVEL) -> Estimate:
     """Mean token loss over seeds and rows; of a difference of losses, its mean.
 
     The mean over rows is a ratio, Σ loss / Σ tokens; its variance is that of the residuals loss − mean·tokens
@@ -40,6 +40,7 @@ def mean_token_loss(loss_KN: Losses, tokens_N: NDArray[np.int64]) -> Estimate:
     Args:
         loss_KN: summed token loss of each row by each seed's model, nats; or differences of such, row by row.
         tokens_N: target tokens of each row.
+        level: coverage of the interval, between 0 and 1.
     """
     from scipy.stats import t
 
@@ -52,6 +53,6 @@ def mean_token_loss(loss_KN: Losses, tokens_N: NDArray[np.int64]) -> Estimate:
     residual_N = loss_KN.mean(axis=0) - mean * tokens_N
     of_rows = num_rows / (num_rows - 1) * float((residual_N**2).sum()) / total**2
     of_seeds = float(by_seed.var(ddof=1)) / num_seeds
-    factor_of_rows, factor_of_seeds = map(float, t.ppf(0.5 + LEVEL / 2, [num_rows - 1, num_seeds - 1]))
+    factor_of_rows, factor_of_seeds = map(float, t.ppf(0.5 + level / 2, [num_rows - 1, num_seeds - 1]))
     margin = math.hypot(factor_of_rows * math.sqrt(of_rows), factor_of_seeds * math.sqrt(of_seeds))
     return Estimate(mean=mean, low=mean - margin, high=mean + margin)

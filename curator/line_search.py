@@ -2,8 +2,9 @@
 
 A part of the target's rows is kept out of learning. Fresh models are trained on a few mixtures of the line
 p ∝ prior^(1 − s)·learned^s and measured on those rows. The place s that does best is taken if its models beat those of
-the prior by an interval that excludes 0; otherwise the weights stay at the prior, and the run says "no gain". So what a
-run publishes is never worse than the prior, within its interval.
+the prior by a 90 % interval that excludes 0; otherwise the weights stay at the prior, and the run says "no gain". The
+question has one side, so weights that are worth nothing are taken in 5 % of the runs. What a run publishes is never
+worse than the prior, within its interval.
 
 All places are tried with one seed, then the best one and the prior with the others. Finished trainings are kept, so a
 run that was stopped goes on with them.
@@ -30,6 +31,9 @@ from optim import launch
 from optim.data_weights import capped, on_path
 from optim.diagnostics import Summary, Verdict
 
+LEVEL = 0.9
+"""Coverage of the interval that decides: its upper end alone counts."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LineSearch:
@@ -37,7 +41,7 @@ class LineSearch:
 
     `place` is the s that was taken, 0 for the prior; `val_losses` the mean token loss on the rows kept out at each of
     `places`, by the first seed. `difference` is that of the best place to the prior, nats per token, with the ends of
-    its 95 % interval over all seeds; 0 where the prior itself was best.
+    its 90 % interval over all seeds; 0 where the prior itself was best.
     """
 
     places: list[float]
@@ -53,7 +57,7 @@ class LineSearch:
     @property
     def verdict(self) -> str:
         """In words, with the figures."""
-        interval = f"95 % interval [{self.difference_low:+.3f}, {self.difference_high:+.3f}]"
+        interval = f"{100 * LEVEL:.0f} % interval [{self.difference_low:+.3f}, {self.difference_high:+.3f}]"
         if self.place:
             return (
                 f"models trained on the weights at {self.place:g} of the way beat the prior's on {self.num_rows} "
@@ -162,4 +166,4 @@ def _difference(
 ) -> Estimate:
     loss_KN = np.array([trained[place, seed].losses for seed in seeds])
     prior_KN = np.array([trained["0.0", seed].losses for seed in seeds])
-    return mean_token_loss(loss_KN - prior_KN, tokens_N)
+    return mean_token_loss(loss_KN - prior_KN, tokens_N, LEVEL)
