@@ -20,7 +20,7 @@ from curator.intervals import Estimate
 
 pytest.importorskip("megatron.core", reason="needs the extra [train]")
 
-SHORT = {"steps": 16, "tokens_per_step": 256, "sequence_length": 32, "vocab_size": 300, "seeds": 2}
+SHORT = {"steps": 16, "tokens_per_step": 256, "sequence_length": 32, "vocab_size": 300, "seeds": 3}
 HELD_OUT = sentences("north", 2100)[2000:]
 IN_TARGET = sentences("north", 1003)[1000:]
 IN_LAKE = sentences("south", 2)
@@ -114,7 +114,7 @@ def test_a_comparison_is_a_record_a_table_to_read_and_rows_of_sql(compared):
     with compared.open() as lake:
         (again,) = lake.comparisons()
         rows = lake.sql("SELECT mixture, test_loss, judgement, num_test_rows, num_left_out, seeds FROM comparisons")
-        expected = {(r.mixture, r.test_loss, r.judgement, 100, 5, 2) for r in found.results}
+        expected = {(r.mixture, r.test_loss, r.judgement, 100, 5, 3) for r in found.results}
         assert set(rows.fetchall()) == expected
     assert again == replace(found, location=str(folder))
 
@@ -123,27 +123,27 @@ def test_another_comparison_trains_only_what_is_new(compared):
     asked = ("domain:north", "oracle", "natural", ("twice", {"east": 1, "north": 1, "south": 1}))
     with compared.open() as lake:
         planned = lake.plan_comparison(*asked, **compared.given)
-        more_seeds = lake.plan_comparison(*asked, **compared.given | {"seeds": 3})
+        more_seeds = lake.plan_comparison(*asked, **compared.given | {"seeds": 4})
         longer = lake.plan_comparison(*asked, **compared.given | {"steps": 17})
     assert planned == ComparisonPlan(
         mixtures=("uniform", "domain:north", "oracle", "natural", "twice"),
-        seeds=2,
+        seeds=3,
         steps=16,
         tokens=16 * 256,
-        num_trainings=8,
-        num_finished=6,
+        num_trainings=12,
+        num_finished=9,
         num_test_rows=100,
         num_test_tokens=compared.comparison.num_test_tokens,
         num_left_out=5,
     )
-    assert (more_seeds.num_trainings, more_seeds.num_finished) == (12, 6)
-    assert (longer.num_trainings, longer.num_finished) == (8, 0)
+    assert (more_seeds.num_trainings, more_seeds.num_finished) == (16, 9)
+    assert (longer.num_trainings, longer.num_finished) == (12, 0)
 
 
 def test_nothing_is_trained_twice(compared):
     folder = compared.folder / "lake" / "_curator" / "trainings"
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    assert len(before) == 6
+    assert len(before) == 9
     assert all(name.endswith(".json") for name in before)
     told = []
     with compared.open() as lake:
@@ -153,7 +153,7 @@ def test_nothing_is_trained_twice(compared):
     assert again.results == compared.comparison.results
     trained = [state for state in told if state.stage == "train"]
     assert [(state.done, state.total, state.detail) for state in trained] == [
-        (128, 128, "steps, 8 of 8 trainings done")
+        (192, 192, "steps, 12 of 12 trainings done")
     ]
 
 
@@ -162,7 +162,7 @@ def test_a_damaged_training_is_made_again(compared, content):
     victim = sorted((compared.folder / "lake" / "_curator" / "trainings").iterdir())[0]
     victim.write_text(content)
     with compared.open() as lake:
-        assert lake.plan_comparison(*MIXTURES, **compared.given).num_finished == 5
+        assert lake.plan_comparison(*MIXTURES, **compared.given).num_finished == 8
 
 
 def test_a_training_that_fails_names_itself_and_leaves_its_log(compared):
@@ -172,7 +172,7 @@ def test_a_training_that_fails_names_itself_and_leaves_its_log(compared):
     assert str(caught.value).startswith("training 'uniform' with seed 0 failed: the ")
     folder = compared.folder / "lake" / "_curator"
     assert len(list((folder / "comparisons").iterdir())) == 1
-    assert sorted(path.suffix for path in (folder / "trainings").iterdir()) == [".json"] * 6 + [".log"]
+    assert sorted(path.suffix for path in (folder / "trainings").iterdir()) == [".json"] * 9 + [".log"]
 
 
 def test_a_damaged_record_is_named(compared):

@@ -149,7 +149,7 @@ def trained_apart():
     ]
     backend.forward_backward(terms)
     for copy in Copy:
-        backend.update(copy, learning_rate=3e-3)
+        backend.update(copy, learning_rate=1e-3)
     states = {name: state for name, state, _ in backend._optimizers[Copy.MODEL].states()}
     names = [name for name, _ in backend._models[Copy.MODEL].named_parameters()]
     return backend, torch.cat([states[name].second.flatten() for name in names])
