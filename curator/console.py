@@ -76,14 +76,19 @@ def progress() -> Iterator[ProgressCallback]:
 
 
 def _lines() -> ProgressCallback:
-    """Progress as log lines: the end of a stage always, its middle every few seconds with an ETA."""
+    """Progress as log lines: the end of a stage once, its middle every few seconds with an ETA."""
     last: dict[str, float] = {}
+    ended: dict[str, Progress] = {}
     started: dict[str, tuple[float, int]] = {}
 
     def tell(state: Progress) -> None:
         now = time.monotonic()
         begun, before = started.setdefault(state.stage, (now, state.done))
         finished = state.total is not None and state.done >= state.total
+        if finished and ended.get(state.stage) == state:
+            return
+        if finished:
+            ended[state.stage] = state
         if not finished and now - last.setdefault(state.stage, begun) < _SECONDS_BETWEEN_LINES:
             return
         last[state.stage] = now
