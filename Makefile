@@ -10,9 +10,10 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # Of the experiments: all of METHODS are learned with SEEDS seeds each; an experiment takes from half an hour to hours.
 METHODS ?= scalebio,doge,doremi,rho,dsir
 SEEDS ?= 3
+STUDY ?= blocks
 EXPERIMENT = $(BIN)/python tests/bench/experiments/run.py --methods $(METHODS) --seeds $(SEEDS)
 
-.PHONY: help demo test test-slow bench bench-denoise bench-multilingual bench-domains bench-instruct lint types contracts format clean
+.PHONY: help demo test test-slow bench bench-denoise bench-multilingual bench-domains bench-instruct bench-ablations lint types contracts format clean
 help:
 	@echo "make demo        install, then learn and publish domain weights on a small lake of real text"
 	@echo "make test        install, lint, types, contracts and the whole unmarked test suite"
@@ -20,6 +21,8 @@ help:
 	@echo "make bench       the benchmarks, each against a named peer or limit"
 	@echo "make bench-multilingual, -domains, -denoise, -instruct"
 	@echo "                 experiments: do the learned weights beat uniform and the baselines? (needs the data folder)"
+	@echo "make bench-ablations STUDY=blocks"
+	@echo "                 what each setting changes: blocks, aux, penalty, optimizer, restarts, noise, domains"
 	@echo "make format      rewrite the code in the project's format"
 
 $(VENV)/.train: pyproject.toml constraints.txt
@@ -67,6 +70,9 @@ bench-domains: $(VENV)/.dev
 
 bench-instruct: $(VENV)/.dev
 	$(EXPERIMENT) instruct
+
+bench-ablations: $(VENV)/.dev
+	$(BIN)/python tests/bench/experiments/ablations.py $(STUDY) --seeds $(SEEDS)
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

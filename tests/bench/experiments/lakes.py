@@ -65,8 +65,11 @@ def domains() -> Parts:
     return Parts(lake, target, test, hand)
 
 
-def instruct() -> Parts:
-    """Twelve kinds of instructions, GSM8K's word problems as the target; none of them is GSM8K."""
+def instruct(num_domains: int | None = None) -> Parts:
+    """Twelve kinds of instructions, GSM8K's word problems as the target; none of them is GSM8K.
+
+    `num_domains` leaves that many of the twelve, flan_cot's word problems always among them.
+    """
     lake: Rows = []
     for name in ("gpteacher", "flan_cot", "text2sql", "nl2bash"):
         by_domain: dict[str, list[str]] = {}
@@ -75,16 +78,25 @@ def instruct() -> Parts:
         for domain, texts in by_domain.items():
             lake += [(text, f"{name}_{domain}") for text in _up_to(500_000, _shuffled(texts, 3))]
     target = _shuffled([text for text, _ in _instructions("gsm8k")], 4)[:400]
+    names = sorted({domain for _, domain in lake}, key=lambda name: (name != "flan_cot_aqua", name))
+    kept = set(names[:num_domains])
+    lake = [(text, domain) for text, domain in lake if domain in kept]
     return Parts(lake, target, [text for text, _ in _instructions("gsm8k_test")])
 
 
 def denoise() -> Parts:
     """Half of the rows clean, a sixth each with another row's response, scrambled words and random characters."""
+    return with_noise(0.5)
+
+
+def with_noise(share: float) -> Parts:
+    """`denoise` with that share of the rows damaged, a third of them in each way."""
     pairs, target, test = _clean_pairs()
     rng = np.random.default_rng(10)
+    num_damaged = round(share * len(pairs))
     lake: Rows = []
     for place, (instruction, response) in enumerate(pairs):
-        kind = ("clean", "clean", "clean", "mispaired", "scrambled", "characters")[place % 6]
+        kind = ("mispaired", "scrambled", "characters")[place % 3] if place < num_damaged else "clean"
         if kind == "mispaired":
             response = pairs[(place + 600) % len(pairs)][1]
         elif kind != "clean":

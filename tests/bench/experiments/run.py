@@ -60,7 +60,7 @@ def _learned(lake: curator.Lake, folder: Path, method: str, arguments: argparse.
     for seed in range(arguments.seeds):
         run = known.get((method, seed, arguments.model))
         if run is None:
-            tell = _Teller(f"{method} {seed}")
+            tell = Teller(f"{method} {seed}")
             run = lake.learn(
                 str(folder / "target.parquet"), method=method, seed=seed, model=arguments.model, on_progress=tell
             )
@@ -73,7 +73,7 @@ def _compared(
     lake: curator.Lake, folder: Path, parts: Parts, runs: dict[str, list[Run]], arguments: argparse.Namespace
 ) -> Comparison:
     named = [f"{method}={','.join(run.run_id for run in found)}" for method, found in runs.items()]
-    tell = _Teller("compare")
+    tell = Teller("compare")
     comparison = lake.compare(
         "natural",
         *parts.hand.items(),
@@ -99,7 +99,7 @@ def _compute(runs: list[Run]) -> float:
     return sum(run.record["compute_tokens"] for run in runs) / len(runs) / 1e6
 
 
-class _Teller:
+class Teller:
     """Says on stderr, now and then, how far the work is."""
 
     def __init__(self, name: str) -> None:
