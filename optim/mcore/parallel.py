@@ -121,7 +121,12 @@ def model_parallel(layout: Layout) -> Iterator[ProcessGroups]:
             )  # Megatron insists on it before it builds a layer; no value depends on it
         yield _current_groups()
     finally:
+        # Megatron forgets its groups; each would leave three threads, one of which wakes a hundred times a second.
+        opened = parallel_state._global_process_group_list or []  # noqa: SLF001 - it offers no other way
         parallel_state.destroy_model_parallel()
+        for group in opened:
+            if group is not None:  # the world, which is not ours
+                dist.destroy_process_group(group)
 
 
 def _timeout_of_world() -> timedelta:

@@ -2,6 +2,7 @@ import json
 import shutil
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from optim.errors import DivergedError, LayoutError, ModelError
 from optim.layout import Layout
 from optim.local import LocalBackend
 from optim.mcore.backend import mcore_backend
+from optim.mcore.parallel import process_world
 from optim.mcore.schedule import split_terms
 
 
@@ -33,6 +35,17 @@ def open_local():
 
 def batch_of(num_rows, length, seed=0):
     return make_batch(num_rows, length, torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
+def test_a_process_that_opens_many_models_keeps_no_threads_of_the_closed_ones():
+    with process_world():
+        counts = []
+        for _ in range(4):
+            with open_backend():
+                pass
+            counts.append(len(list(Path("/proc/self/task").iterdir())))
+    assert max(counts) < min(counts) + 17  # of the groups of one model
 
 
 def gradients(backend, copy):
