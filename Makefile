@@ -13,7 +13,7 @@ SEEDS ?= 3
 STUDY ?= blocks
 EXPERIMENT = $(BIN)/python tests/bench/experiments/run.py --methods $(METHODS) --seeds $(SEEDS)
 
-.PHONY: help demo test test-slow bench bench-denoise bench-multilingual bench-domains bench-instruct bench-ablations lint types contracts format clean
+.PHONY: help demo test test-slow bench bench-denoise bench-multilingual bench-domains bench-instruct bench-ablations bench-transfer lint types contracts format clean
 help:
 	@echo "make demo        install, then learn and publish domain weights on a small lake of real text"
 	@echo "make test        install, lint, types, contracts and the whole unmarked test suite"
@@ -23,6 +23,8 @@ help:
 	@echo "                 experiments: do the learned weights beat uniform and the baselines? (needs the data folder)"
 	@echo "make bench-ablations STUDY=blocks"
 	@echo "                 what each setting changes: blocks, aux, penalty, optimizer, restarts, noise, domains"
+	@echo "make bench-transfer"
+	@echo "                 do weights learned with one model serve another?"
 	@echo "make format      rewrite the code in the project's format"
 
 $(VENV)/.train: pyproject.toml constraints.txt
@@ -73,6 +75,9 @@ bench-instruct: $(VENV)/.dev
 
 bench-ablations: $(VENV)/.dev
 	$(BIN)/python tests/bench/experiments/ablations.py $(STUDY) --seeds $(SEEDS)
+
+bench-transfer: $(VENV)/.dev
+	$(BIN)/python tests/bench/experiments/transfer.py --seeds $(SEEDS)
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

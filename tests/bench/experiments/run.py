@@ -13,6 +13,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from checks import CHECKS, weights
 from lakes import BUILDERS, DATA, Parts
@@ -39,7 +40,10 @@ def main() -> int:
     if not folder.exists():
         parts.write(folder)
     with curator.open_lake(str(folder / "lake"), text="text", domain="domain") as lake:
-        runs = {method: _learned(lake, folder, method, arguments) for method in arguments.methods}
+        runs = {
+            method: learned(lake, folder, method, arguments.seeds, model=arguments.model)
+            for method in arguments.methods
+        }
         comparison = _compared(lake, folder, parts, runs, arguments)
     (folder / "comparison.md").write_text(comparison.to_markdown(), encoding="utf-8")
     print(comparison.to_markdown())
@@ -53,17 +57,16 @@ def main() -> int:
     return int(not all(holds for holds, _ in shown))
 
 
-def _learned(lake: curator.Lake, folder: Path, method: str, arguments: argparse.Namespace) -> list[Run]:
+def learned(lake: curator.Lake, folder: Path, method: str, seeds: int, *, model: str, **over: Any) -> list[Run]:
     """A run by each seed, learned now or found from before."""
     known = {tuple(run.record["learn"][name] for name in ("method", "seed", "model")): run for run in lake.runs()}
     found = []
-    for seed in range(arguments.seeds):
-        run = known.get((method, seed, arguments.model))
+    for seed in range(seeds):
+        run = known.get((method, seed, model))
         if run is None:
             tell = Teller(f"{method} {seed}")
-            run = lake.learn(
-                str(folder / "target.parquet"), method=method, seed=seed, model=arguments.model, on_progress=tell
-            )
+            target = str(folder / "target.parquet")
+            run = lake.learn(target, method=method, seed=seed, model=model, on_progress=tell, **over)
             tell.end(repr(run))
         found.append(run)
     return found
