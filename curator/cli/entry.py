@@ -1,0 +1,114 @@
+"""What `curator` starts: the commands, and what becomes of an error."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from curator.cli import lakes, learning, setup, versions
+
+
+class _Commands(TyperGroup):
+    """Typer answers Ctrl-C with status 130 and no word; ours is a sentence and status 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            from curator.errors import STOPPED, InterruptedRunError
+
+            raise InterruptedRunError(STOPPED) from error
+
+
+app = typer.Typer(
+    name="curator",
+    cls=_Commands,
+    help="Learn what every domain and row of a data lake is worth for your target, and write it back.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=True,
+)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        from curator import __version__
+
+        print(__version__)  # noqa: T201
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    *,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; may stand anywhere on the line.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    del debug, version  # main() takes the first off the line before it is parsed; the other has its callback
+
+
+for _command in (
+    setup.demo,
+    setup.init,
+    lakes.ingest,
+    learning.learn,
+    learning.compare,
+    versions.publish,
+    lakes.sql,
+    versions.history,
+    learning.plan,
+    setup.doctor,
+):
+    app.command()(_command)
+
+
+def main() -> None:
+    """Entry point: run a command, and turn an error into one sentence and its exit code."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        sys.exit(app(arguments or ["--help"], standalone_mode=False))
+    except BrokenPipeError:  # the reader of our output is gone, as in `curator history LAKE | head -1`
+        sys.stderr.close()
+        os._exit(1)
+    except Exception as error:  # the last place where a traceback could be kept from the user
+        if debug:
+            traceback.print_exc()
+        code, message, exit_code = _described(error, arguments)
+        _report(code, message, as_json="--json" in arguments)
+        sys.exit(exit_code)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _described(error: Exception, arguments: list[str]) -> tuple[str, str, int]:
+    """(stable code, sentence, exit code) of an error."""
+    from curator.errors import CuratorError
+
+    if isinstance(error, CuratorError):
+        return error.code, str(error), error.exit_code
+    if hasattr(error, "format_message"):  # an option or argument that typer refuses
+        known = {command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands}
+        command = next((f" {argument}" for argument in arguments if argument in known), "")
+        return "usage", f"{error.format_message().rstrip('.')}; see `curator{command} --help`", 2
+    return "internal", f"{type(error).__name__}: {error}; this is a defect of ours, --debug shows where", 1
+
+
+def _report(code: str, message: str, *, as_json: bool) -> None:
+    line = " ".join(message.split())
+    print(f"curator: {line}", file=sys.stderr)  # noqa: T201
+    if as_json:
+        from curator import console
+
+        console.print_json({"status": "error", "error": {"code": code, "message": line}})

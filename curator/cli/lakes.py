@@ -1,0 +1,76 @@
+"""Commands about the rows of a lake: index them, ask about them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from curator.cli.options import (
+    ConfigOption,
+    DestinationOption,
+    DomainOption,
+    JsonOption,
+    KeyOption,
+    LakeArgument,
+    SkipOption,
+    TextOption,
+    open_given,
+    read_settings,
+)
+
+
+def ingest(
+    lake_url: LakeArgument = None,
+    text: TextOption = None,
+    domain: DomainOption = None,
+    key: KeyOption = None,
+    destination: DestinationOption = None,
+    config: ConfigOption = None,
+    *,
+    skip_bad_rows: SkipOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Read the lake into its row index: ids, domains and lengths; only files that changed are read."""
+    import dataclasses
+
+    from curator import console
+
+    settings = read_settings(lake_url, config)
+    with (
+        open_given(
+            settings, text=text, domain=domain, key=key, destination=destination, skip_bad_rows=skip_bad_rows
+        ) as lake,
+        console.progress() as tell,
+    ):
+        report = lake.ingest(tell)
+        counts = lake.domain_counts()
+    if as_json:
+        console.print_json({"status": "ok", **dataclasses.asdict(report), "domains": dict(counts)})
+        return
+    console.print_rows(["domain", "usable rows"], counts)
+    console.out().print(
+        f"\n{report.num_files} files, {report.num_rows:,} rows ({report.num_unusable:,} left out); "
+        f"{report.added} files new, {report.changed} changed, {report.removed} gone, {report.unchanged} as before"
+    )
+
+
+def sql(
+    lake_url: Annotated[str, typer.Argument(metavar="LAKE_URL", help="The lake to ask.")],
+    query: Annotated[
+        str,
+        typer.Argument(help="DuckDB SQL over samples, domain_weights, runs, diagnostics, comparisons, versions."),
+    ],
+    destination: DestinationOption = None,
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask SQL: `samples` (every row with its weights), `domain_weights`, `runs`, `diagnostics` and more."""
+    from curator import console
+
+    with open_given(read_settings(lake_url, None), destination=destination) as lake:
+        names, rows = lake.fetch(query)
+    if as_json:
+        console.print_json({"status": "ok", "columns": names, "rows": [list(row) for row in rows]})
+        return
+    console.print_rows(names, rows)

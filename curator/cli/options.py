@@ -1,0 +1,87 @@
+"""What several commands take and do: arguments and options, settings, opening the lake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from curator.config import Config
+    from curator.lake import Lake
+
+LakeArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[LAKE_URL]", help="Folder, file or glob of Parquet files; any fsspec URL.", show_default=False
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", help="TOML or YAML settings; by default ./curator.toml when no LAKE_URL is given."),
+]
+TextOption = Annotated[str | None, typer.Option("--text", help="Column with the text.", show_default=False)]
+DomainOption = Annotated[
+    str | None, typer.Option("--domain", help="Column or hive partition with the domain.", show_default=False)
+]
+KeyOption = Annotated[str | None, typer.Option("--key", help="Column with a unique, stable key.", show_default=False)]
+DestinationOption = Annotated[
+    str | None,
+    typer.Option("--destination", help="Where versions go; default: _curator in the lake.", show_default=False),
+]
+SkipOption = Annotated[
+    bool | None,
+    typer.Option("--skip-bad-rows", help="Leave out rows without text or domain.", show_default=False),
+]
+MinRowsOption = Annotated[
+    int | None, typer.Option("--min-domain-rows", help="Least usable rows of a domain.", show_default=False)
+]
+# A command chooses the type: `plan` has a default for each, the others leave it to the settings.
+TENSOR_PARALLEL = typer.Option("--tensor-parallel", help="Workers that share each layer.")
+PIPELINE_PARALLEL = typer.Option("--pipeline-parallel", help="Workers that share the layers.")
+DATA_PARALLEL = typer.Option("--data-parallel", help="Workers that share the batch.")
+BLOCK_SIZE = typer.Option("--block-size", help="Layers that train at a time; 0: all.")
+ModelOption = Annotated[
+    str | None, typer.Option("--model", help="tiny, small, or a Hugging Face model folder.", show_default=False)
+]
+
+
+def read_settings(lake_url: str | None, path: Path | None) -> Config:
+    """The settings of the file that was named, or of ./curator.toml when no lake was."""
+    from curator.config import DEFAULT_FILE, load_config, override
+    from curator.errors import ConfigError
+
+    if path is None and lake_url is None:
+        if not Path(DEFAULT_FILE).exists():
+            raise ConfigError(
+                f"no LAKE_URL was given and there is no {DEFAULT_FILE} here; `curator init LAKE_URL` writes one"
+            )
+        path = Path(DEFAULT_FILE)
+    config = load_config(path)
+    return override(config, lake={"url": lake_url} if lake_url else None)
+
+
+def open_given(settings: Config, **given: Any) -> Lake:
+    """The lake of the settings, but for what was given."""
+    from curator.errors import ConfigError
+    from curator.lake import open_lake
+
+    if not settings.lake.url:
+        raise ConfigError("no lake was named; pass LAKE_URL or set lake.url")
+    return open_lake(settings.lake.url, config=settings.lake, **given)
+
+
+def given_layout(tensor: int | None, pipeline: int | None, data: int | None) -> dict[str, int | None]:
+    """Settings of the layout, None where nothing was said."""
+    return {"tensor_parallel": tensor, "pipeline_parallel": pipeline, "data_parallel": data}
+
+
+def print_next(*commands: str) -> None:
+    """Say which commands come next, ready to be copied."""
+    from curator import console
+
+    console.out().print("\nNext:")
+    for command in commands:
+        print(f"  {command}")  # noqa: T201

@@ -1,0 +1,86 @@
+"""Commands about what was published: make a version, list them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from curator.cli.options import ConfigOption, DestinationOption, JsonOption, LakeArgument, open_given, read_settings
+
+
+def publish(
+    lake_url: LakeArgument = None,
+    run: Annotated[str, typer.Option("--run", help="The run to publish.")] = "latest",
+    destination: DestinationOption = None,
+    config: ConfigOption = None,
+    *,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written; write nothing.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a run's weights as columns of new Parquet files and make them the lake's newest version, atomically."""
+    import dataclasses
+
+    from curator import console
+
+    with open_given(read_settings(lake_url, config), destination=destination) as lake, console.progress() as tell:
+        publication = lake.publish(run, dry_run=dry_run, on_progress=tell)
+    if as_json:
+        console.print_json({"status": "ok", "dry_run": dry_run, **dataclasses.asdict(publication)})
+        return
+    print_ = console.out().print
+    files = f"{publication.num_files} files, {publication.num_rows:,} rows"
+    if dry_run:
+        print_(f"would write {files} to {publication.location}; nothing was written")
+    elif publication.created:
+        print_(
+            f"version {publication.version}: {files}, {publication.size_bytes / 1e6:,.1f} MB in {publication.location}"
+        )
+    else:
+        print_(f"version {publication.version} holds this run for these files already: {publication.location}")
+    if publication.num_unweighted:
+        print_(f"{publication.num_unweighted:,} rows have no weight: they came after the run, or have no text")
+    if publication.num_gone:
+        print_(
+            f"{publication.num_gone:,} rows that the run weighed are gone from the lake: the mean weight is not 1 "
+            "any more; learn again"
+        )
+
+
+def history(
+    lake_url: LakeArgument = None,
+    destination: DestinationOption = None,
+    config: ConfigOption = None,
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """List the lake's runs and its published versions."""
+    import dataclasses
+
+    from curator import console
+
+    with open_given(read_settings(lake_url, config), destination=destination) as lake:
+        versions = [dataclasses.asdict(version) for version in lake.history()]
+        runs = [run.record for run in lake.runs()]
+    if as_json:
+        brief = [
+            {key: record[key] for key in ("run_id", "created_at", "status", "snapshot_id", "run_dir")}
+            | {"verdict": record["verdict"]["status"]}
+            for record in runs
+        ]
+        console.print_json({"status": "ok", "runs": brief, "versions": versions})
+        return
+    console.print_rows(
+        ["run", "created", "method", "model", "steps", "verdict"],
+        [[r["run_id"], r["created_at"], *_learned_by(r["learn"]), r["verdict"]["status"]] for r in runs],
+        title=f"Runs of {lake.url}",
+    )
+    print()  # noqa: T201
+    names = ["version", "created_at", "run_id", "num_files", "num_rows", "location"]
+    console.print_rows(names, [[row[name] for name in names] for row in versions], title="Published versions")
+
+
+def _learned_by(learn: Mapping[str, Any]) -> list[Any]:
+    """Method, model and steps; runs from before there were other methods do not name theirs."""
+    return [learn.get("method", "scalebio"), learn["model"], learn["steps"]]
