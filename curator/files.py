@@ -1,13 +1,17 @@
-"""Local files and folders that appear whole or not at all."""
+"""Local files and folders that appear whole or not at all, and small ones that users write by hand."""
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from curator.errors import ConfigError
 
 
 @contextmanager
@@ -31,3 +35,20 @@ def write_atomically(path: Path, text: str) -> None:
     place = path.with_name(f".{path.name}-{os.getpid()}")
     place.write_text(text, encoding="utf-8")
     place.replace(path)
+
+
+def read_object(path: Path, kind: str, content: str) -> Mapping[str, Any]:
+    """The JSON object in a file that a user wrote; `kind` and `content` say in errors what it is to be.
+
+    Raises:
+        ConfigError: it cannot be read, or is not an object.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{kind} file {path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{kind} file {path} is not JSON ({error}); write an object {content}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{kind} file {path} holds a {type(values).__name__}; it must be an object {content}")
+    return values

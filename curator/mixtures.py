@@ -16,7 +16,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -28,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from curator.errors import ConfigError, InputError, NotFoundError
+from curator.files import read_object
 from curator.tokens import TokenCache
 from optim.learners.fixed import proportional, uniform
 
@@ -108,7 +108,8 @@ def _mixture(lake: Lake, domains: Sequence[str], spec: Spec) -> Mixture:
         alone = {what.removeprefix("domain:"): 1.0}
         return Mixture(name=name or what, weights=_weights(domains, alone, f"mixture {what!r}"))
     if what.endswith(".json"):
-        return Mixture(name=name or Path(what).stem, weights=_weights(domains, _read(Path(what)), what))
+        given = read_object(Path(what), "mixture", "{domain: weight}")
+        return Mixture(name=name or Path(what).stem, weights=_weights(domains, given, what))
     runs = [_of_run(lake, domains, name, run_id) for run_id in what.split(",")]
     return runs[0] if len(runs) == 1 else _of_seeds(runs)
 
@@ -178,17 +179,3 @@ def _is_weight(value: Any) -> bool:
         return math.isfinite(value) and float(value) >= 0
     except OverflowError:  # an integer beyond any float
         return False
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"mixture file {path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"mixture file {path} is not JSON ({error}); write an object {{domain: weight}}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(
-            f"mixture file {path} holds a {type(values).__name__}; it must be an object {{domain: weight}}"
-        )
-    return values

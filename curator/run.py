@@ -16,6 +16,7 @@ from curator import catalog
 from curator.errors import StorageError, one_line, translated
 
 if TYPE_CHECKING:
+    from curator.export import Export
     from curator.lake import Lake
     from curator.leaks import LeakReport
 
@@ -85,6 +86,12 @@ class Run:
             ) from error
         WeightTable(samples=samples, domains=tuple(DomainWeight(**row) for row in self.record["domains"])).check()
         return samples
+
+    def export(self, format: str, path: str | Path, **settings: Any) -> Export:  # noqa: A002 - the word that users say
+        """Write the domain weights as the file that a trainer reads (see `curator.export.export`)."""
+        from curator.export import export
+
+        return export(self, format, path, **settings)
 
     def __repr__(self) -> str:
         top = sorted(self.record["domains"], key=lambda row: -row["domain_weight"])[:3]

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from curator.cli import lakes, learning, setup, versions
+from curator.cli import exports, lakes, learning, setup, versions
 
 
 class _Commands(TyperGroup):
@@ -64,6 +64,7 @@ for _command in (
     versions.publish,
     lakes.sql,
     versions.history,
+    exports.export,
     learning.plan,
     setup.doctor,
 ):

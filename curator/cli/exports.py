@@ -1,0 +1,68 @@
+"""The command that writes a run's weights for a trainer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from curator.cli.options import ConfigOption, DestinationOption, JsonOption, LakeArgument, open_given, read_settings
+
+
+def export(
+    lake_url: LakeArgument = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The file to write.", show_default=False)] = None,
+    format_: Annotated[
+        str, typer.Option("--format", help="megatron, energon, datasets, llama-factory, levanter or data-juicer.")
+    ] = "megatron",
+    run: Annotated[str, typer.Option("--run", help="The run whose weights are written.")] = "latest",
+    places: Annotated[
+        str,
+        typer.Option("--places", help="Where the trainer finds a domain: a template, or a JSON file {domain: place}."),
+    ] = "{domain}",
+    budget_tokens: Annotated[
+        int | None,
+        typer.Option("--budget-tokens", help="Tokens that will be trained on; tells repetition.", show_default=False),
+    ] = None,
+    destination: DestinationOption = None,
+    config: ConfigOption = None,
+    *,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be written; write nothing.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a run's domain weights as the file that a trainer reads, in the unit that it means."""
+    import dataclasses
+
+    from curator import console
+    from curator.errors import ConfigError
+    from curator.files import read_object
+
+    if out is None:
+        raise ConfigError("no file was named; pass --out FILE")
+    where = read_object(Path(places), "places", "{domain: place}") if places.endswith(".json") else places
+    with open_given(read_settings(lake_url, config), destination=destination) as lake:
+        done = lake.run(run).export(
+            format_, out, places=where, budget_tokens=budget_tokens, overwrite=overwrite, dry_run=dry_run
+        )
+    if as_json:
+        console.print_json({"status": "ok", "dry_run": dry_run, **dataclasses.asdict(done)})
+        return
+    print_ = console.out().print
+    names = ["domain", done.unit, *(["epochs"] if done.epochs else [])]
+    console.print_rows(
+        names,
+        [
+            [domain, f"{weight:.6f}", *([f"{done.epochs[domain]:.2f}"] if done.epochs else [])]
+            for domain, weight in done.weights.items()
+        ],
+    )
+    print_(f"\n{'would write' if dry_run else 'wrote'} {console.printable(done.path)} for {done.reader}")
+    if done.left_out:
+        print_(f"left out, since they have no weight: {console.printable(', '.join(done.left_out))}")
+    if done.repeated:
+        print_(
+            f"repeated more than four times at that budget: {console.printable(', '.join(done.repeated))}; "
+            "learn with learn.weights.budget_tokens, which caps them"
+        )

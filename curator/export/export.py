@@ -1,0 +1,126 @@
+"""One export: a run's weights, the domains' places in the trainer's world, and a file that appears whole."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from curator.errors import ConfigError
+from curator.export.formats import FORMATS, Format
+from curator.export.shares import MAX_EPOCHS, Share, shares
+from curator.files import write_atomically
+
+if TYPE_CHECKING:
+    from curator.run import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """What was written, or would be.
+
+    `weights` are those in the file, by domain, in the `unit` that `reader` means. `left_out` has no weight at all.
+    `epochs` are the passes over each domain at the budget that was named, else empty.
+    """
+
+    run_id: str
+    format: str
+    reader: str
+    unit: str
+    path: str
+    weights: dict[str, float]
+    left_out: list[str]
+    epochs: dict[str, float]
+    text: str
+
+    @property
+    def repeated(self) -> list[str]:
+        """Domains that the budget repeats more often than is good for a model."""
+        return [domain for domain, epochs in self.epochs.items() if epochs > MAX_EPOCHS]
+
+
+def export(
+    run: Run,
+    format: str,  # noqa: A002 - the word that users say
+    path: str | Path,
+    *,
+    places: str | Mapping[str, str] = "{domain}",
+    budget_tokens: int | None = None,
+    overwrite: bool = False,
+    dry_run: bool = False,
+) -> Export:
+    """Write the domain weights of `run` for a trainer.
+
+    Args:
+        run: a finished run.
+        format: one of `FORMATS`.
+        path: a local file; its folder must exist.
+        places: where the trainer finds a domain: a template with `{domain}` in it, or a path for each domain.
+        budget_tokens: tokens that will be trained on, to tell how often each domain is repeated.
+        overwrite: whether a file that is there may be replaced.
+        dry_run: write nothing.
+
+    Raises:
+        ConfigError: no such format, a domain without a place, a place that the format cannot hold, or a file that is
+            there already.
+    """
+    known = _format(format)
+    path = Path(path)
+    if budget_tokens is not None and budget_tokens < 1:
+        raise ConfigError(f"budget_tokens={budget_tokens}: it must be at least 1")
+    found = shares(run.record["domains"])
+    left_out = sorted({row["domain"] for row in run.record["domains"]} - {share.domain for share in found})
+    weighted = [(_place(share, places, known), known.weight(share)) for share in found]
+    _check_distinct(weighted)
+    heading = f"domain weights of {run.lake.url}, run {run.run_id}, for {known.reader}\nunit: {known.unit}"
+    text = known.render(weighted, heading)
+    if path.exists() and not overwrite:
+        raise ConfigError(f"{path} is there already; name another file, or say that it may be overwritten")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path} cannot be written: its folder does not exist")
+    if not dry_run:
+        try:
+            write_atomically(path, text)
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be written ({error.strerror}); name another file") from error
+    return Export(
+        run_id=run.run_id,
+        format=format,
+        reader=known.reader,
+        unit=known.unit,
+        path=str(path),
+        weights={share.domain: weight for share, (_, weight) in zip(found, weighted, strict=True)},
+        left_out=left_out,
+        epochs={share.domain: share.epochs(budget_tokens) for share in found} if budget_tokens else {},
+        text=text,
+    )
+
+
+def _format(name: str) -> Format:
+    if name not in FORMATS:
+        near = difflib.get_close_matches(name, FORMATS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(FORMATS)}"
+        raise ConfigError(f"no export format {name!r}; {hint}")
+    return FORMATS[name]
+
+
+def _place(share: Share, places: str | Mapping[str, str], known: Format) -> str:
+    if isinstance(places, str):
+        if "{domain}" not in places:
+            raise ConfigError(
+                f"the places {places!r} have no {{domain}} in them, which is to be replaced; each is {known.place}"
+            )
+        return places.replace("{domain}", share.domain)
+    if share.domain not in places:
+        raise ConfigError(f"no place was named for domain {share.domain!r}; name {known.place}")
+    return str(places[share.domain])
+
+
+def _check_distinct(weighted: list[tuple[str, float]]) -> None:
+    seen: set[str] = set()
+    for place, _ in weighted:
+        if place in seen:
+            raise ConfigError(f"the place {place!r} was named for two domains; name another for one of them")
+        seen.add(place)
