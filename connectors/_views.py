@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 
 from connectors._database import Connection, database_errors, duck_path, quote_identifier, quote_literal, register_store
 from connectors._index import changed_files
+from connectors._parquet_file import parse_partition
 from connectors._rows import Columns
-from connectors.errors import ConflictError, UnsupportedError
+from connectors.errors import ConflictError, SchemaError, UnsupportedError, suggest
 from connectors.plain import Corpus
 from connectors.store import Store
 
@@ -76,6 +77,69 @@ def create_published_view(
     with database_errors("the catalog"):
         source = _rows_of(connection, store, published, ([], {}), by_name=False)
         connection.execute(f"CREATE OR REPLACE TEMP VIEW {quote_identifier(name)} AS SELECT {selected} FROM {source}")
+
+
+def create_version_view(
+    connection: Connection,
+    store: Store,
+    files: Sequence[tuple[str, str, bool]],
+    *,
+    columns: Sequence[str],
+    domain: str,
+    key: str | None = None,
+    name: str = "samples",
+) -> None:
+    """Makes the temporary view `name`: every row of published copies, whatever has become of the lake since.
+
+    Columns: sample_id, domain, usable, then the source's, Hive partitions last, then `columns`; names as in
+    `create_samples_view`. sample_id and usable are NULL for files that the index does not know as they were.
+
+    Args:
+        connection: with an index.
+        store: where the copies are; registered here.
+        files: (path of the copy, path in the lake, whether the file in the lake is unchanged); at least one.
+        columns: names of the columns that were added.
+        domain: column or Hive partition of the copies that names the domain.
+        key: the column that is the sample id, if there is one.
+        name: of the view.
+
+    Raises:
+        SchemaError: the copies have no column `domain`.
+    """
+    register_store(connection, store)
+    with database_errors("the catalog"):
+        file_ids = dict(connection.execute("SELECT path, file_id FROM files").fetchall())
+        listed = ", ".join(quote_literal(duck_path(store, copy)) for copy, _, _ in files)
+        source = f"read_parquet([{listed}], hive_partitioning = false, union_by_name = true)"
+        physical = [c for c in connection.sql(f"SELECT * FROM {source} LIMIT 0").columns if c not in columns]
+        values = [parse_partition(path) for _, path, _ in files]
+        folded = {column.casefold() for column in physical}
+        partitions = sorted({key for each in values for key in each if key.casefold() not in folded})
+        if domain not in {*physical, *partitions}:
+            raise SchemaError(
+                f"the published files have no column {domain!r}, configured as the domain"
+                f"{suggest(domain, [*physical, *partitions])}"
+            )
+        own = f"{'p' if domain in physical else 'f'}.{quote_identifier(domain)}"
+        exposed = _exposed_names([*physical, *partitions], Columns(text="", domain=domain, key=key))
+        selected = ["i.sample_id", f"coalesce(i.domain, CAST({own} AS VARCHAR)) AS domain", "i.usable"]
+        if key is not None and key in physical:
+            selected[0] = f"coalesce(i.sample_id, CAST(p.{quote_identifier(key)} AS VARCHAR)) AS sample_id"
+        selected += [f"p.{quote_identifier(c)} AS {quote_identifier(exposed[c])}" for c in physical if c in exposed]
+        selected += [f"f.{quote_identifier(c)} AS {quote_identifier(exposed[c])}" for c in partitions if c in exposed]
+        selected += map(_from_file, columns)
+        entries = ", ".join(
+            f"({', '.join([str(index), known, *(quote_literal(value.get(key)) for key in partitions)])})"
+            for index, ((_, path, unchanged), value) in enumerate(zip(files, values, strict=True))
+            for known in [str(file_ids[path]) if unchanged and path in file_ids else "NULL::BIGINT"]
+        )
+        header = ", ".join(["copy_index", "lake_file_id", *map(quote_identifier, partitions)])
+        connection.execute(
+            f"CREATE OR REPLACE TEMP VIEW {quote_identifier(name)} AS SELECT {', '.join(selected)} FROM "
+            f"(SELECT *, {', '.join(_VIRTUAL_COLUMNS)} FROM {source}) AS p "
+            f"JOIN (VALUES {entries}) AS f({header}) ON p.file_index = f.copy_index "
+            "LEFT JOIN sample_index AS i ON i.file_id = f.lake_file_id AND i.row = p.file_row_number"
+        )
 
 
 def _rows_of(

@@ -3,12 +3,13 @@
     <destination>/manifests/<commit id>.json      written first; invisible until an entry names it
     <destination>/log/00000000000000000001.json   the commit point: created if absent
 
-A version exists when its entry exists. Entries are numbered from 1 without gaps and are never changed.
+A version exists when its entry exists. Entries are numbered from 1 without gaps and are never changed. An entry that
+names the manifest of an older one restores that version.
 """
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -143,30 +144,82 @@ def commit(store: Store, manifest: Manifest, *, idempotency_key: str, max_attemp
         UnavailableError: the storage did not answer; calling again with the same key is safe.
         ReadOnlyError: the destination cannot be written.
     """
-    commit_id = uuid4().hex
     body = manifest_to_json(manifest)
-    manifest_path = f"{MANIFEST_FOLDER}/{commit_id}{_SUFFIX}"
+    commit_id = uuid4().hex
+    entry = Version(
+        number=0,
+        commit_id=commit_id,
+        idempotency_key=idempotency_key,
+        run_id=manifest.run_id,
+        snapshot_id=manifest.snapshot_id,
+        committed_at="",
+        manifest_path=f"{MANIFEST_FOLDER}/{commit_id}{_SUFFIX}",
+        manifest_hash=xxhash.xxh3_128_hexdigest(body),
+    )
+
+    written: list[str] = []
+
+    def write_manifest(_: Sequence[Version]) -> None:
+        if not written:
+            write_object(store, entry.manifest_path, body)
+            written.append(entry.manifest_path)
+
+    return _append(store, entry, write_manifest, max_attempts)
+
+
+def restore(store: Store, number: int, *, max_attempts: int = _MAX_ATTEMPTS) -> Version:
+    """Atomic and exactly once: one more version, which names the manifest of version `number`.
+
+    A repeated call finds that the newest version is what it asks for. Nothing is removed: the versions in between
+    stay readable. A version that another writer published meanwhile is not hidden unseen.
+
+    Returns:
+        The newest version; `created` is False if it had the content of version `number` already.
+
+    Raises:
+        NotFoundError: there is no such version.
+        ConflictError: another version was published since the log was read; look at it, then try again.
+        UnavailableError, ReadOnlyError: as for `commit`.
+    """
+    log = read_log(store)
+    target = next((version for version in log if version.number == number), None) or read_version(store, number)
+    newest = log[-1]
+    if newest.manifest_path == target.manifest_path:
+        return replace(newest, created=False)
+    entry = replace(
+        target, commit_id=uuid4().hex, idempotency_key=f"restore version {number} after version {newest.number}"
+    )
+
+    def check_newest(log: Sequence[Version]) -> None:
+        if log[-1].number != newest.number:
+            raise ConflictError(
+                f"version {log[-1].number} was published to {store.describe()} meanwhile; look at it, then roll back "
+                "again if it is to be left behind, too"
+            )
+
+    return _append(store, entry, check_newest, max_attempts)
+
+
+def restored_number(log: Sequence[Version], version: Version) -> int | None:
+    """The first version with the same manifest, if `version` restored an older one."""
+    first = next(each.number for each in log if each.manifest_path == version.manifest_path)
+    return first if first < version.number else None
+
+
+def _append(store: Store, draft: Version, before: Callable[[Sequence[Version]], None], max_attempts: int) -> Version:
+    """Create the next entry of the log from `draft`, unless one has its key; `before` sees the log each time."""
     log: list[Version] = []
     failure: ConnectorError = ConflictError(f"no attempt was made to commit to {store.describe()}")
     for attempt in range(max_attempts + 1):
         log += _read_entries(store, _entry_numbers(store)[len(log) :])
         for version in log:
-            if version.idempotency_key == idempotency_key:
-                return replace(version, created=version.commit_id == commit_id)
+            if version.idempotency_key == draft.idempotency_key:
+                return replace(version, created=version.commit_id == draft.commit_id)
         if attempt == max_attempts:
             break
-        if attempt == 0:
-            write_object(store, manifest_path, body)
-        entry = Version(
-            number=len(log) + 1,
-            commit_id=commit_id,
-            idempotency_key=idempotency_key,
-            run_id=manifest.run_id,
-            snapshot_id=manifest.snapshot_id,
-            committed_at=datetime.now(UTC).isoformat(timespec="microseconds"),
-            manifest_path=manifest_path,
-            manifest_hash=xxhash.xxh3_128_hexdigest(body),
-        )
+        before(log)
+        committed_at = datetime.now(UTC).isoformat(timespec="microseconds")
+        entry = replace(draft, number=len(log) + 1, committed_at=committed_at)
         try:
             put_if_absent(store, _entry_path(entry.number), _entry_to_json(entry))
         except (ConflictError, UnavailableError) as error:

@@ -16,7 +16,7 @@ from connectors._database import (
     transaction,
 )
 from connectors._index import IngestReport, OnBadRows, OnProgress, changed_files, create_index_tables, ingest
-from connectors._views import create_published_view, create_samples_view
+from connectors._views import create_published_view, create_samples_view, create_version_view
 
 __all__ = [
     "Connection",
@@ -30,6 +30,7 @@ __all__ = [
     "create_index_tables",
     "create_published_view",
     "create_samples_view",
+    "create_version_view",
     "duck_path",
     "ingest",
     "quote_identifier",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from curator.lake import Lake, open_lake
     from curator.publish import Publication
     from curator.run import Run, Version
+    from curator.versions import Rollback
 
 __version__ = "0.1.0"
 
@@ -35,6 +36,7 @@ _HOMES = {
     "LakeConfig": "curator.config",
     "LearnConfig": "curator.config",
     "Publication": "curator.publish",
+    "Rollback": "curator.versions",
     "Run": "curator.run",
     "TargetConfig": "curator.config",
     "Version": "curator.run",
@@ -52,6 +54,7 @@ __all__ = [
     "LakeConfig",
     "LearnConfig",
     "Publication",
+    "Rollback",
     "Run",
     "TargetConfig",
     "Version",

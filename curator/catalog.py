@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from connectors import duck
-from connectors.commit import Version, read_log, read_manifest
+from connectors.commit import read_log, read_manifest, restored_number
 from connectors.manifest import Manifest
 from connectors.plain import Corpus
 from connectors.store import Store, list_objects, read_bytes
@@ -123,6 +123,7 @@ _VERSIONS = pa.schema(
         "num_files": pa.int64(),
         "num_rows": pa.int64(),
         "location": pa.string(),
+        "restores": pa.int64(),
     }
 )
 
@@ -159,15 +160,13 @@ def register_records(connection: duck.Connection, destination: Store) -> None:
     And the view `diagnostics` over the steps of the runs (`curator.trajectory.SCHEMA`).
     """
     records = read_run_records(destination)
-    versions = [(version, read_manifest(destination, version)) for version in read_log(destination)]
     _create_table(connection, "runs", _RUNS, [_run_row(record) for record in records])
     domains = [domain | {"run_id": record["run_id"]} for record in records for domain in record["domains"]]
     _create_table(connection, "domain_weights", _DOMAIN_WEIGHTS, domains)
     _create_diagnostics(connection, destination, [record["run_id"] for record in records])
     compared = [row for record in read_comparison_records(destination) for row in _comparison_rows(record)]
     _create_table(connection, "comparisons", _COMPARISONS, compared)
-    rows = [version_row(destination, version, manifest) for version, manifest in versions]
-    _create_table(connection, "versions", _VERSIONS, rows)
+    _create_table(connection, "versions", _VERSIONS, version_rows(destination))
 
 
 def _create_diagnostics(connection: duck.Connection, destination: Store, run_ids: Sequence[str]) -> None:
@@ -195,7 +194,7 @@ def create_samples(connection: duck.Connection, corpus: Corpus, destination: Sto
     if log:
         manifest = read_manifest(destination, log[-1])
         check_published_files(destination, manifest)
-        published = _published_paths(corpus, manifest)
+        published = unchanged_files(corpus, manifest)
     own = "r.* EXCLUDE (file_id, row)" + _renamed(corpus)
     if not published:
         nothing = ", ".join(
@@ -227,17 +226,25 @@ def check_published_files(destination: Store, manifest: Manifest) -> None:
             raise StorageError(f"{place} {fault} was published; restore it, or learn again and publish that run")
 
 
-def version_row(destination: Store, version: Version, manifest: Manifest) -> dict[str, Any]:
-    """One version as a row of the table `versions`."""
-    return {
-        "version": version.number,
-        "created_at": version.committed_at,
-        "run_id": version.run_id,
-        "snapshot_id": version.snapshot_id,
-        "num_files": len(manifest.files),
-        "num_rows": sum(file.num_rows for file in manifest.files),
-        "location": destination.describe(str(manifest.extra.get("folder", ""))),
-    }
+def version_rows(destination: Store) -> list[dict[str, Any]]:
+    """The versions as rows of the table `versions`, oldest first; `restores` is the one a rollback went back to."""
+    log = read_log(destination)
+    rows = []
+    for version in log:
+        manifest = read_manifest(destination, version)
+        rows.append(
+            {
+                "version": version.number,
+                "created_at": version.committed_at,
+                "run_id": version.run_id,
+                "snapshot_id": version.snapshot_id,
+                "num_files": len(manifest.files),
+                "num_rows": sum(file.num_rows for file in manifest.files),
+                "location": destination.describe(str(manifest.extra.get("folder", ""))),
+                "restores": restored_number(log, version),
+            }
+        )
+    return rows
 
 
 def _renamed(corpus: Corpus) -> str:
@@ -247,7 +254,7 @@ def _renamed(corpus: Corpus) -> str:
     return f" RENAME ({', '.join(f'{name} AS original_{name[1:-1]}' for name in clash)})" if clash else ""
 
 
-def _published_paths(corpus: Corpus, manifest: Manifest) -> dict[str, str]:
+def unchanged_files(corpus: Corpus, manifest: Manifest) -> dict[str, str]:
     """Source path → published path of the files that have not changed since the version was made."""
     now = {file.path: (file.size_bytes, file.version) for file in corpus.files}
     return {

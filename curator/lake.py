@@ -10,6 +10,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
@@ -20,7 +21,7 @@ import pyarrow.compute as pc
 
 from connectors import duck
 from connectors import errors as connector_errors
-from connectors.commit import read_log, read_manifest
+from connectors.commit import read_manifest
 from connectors.parquet import check_schemas
 from connectors.plain import Corpus, lake_root, list_parquet
 from connectors.store import Store, check_put_if_absent, open_store, substore, write_object
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from curator.mixtures import Spec
     from curator.publish import Publication
     from curator.tokens import RowBatch
+    from curator.versions import Rollback
 
 
 def open_lake(
@@ -125,6 +127,7 @@ class Lake:
         self._corpus: Corpus | None = None
         self._connection: duck.Connection | None = None
         self._has_views = False
+        self._past: dict[int, duck.Connection] = {}
 
     @property
     def url(self) -> str:
@@ -187,11 +190,7 @@ class Lake:
     def history(self) -> list[Version]:
         """Every published version, oldest first."""
         with translated():
-            log = read_log(self.destination)
-            return [
-                Version(**catalog.version_row(self.destination, version, read_manifest(self.destination, version)))
-                for version in log
-            ]
+            return [Version(**row) for row in catalog.version_rows(self.destination)]
 
     # work ---------------------------------------------------------------------------------------------------------
 
@@ -382,27 +381,59 @@ class Lake:
         with translated():
             return publish(self, self.run(run) if isinstance(run, str) else run, on_progress, dry_run=dry_run)
 
-    def sql(self, query: str, params: Mapping[str, Any] | None = None) -> duck.Relation:
+    def rollback(self, version: int, *, dry_run: bool = False) -> Rollback:
+        """Make the content of an older version the newest again, atomically; nothing is removed.
+
+        Raises:
+            NotFoundError: no such version.
+            StorageError: one of its files is gone, or the destination cannot be written.
+            TryAgainError: another version was published meanwhile.
+        """
+        from curator.versions import rollback
+
+        with translated():
+            return rollback(self, version, dry_run=dry_run)
+
+    def sql(
+        self,
+        query: str,
+        params: Mapping[str, Any] | None = None,
+        *,
+        version: int | None = None,
+        as_of: str | datetime | None = None,
+    ) -> duck.Relation:
         """Ask the lake: `samples`, `domain_weights`, `runs`, `diagnostics`, `comparisons`, `versions` are its tables.
 
         The relation is lazy and lives until the lake is closed, ingested or published again; fetch it with `.pl()`,
         `.df()`, `.to_arrow_table()` or `.fetchall()`.
 
+        Args:
+            query: DuckDB SQL.
+            params: values of `$name` in the query.
+            version: number of the version that `samples` shows as it was published; by default it shows the lake's
+                rows of today with the newest weights.
+            as_of: ISO date (its first moment) or datetime, in UTC unless it says otherwise: the newest version
+                committed at or before it.
+
         Raises:
             UsageError: the query is not valid, in DuckDB's words.
+            NotFoundError: no such version.
         """
         with translated():
+            connection = self._views() if version is None and as_of is None else self._views_at(version, as_of)
             try:
-                relation = self._views().sql(query, params=dict(params) if params else None)
+                relation = connection.sql(query, params=dict(params) if params else None)
             except duck.Error as error:
                 raise UsageError(f"the query cannot be run: {one_line(error)}") from error
         if relation is None:
             raise UsageError("the statement has no rows to show; ask with SELECT")
         return relation
 
-    def fetch(self, query: str) -> tuple[list[str], list[tuple[Any, ...]]]:
-        """The column names and rows of a query's answer."""
-        relation = self.sql(query)
+    def fetch(
+        self, query: str, *, version: int | None = None, as_of: str | datetime | None = None
+    ) -> tuple[list[str], list[tuple[Any, ...]]]:
+        """The column names and rows of a query's answer; arguments and errors are those of `sql`."""
+        relation = self.sql(query, version=version, as_of=as_of)
         with translated():
             try:
                 table = relation.to_arrow_table()
@@ -410,19 +441,22 @@ class Lake:
                 raise UsageError(f"the query failed: {one_line(error)}") from error
         return table.schema.names, list(zip(*(column.to_pylist() for column in table.columns), strict=True))
 
-    def scan(self) -> pl.LazyFrame:
-        """The newest published version as a polars LazyFrame: all columns of the lake and the three weight columns.
+    def scan(self, *, version: int | None = None, as_of: str | datetime | None = None) -> pl.LazyFrame:
+        """A published version as a polars LazyFrame: all columns of the lake and the three weight columns.
+
+        Args:
+            version: its number; by default the newest.
+            as_of: as for `sql`.
 
         Raises:
-            NotFoundError: nothing was published yet.
+            NotFoundError: nothing was published yet, or no such version.
         """
         from curator.scan import scan_version
+        from curator.versions import find_version
 
         with translated():
-            log = read_log(self.destination)
-            if not log:
-                raise NotFoundError(f"{self.url} has no published version yet; publish a run first")
-            return scan_version(self.destination, read_manifest(self.destination, log[-1]))
+            found = find_version(self.destination, version, as_of)
+            return scan_version(self.destination, read_manifest(self.destination, found))
 
     # what the work is built from ----------------------------------------------------------------------------------
 
@@ -484,6 +518,7 @@ class Lake:
     def forget_views(self) -> None:
         """Let the next query see the runs and versions that are there then."""
         self._has_views = False
+        self._past.clear()
 
     def _views(self) -> duck.Connection:
         """The session with everything that SQL can ask for: rows, weights, runs and versions.
@@ -496,6 +531,18 @@ class Lake:
             catalog.create_samples(connection, self.corpus, self.destination)
             self._has_views = True
         return connection
+
+    def _views_at(self, version: int | None, as_of: str | datetime | None) -> duck.Connection:
+        """A session of its own, in which `samples` are the rows of a version; relations of others stay as they are."""
+        from curator.versions import create_samples_at, find_version
+
+        found = find_version(self.destination, version, as_of)
+        if found.number not in self._past:
+            session = self.connection.cursor()
+            catalog.register_records(session, self.destination)
+            create_samples_at(session, self, found)
+            self._past[found.number] = session
+        return self._past[found.number]
 
     def check_destination(self) -> None:
         """Find out before hours of work, not after, whether their result can be written.
@@ -532,9 +579,10 @@ class Lake:
     def release(self) -> None:
         """Close the catalog so that other processes can write it; it opens again by itself."""
         if self._connection is not None:
-            self._connection.close()
+            for session in (*self._past.values(), self._connection):
+                session.close()
             self._connection = None
-        self._has_views = False
+        self.forget_views()
 
     def domain_counts(self) -> list[tuple[str, int]]:
         """(domain, usable rows), sorted by name."""

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Version:
-    """One published version, as `Lake.history` lists it; `location` is the folder of its Parquet files."""
+    """One published version, as `Lake.history` lists it.
+
+    `location` is the folder of its Parquet files; `restores` the version that a rollback went back to, else None.
+    """
 
     version: int
     created_at: str
@@ -32,6 +35,7 @@ class Version:
     num_files: int
     num_rows: int
     location: str
+    restores: int | None
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,7 @@ for _command in (
     versions.publish,
     lakes.sql,
     versions.history,
+    versions.rollback,
     exports.export,
     learning.plan,
     setup.doctor,

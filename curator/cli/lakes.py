@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from curator.cli.options import (
+    AsOfOption,
     ConfigOption,
     DestinationOption,
     DomainOption,
@@ -15,6 +16,7 @@ from curator.cli.options import (
     LakeArgument,
     SkipOption,
     TextOption,
+    VersionOption,
     open_given,
     read_settings,
 )
@@ -62,6 +64,8 @@ def sql(
         typer.Argument(help="DuckDB SQL over samples, domain_weights, runs, diagnostics, comparisons, versions."),
     ],
     destination: DestinationOption = None,
+    version: VersionOption = None,
+    as_of: AsOfOption = None,
     *,
     as_json: JsonOption = False,
 ) -> None:
@@ -69,7 +73,7 @@ def sql(
     from curator import console
 
     with open_given(read_settings(lake_url, None), destination=destination) as lake:
-        names, rows = lake.fetch(query)
+        names, rows = lake.fetch(query, version=version, as_of=as_of)
     if as_json:
         console.print_json({"status": "ok", "columns": names, "rows": [list(row) for row in rows]})
         return

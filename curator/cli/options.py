@@ -38,6 +38,17 @@ SkipOption = Annotated[
 MinRowsOption = Annotated[
     int | None, typer.Option("--min-domain-rows", help="Least usable rows of a domain.", show_default=False)
 ]
+VersionOption = Annotated[
+    int | None, typer.Option("--version", help="Of this version, by its number.", show_default=False)
+]
+AsOfOption = Annotated[
+    str | None,
+    typer.Option(
+        "--as-of", help="Of the newest version at an ISO date (its first moment) or time, in UTC.", show_default=False
+    ),
+]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")]
+
 # A command chooses the type: `plan` has a default for each, the others leave it to the settings.
 TENSOR_PARALLEL = typer.Option("--tensor-parallel", help="Workers that share each layer.")
 PIPELINE_PARALLEL = typer.Option("--pipeline-parallel", help="Workers that share the layers.")

@@ -7,7 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
-from curator.cli.options import ConfigOption, DestinationOption, JsonOption, LakeArgument, open_given, read_settings
+from curator.cli.options import (
+    ConfigOption,
+    DestinationOption,
+    DryRunOption,
+    JsonOption,
+    LakeArgument,
+    open_given,
+    read_settings,
+)
 
 
 def publish(
@@ -26,6 +34,7 @@ def publish(
 
     with open_given(read_settings(lake_url, config), destination=destination) as lake, console.progress() as tell:
         publication = lake.publish(run, dry_run=dry_run, on_progress=tell)
+        newest = max((version.version for version in lake.history()), default=None)
     if as_json:
         console.print_json({"status": "ok", "dry_run": dry_run, **dataclasses.asdict(publication)})
         return
@@ -39,6 +48,8 @@ def publish(
         )
     else:
         print_(f"version {publication.version} holds this run for these files already: {publication.location}")
+        if newest != publication.version:
+            print_(f"the newest is version {newest}; `curator rollback` goes back to version {publication.version}")
     if publication.num_unweighted:
         print_(f"{publication.num_unweighted:,} rows have no weight: they came after the run, or have no text")
     if publication.num_gone:
@@ -77,8 +88,37 @@ def history(
         title=f"Runs of {lake.url}",
     )
     print()  # noqa: T201
-    names = ["version", "created_at", "run_id", "num_files", "num_rows", "location"]
-    console.print_rows(names, [[row[name] for name in names] for row in versions], title="Published versions")
+    names = ["version", "created_at", "run_id", "num_files", "num_rows", "restores", "location"]
+    shown = [row | {"restores": "" if row["restores"] is None else row["restores"]} for row in versions]
+    console.print_rows(names, [[row[name] for name in names] for row in shown], title="Published versions")
+
+
+def rollback(
+    lake_url: Annotated[str, typer.Argument(metavar="LAKE_URL", help="The lake.")],
+    version: Annotated[int, typer.Argument(metavar="VERSION", help="Number of the version to go back to.")],
+    destination: DestinationOption = None,
+    *,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make the content of an older version the newest again, atomically; nothing is removed."""
+    import dataclasses
+
+    from curator import console
+
+    with open_given(read_settings(lake_url, None), destination=destination) as lake:
+        done = lake.rollback(version, dry_run=dry_run)
+    if as_json:
+        console.print_json({"status": "ok", "dry_run": dry_run, **dataclasses.asdict(done)})
+        return
+    content = f"the content of version {done.restores}, of run {done.run_id}"
+    if done.created:
+        said = f"version {done.version} is the newest now and has {content}; version {done.replaces} stays readable"
+    elif done.version == done.replaces:
+        said = f"version {done.version} is the newest and has {content}, already; nothing was written"
+    else:
+        said = f"would make version {done.version} with {content}; nothing was written"
+    console.out().print(said)
 
 
 def _learned_by(learn: Mapping[str, Any]) -> list[Any]:

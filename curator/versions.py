@@ -1,0 +1,116 @@
+"""The lake's versions: finding one by number or time, its rows in SQL, and making an older one the newest again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from connectors import commit, duck
+from connectors.store import Store
+from curator.catalog import WEIGHT_COLUMNS, check_published_files, unchanged_files
+from curator.errors import NotFoundError, UsageError
+
+if TYPE_CHECKING:
+    from curator.lake import Lake
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollback:
+    """What a rollback did.
+
+    `version` is the newest version now (with a dry run, the one that would be committed), whose content is that of
+    version `restores`; `replaces` was the newest before. `created` is False for a dry run, and if the newest version
+    had that content already.
+    """
+
+    version: int
+    restores: int
+    replaces: int
+    run_id: str
+    created: bool
+
+
+def find_version(destination: Store, version: int | None = None, as_of: str | datetime | None = None) -> commit.Version:
+    """The version of this number, or the newest one committed at or before `as_of`; the newest by default.
+
+    Raises:
+        UsageError: both are given, or `as_of` is not an ISO date or datetime.
+        NotFoundError: nothing was published, or no such version.
+    """
+    if version is not None and as_of is not None:
+        raise UsageError("version and as_of both name a version; give one of them")
+    moment = None if as_of is None else _moment(as_of)
+    log = commit.read_log(destination)
+    if not log:
+        raise NotFoundError(f"{destination.url} has no published version yet; publish a run first")
+    if moment is not None:
+        early = [each for each in log if datetime.fromisoformat(each.committed_at) <= moment]
+        if not early:
+            raise NotFoundError(
+                f"{destination.url} had no version at {moment.isoformat()}; the first was committed at "
+                f"{log[0].committed_at}"
+            )
+        return early[-1]
+    found = log[-1] if version is None else next((each for each in log if each.number == version), None)
+    if found is None:
+        raise NotFoundError(f"{destination.url} has no version {version}; there are 1 to {log[-1].number}")
+    return found
+
+
+def create_samples_at(connection: duck.Connection, lake: Lake, version: commit.Version) -> None:
+    """Make the view `samples` of a version: its rows as they were published, whatever the lake has become.
+
+    `sample_id` and `usable` are NULL in files that the lake has no longer as they were.
+
+    Raises:
+        StorageError: a published file is gone.
+    """
+    manifest = commit.read_manifest(lake.destination, version)
+    check_published_files(lake.destination, manifest)
+    unchanged = unchanged_files(lake.corpus, manifest)
+    files = [(file.published_path, file.source_path, file.source_path in unchanged) for file in manifest.files]
+    duck.create_version_view(
+        connection, lake.destination, files, columns=WEIGHT_COLUMNS, domain=lake.config.domain, key=lake.config.key
+    )
+
+
+def rollback(lake: Lake, version: int, *, dry_run: bool = False) -> Rollback:
+    """Make the content of an older version the newest, by one more entry of the log; nothing is removed.
+
+    Raises:
+        NotFoundError: no such version.
+        StorageError: one of its files is gone, or the destination cannot be written.
+        TryAgainError: another version was published meanwhile.
+    """
+    target = find_version(lake.destination, version)
+    log = commit.read_log(lake.destination)
+    manifest = commit.read_manifest(lake.destination, target)
+    check_published_files(lake.destination, manifest)
+    same = log[-1].manifest_path == target.manifest_path
+    if dry_run or same:
+        made, created = log[-1].number + (0 if same else 1), False
+    else:
+        lake.check_destination()
+        with lake.writing():
+            restored = commit.restore(lake.destination, version)
+        made, created = restored.number, restored.created
+        lake.forget_views()
+    return Rollback(
+        version=made,
+        restores=commit.restored_number(log, target) or target.number,
+        replaces=log[-1].number,
+        run_id=target.run_id,
+        created=created,
+    )
+
+
+def _moment(given: str | datetime) -> datetime:
+    try:
+        moment = datetime.fromisoformat(given) if isinstance(given, str) else given
+    except ValueError as error:
+        raise UsageError(
+            f"as_of {given!r} is not an ISO date or datetime, such as 2026-11-25 (its first moment) or "
+            "2026-11-25T18:00+01:00"
+        ) from error
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
