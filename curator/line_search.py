@@ -6,6 +6,9 @@ the prior by a 90 % interval that excludes 0; otherwise the weights stay at the 
 question has one side, so weights that are worth nothing are taken in 5 % of the runs. What a run publishes is never
 worse than the prior, within its interval.
 
+Where a token budget is named, each training has only so many of the lake's rows that it repeats them as often as the
+budget will repeat them all: the more a domain is repeated, the less its weight helps.
+
 All places are tried with one seed, then the best one and the prior with the others. Finished trainings are kept, so a
 run that was stopped goes on with them.
 """
@@ -123,6 +126,8 @@ def line_search(
         job.learn, steps=job.learn.num_search_steps, tokens_per_step=settings.tokens_per_step, seeds=settings.seeds
     )
 
+    data_share = _data_share(job.learn.weights.budget_tokens, config.steps * config.tokens_per_step)
+
     def train(wanted: Sequence[tuple[float, int]]) -> dict[Name, Trained]:
         trainings = {
             (str(place), seed): Training(
@@ -134,6 +139,7 @@ def line_search(
                 model=dataclasses.replace(job.model, seed=seed),
                 config=config,
                 folder=workdir / "trainings",
+                data_share=data_share,
             )
             for place, seed in wanted
         }
@@ -159,6 +165,11 @@ def line_search(
         compute_tokens=float(sum(result.tokens for result in trained.values())),
         weights=mixtures[taken].tolist(),
     )
+
+
+def _data_share(budget_tokens: int | None, tokens: int) -> float:
+    """What a training of so many tokens may have of the rows, to repeat them as one of the budget repeats all."""
+    return 1.0 if budget_tokens is None else min(1.0, tokens / budget_tokens)
 
 
 def _difference(

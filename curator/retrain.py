@@ -35,8 +35,9 @@ _VERSION = 2
 class Training:
     """One model to train: on `corpus` with `weights` (one per domain of that cache), then to measure on `test`.
 
-    `test_rows` names a part of the test cache, from one row to before another; None: all of it. Its files are in
-    `folder`, named by its key: the result, and while it runs its progress and its workers' output.
+    `test_rows` names a part of the test cache, from one row to before another; None: all of it. `data_share` is the
+    share of each domain's rows that it trains on (see `MixtureSampler`). Its files are in `folder`, named by its key:
+    the result, and while it runs its progress and its workers' output.
     """
 
     corpus: Path
@@ -47,6 +48,7 @@ class Training:
     config: CompareConfig
     folder: Path
     test_rows: tuple[int, int] | None = None
+    data_share: float = 1.0
 
     def open_test(self) -> TokenCache:
         """The rows to measure on."""
@@ -81,6 +83,8 @@ class Training:
             "folder": _fingerprint(self.model.folder),
             "config": self.config.model_dump(mode="json", exclude=set(_EXECUTION_FIELDS)),
         }
+        if self.data_share != 1:  # the keys of all others stay what they were
+            values["data_share"] = self.data_share
         return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=12).hexdigest()
 
 
@@ -144,6 +148,7 @@ def run_training(training: Training) -> Trained:
         sequence_length=config.sequence_length,
         tokens_per_step=config.tokens_per_step,
         seed=training.seed,
+        data_share=training.data_share,
     )
     rows = RowSet(training.open_test(), config.sequence_length)
     schedule = LearningRate(

@@ -7,6 +7,7 @@ loss. Everything is a function of (seed, step): the same on every rank, after a 
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -98,6 +99,8 @@ class MixtureSampler:
         sequence_length: L, target tokens of a window at most.
         tokens_per_step: T, at least L.
         seed: of the order of the windows.
+        data_share: share of each domain's rows that there is, in (0, 1]; which ones is drawn by the seed. A training
+            of n tokens on n/B of the rows repeats each domain as often as one of B tokens on all of them.
     """
 
     def __init__(
@@ -108,8 +111,10 @@ class MixtureSampler:
         sequence_length: int,
         tokens_per_step: int,
         seed: int,
+        data_share: float = 1.0,
     ) -> None:
-        self._windows = _Windows(corpus, sequence_length, f"{seed}:mixture")
+        part = corpus if data_share == 1 else _share_of_rows(corpus, data_share, seed)
+        self._windows = _Windows(part, sequence_length, f"{seed}:mixture")
         self._weights_D = weights_D
         self._tokens_per_step = tokens_per_step
         # Domains that get less than a window a step take turns instead of all coming at once.
@@ -135,6 +140,19 @@ class MixtureSampler:
         length = self._windows.length(window)
         budget = (given + length / 2 + self._late_D[domain]) / self._weights_D[domain]
         return _Due(float(budget), domain, place, given, window, length)
+
+
+def _share_of_rows(cache: TokenCache, share: float, seed: int) -> TokenCache:
+    """A part of each domain's rows, at least one; good for its tokens alone."""
+    counts = np.bincount(cache.domain, minlength=len(cache.domains))
+    wanted = np.maximum(1, np.ceil(share * counts)).astype(np.int64)
+    order = _generator(seed, "share").permutation(cache.num_rows)
+    order = order[np.argsort(cache.domain[order], kind="stable")]  # by domain, random within
+    place = np.arange(cache.num_rows) - np.repeat(np.cumsum(counts) - counts, counts)
+    kept = np.sort(order[place < wanted[cache.domain[order]]])
+    return dataclasses.replace(
+        cache, start=cache.start[kept], num_targets=cache.num_targets[kept], domain=cache.domain[kept]
+    )
 
 
 class _Due(NamedTuple):

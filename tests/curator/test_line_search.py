@@ -91,6 +91,20 @@ def test_weights_that_lose_give_way_to_the_prior(judge):
     assert result.summary.ci_low == pytest.approx(found.weights)
 
 
+def test_a_budget_has_the_trainings_repeat_rows_as_it_will(judge):
+    """A budget 20 times as large is judged on a twentieth of the rows, and there a narrow mixture loses."""
+    search, job = judge
+    budget = override(job.learn.weights, budget_tokens=20 * 40 * 256, max_epochs=1e6)
+    told = dataclasses.replace(job, learn=override(job.learn, weights=budget.model_dump()))
+    found = line_search(told, GOOD, job.corpus.parents[2], "cpu", lambda _: None)
+    free = search(GOOD)
+    assert (free.place, found.place) == (1.0, 0.0)
+    assert min(found.val_losses) > max(free.val_losses)
+    small = override(job.learn.weights, budget_tokens=10, max_epochs=1e6)
+    told = dataclasses.replace(job, learn=override(job.learn, weights=small.model_dump()))
+    assert line_search(told, GOOD, job.corpus.parents[2], "cpu", lambda _: None) == free
+
+
 def test_the_rows_that_judge_take_no_part_in_learning(judge):
     """Learning sees the first three quarters of the target cache, the trainings are measured on the rest."""
     search, job = judge

@@ -150,6 +150,41 @@ def test_a_batch_has_about_the_tokens_that_were_asked_for():
     assert all(abs(size - 400) <= 2 * 3 * 16 for size in sizes)
 
 
+@settings(max_examples=25, deadline=None)
+@given(cases(), st.floats(0.01, 0.99))
+def test_a_share_of_the_data_is_that_share_of_each_domains_rows(case, share):
+    cache, weights, length, tokens, seed = case
+    settings_ = {"sequence_length": length, "tokens_per_step": tokens, "seed": seed}
+    seen = Counter()
+    for batch in MixtureSampler(cache, weights, data_share=share, **settings_).batches(200):
+        seen.update((domain, first) for first, domain, _ in drawn(batch))
+    row_of = np.searchsorted(cache.start, [first for _, first in seen], side="right") - 1
+    rows = {domain: set() for domain in range(len(weights))}
+    for (domain, _), row in zip(seen, row_of, strict=True):
+        rows[domain].add(int(row))
+    for domain, found in rows.items():
+        there = int((cache.domain == domain).sum())
+        assert len(found) <= max(1, np.ceil(share * there))
+
+
+def test_a_share_of_the_data_is_repeated_as_often_as_a_budget_repeats_all_of_it():
+    """A tenth of the tokens on a tenth of the rows: every window that is there comes as often."""
+    cache = cache_of([[8] * 100, [8] * 40])
+    weights = np.array([0.3, 0.7])
+
+    def times(share, num_steps):
+        sampler = MixtureSampler(cache, weights, sequence_length=8, tokens_per_step=80, seed=3, data_share=share)
+        seen = Counter((d, first) for batch in sampler.batches(num_steps) for first, d, _ in drawn(batch))
+        return [sorted(n for (d, _), n in seen.items() if d == domain) for domain in (0, 1)]
+
+    part, whole = times(0.1, 20), times(1.0, 200)
+    assert [len(each) for each in part] == [10, 4]
+    assert [len(each) for each in whole] == [100, 40]
+    for few, many in zip(part, whole, strict=True):
+        assert abs(np.mean(few) - np.mean(many)) <= 0.25
+        assert max(few) - min(few) <= 1
+
+
 @given(
     st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=6), min_size=1, max_size=4),
     st.integers(2, 16),
