@@ -6,7 +6,7 @@ read through fsspec.
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -82,9 +82,49 @@ def register_store(connection: Connection, store: Store) -> None:
 
 def duck_path(store: Store, path: str) -> str:
     """The object's address for `read_parquet`, its wildcards escaped, so that it means this object alone."""
+    return re.sub(r"([*?\[])", r"[\1]", _address(store, path))
+
+
+def _address(store: Store, path: str) -> str:
+    """As DuckDB opens it, once wildcards are found to be none."""
+    if store.is_local:
+        return store.full_path(path)
     protocol = store.fs.protocol if isinstance(store.fs.protocol, str) else store.fs.protocol[0]
-    full = store.full_path(path) if store.is_local else f"{protocol}://{store.full_path(path).lstrip('/')}"
-    return re.sub(r"([*?\[])", r"[\1]", full)
+    return f"{protocol}://{store.full_path(path).lstrip('/')}"
+
+
+def check_select(connection: Connection, query: str) -> None:
+    """Refuse anything but one query; COPY, ATTACH, SET, EXPLAIN ANALYZE and the like could write or change settings.
+
+    Raises:
+        InputError: it is no statement, another one, or several.
+    """
+    try:
+        kinds = [statement.type.name for statement in connection.extract_statements(query)]
+    except duckdb.Error as error:
+        raise InputError(f"the query cannot be read: {str(error).strip().splitlines()[0]}") from error
+    if kinds != ["SELECT"]:
+        found = " and ".join(kinds).lower() or "nothing"
+        raise InputError(f"only one query can be asked (SELECT, FROM, WITH, DESCRIBE, SHOW), but this is {found}")
+
+
+def confine(connection: Connection, objects: Iterable[tuple[Store, str]], folders: Iterable[Store]) -> None:
+    """From now on this database reads these objects and what is in these folders alone; no setting can be changed.
+
+    Views of other objects stop working. It cannot be taken back, and holds for every connection of this process to it.
+    """
+    paths = {spelled for store, path in objects for spelled in (duck_path(store, path), _address(store, path))}
+    roots = [_address(store, "").rstrip("/") + "/" for store in folders]
+    settings = {
+        "allowed_paths": f"[{', '.join(map(quote_literal, sorted(paths)))}]",
+        "allowed_directories": f"[{', '.join(map(quote_literal, roots))}]",
+        "enable_external_access": "false",
+        "python_enable_replacements": "false",
+        "lock_configuration": "true",
+    }
+    with database_errors("the catalog"):
+        for name, value in settings.items():
+            connection.execute(f"SET {name} = {value}")
 
 
 @contextmanager

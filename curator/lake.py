@@ -127,6 +127,7 @@ class Lake:
         self._corpus: Corpus | None = None
         self._connection: duck.Connection | None = None
         self._has_views = False
+        self._is_confined = False
         self._past: dict[int, duck.Connection] = {}
 
     @property
@@ -420,7 +421,7 @@ class Lake:
             NotFoundError: no such version.
         """
         with translated():
-            connection = self._views() if version is None and as_of is None else self._views_at(version, as_of)
+            connection = self._session(version, as_of)
             try:
                 relation = connection.sql(query, params=dict(params) if params else None)
             except duck.Error as error:
@@ -430,9 +431,26 @@ class Lake:
         return relation
 
     def fetch(
-        self, query: str, *, version: int | None = None, as_of: str | datetime | None = None
+        self,
+        query: str,
+        *,
+        version: int | None = None,
+        as_of: str | datetime | None = None,
+        confined: bool = False,
     ) -> tuple[list[str], list[tuple[Any, ...]]]:
-        """The column names and rows of a query's answer; arguments and errors are those of `sql`."""
+        """The column names and rows of a query's answer; arguments and errors are those of `sql`.
+
+        `confined` is for queries of others: one SELECT, which sees nothing but this lake, no other file, no network
+        and no variable of Python. This lake's session then stays so.
+        """
+        if confined:
+            with translated():
+                session = self._session(version, as_of)
+                duck.check_select(session, query)
+                if not self._is_confined:
+                    files = [(self.corpus.store, file.path) for file in self.corpus.files]
+                    duck.confine(session, files, [self.destination])
+                    self._is_confined = True
         relation = self.sql(query, version=version, as_of=as_of)
         with translated():
             try:
@@ -532,6 +550,9 @@ class Lake:
             self._has_views = True
         return connection
 
+    def _session(self, version: int | None, as_of: str | datetime | None) -> duck.Connection:
+        return self._views() if version is None and as_of is None else self._views_at(version, as_of)
+
     def _views_at(self, version: int | None, as_of: str | datetime | None) -> duck.Connection:
         """A session of its own, in which `samples` are the rows of a version; relations of others stay as they are."""
         from curator.versions import create_samples_at, find_version
@@ -582,6 +603,7 @@ class Lake:
             for session in (*self._past.values(), self._connection):
                 session.close()
             self._connection = None
+        self._is_confined = False
         self.forget_views()
 
     def domain_counts(self) -> list[tuple[str, int]]:

@@ -73,7 +73,7 @@ def sql(
     from curator import console
 
     with open_given(read_settings(lake_url, None), destination=destination) as lake:
-        names, rows = lake.fetch(query, version=version, as_of=as_of)
+        names, rows = lake.fetch(query, version=version, as_of=as_of, confined=True)
     if as_json:
         console.print_json({"status": "ok", "columns": names, "rows": [list(row) for row in rows]})
         return

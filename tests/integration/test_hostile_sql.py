@@ -1,0 +1,119 @@
+"""`curator sql` with queries of somebody else: they see the lake, and nothing beyond it can be read, written or set."""
+
+from __future__ import annotations
+
+import pytest
+from lake_cases import FAST, refusal, tree, values_of, write_lake, write_rows, write_target
+from lake_cases import curator as curator_command
+
+import curator
+from curator.errors import CuratorError, UsageError
+
+ODD = "a [1]*? #%é ' \".parquet"
+
+READS = [
+    "SELECT * FROM read_csv('{outside}')",
+    "SELECT * FROM '{outside}'",
+    "SELECT * FROM read_text('{outside}')",
+    "SELECT * FROM read_blob('{outside}')",
+    "SELECT * FROM read_text('{lake}/../secret.csv')",
+    "SELECT * FROM read_text('{lake}/_curator/../../secret.csv')",
+    "SELECT * FROM read_parquet('{lake}/../other.parquet')",
+    "SELECT * FROM read_parquet(['{lake}/*.parquet', '{lake}/../*.parquet'])",
+    "SELECT * FROM read_text('/etc/passwd')",
+    "SELECT * FROM glob('/etc/*')",
+    "SELECT * FROM sniff_csv('{outside}')",
+    "SELECT * FROM read_parquet('https://example.com/x.parquet')",
+    "SELECT * FROM read_parquet('s3://bucket/x.parquet')",
+    "SELECT * FROM query('SELECT * FROM read_text(''{outside}'')')",
+    "WITH x AS (FROM read_csv('{outside}')) SELECT * FROM x",
+    "SELECT (SELECT content FROM read_text('{outside}'))",
+    "SELECT getenv('HOME')",
+    "SELECT * FROM secret",
+]
+STATEMENTS = [
+    ("COPY (SELECT 1) TO '{lake}/north.parquet'", "copy"),
+    ("COPY samples TO '{outside}'", "copy"),
+    ("EXPLAIN ANALYZE COPY (SELECT 1) TO '{lake}/north.parquet'", "explain"),
+    ("SELECT 1; DROP TABLE files", "select and drop"),
+    ("ATTACH '{outside}.db'", "attach"),
+    ("SET enable_external_access = true", "set"),
+    ("RESET lock_configuration", "set"),
+    ("INSTALL httpfs", "load"),
+    ("LOAD httpfs", "load"),
+    ("EXPORT DATABASE '{outside}'", "export"),
+    ("CREATE TEMP TABLE x AS SELECT 1", "create"),
+    ("DROP VIEW samples", "drop"),
+    ("DELETE FROM sample_index", "delete"),
+    ("PRAGMA database_list", "pragma"),
+    ("CHECKPOINT", "call"),
+    ("", "nothing"),
+    (" -- nothing at all", "nothing"),
+]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A published lake, one of its files with a name of wildcards and quotes, and files beside it that are not its."""
+    folder = tmp_path_factory.mktemp("hostile")
+    write_lake(folder / "lake")
+    (folder / "lake" / "north.parquet").rename(folder / "lake" / ODD)
+    write_target(folder / "target.parquet")
+    write_rows(folder / "other.parquet", a=[1])
+    (folder / "secret.csv").write_text("a\nsecret\n")
+    with curator.open_lake(str(folder / "lake")) as lake:
+        lake.publish(lake.learn(str(folder / "target.parquet"), **FAST | {"method": "dsir"}))
+    return folder
+
+
+@pytest.fixture
+def lake(place):
+    with curator.open_lake(str(place / "lake")) as opened:
+        yield opened
+
+
+def spelled(query, place):
+    return query.format(lake=place / "lake", outside=place / "secret.csv")
+
+
+def test_a_query_sees_the_lake_its_weights_and_its_runs(lake):
+    def ask(query):
+        return lake.fetch(query, confined=True)[1]
+
+    assert ask("SELECT count(*), count(sample_weight), count(text) FROM samples") == [(72, 72, 72)]
+    assert ask("SELECT count(*) FROM domain_weights") == [(3,)]
+    assert ask("FROM (SUMMARIZE runs) SELECT count(*) > 0") == [(True,)]
+    assert ask("SELECT count(*) FROM versions") == [(1,)]
+    assert ask("DESCRIBE samples")
+    assert lake.fetch("SELECT count(*) FROM samples", confined=True, version=1)[1] == [(72,)]
+
+
+@pytest.mark.parametrize("query", READS)
+def test_nothing_beyond_the_lake_can_be_read(lake, place, query):
+    secret = [1]  # noqa: F841 - what DuckDB would find by its name
+    with pytest.raises(UsageError):
+        lake.fetch(spelled(query, place), confined=True)
+
+
+@pytest.mark.parametrize(("statement", "kind"), STATEMENTS)
+def test_only_one_query_is_run_and_nothing_changes(lake, place, statement, kind):
+    before = tree(place)
+    with pytest.raises(CuratorError) as caught:
+        lake.fetch(spelled(statement, place), confined=True)
+    assert f"this is {kind}" in str(caught.value) or kind == "load"
+    assert caught.value.exit_code == 2
+    assert tree(place) == before
+
+
+def test_the_lake_can_be_used_after_it_was_confined(lake, place):
+    lake.fetch("SELECT 1", confined=True)
+    lake.ingest()
+    assert lake.sql(f"SELECT count(*) FROM read_csv('{place / 'secret.csv'}')").fetchall() == [(1,)]
+
+
+def test_the_command_is_confined(place):
+    asked = ["sql", place / "lake"]
+    assert values_of(curator_command(place, *asked, "SELECT count(*) AS n FROM samples", "--json"))["rows"] == [[72]]
+    said = refusal(curator_command(place, *asked, f"SELECT * FROM '{place / 'secret.csv'}'"), 2)
+    assert "secret.csv" in said
+    assert "only one query can be asked" in refusal(curator_command(place, *asked, "CHECKPOINT"), 2)
