@@ -113,11 +113,12 @@ def confine(connection: Connection, objects: Iterable[tuple[Store, str]], folder
 
     Views of other objects stop working. It cannot be taken back, and holds for every connection of this process to it.
     """
-    paths = {spelled for store, path in objects for spelled in (duck_path(store, path), _address(store, path))}
-    roots = [_address(store, "").rstrip("/") + "/" for store in folders]
+    # DuckDB compares what is asked for, with its wildcards escaped, and then what it opens.
+    paths = {spelled(store, path) for store, path in objects for spelled in (duck_path, _address)}
+    roots = {spelled(store, "").rstrip("/") + "/" for store in folders for spelled in (duck_path, _address)}
     settings = {
         "allowed_paths": f"[{', '.join(map(quote_literal, sorted(paths)))}]",
-        "allowed_directories": f"[{', '.join(map(quote_literal, roots))}]",
+        "allowed_directories": f"[{', '.join(map(quote_literal, sorted(roots)))}]",
         "enable_external_access": "false",
         "python_enable_replacements": "false",
         "lock_configuration": "true",
