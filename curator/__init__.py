@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from curator.comparison import Comparison
     from curator.config import CompareConfig, Config, LakeConfig, LearnConfig, TargetConfig, load_config
     from curator.errors import CuratorError
+    from curator.garbage import Removal
     from curator.lake import Lake, open_lake
     from curator.publish import Publication
     from curator.run import Run, Version
@@ -36,6 +37,7 @@ _HOMES = {
     "LakeConfig": "curator.config",
     "LearnConfig": "curator.config",
     "Publication": "curator.publish",
+    "Removal": "curator.garbage",
     "Rollback": "curator.versions",
     "Run": "curator.run",
     "TargetConfig": "curator.config",
@@ -54,6 +56,7 @@ __all__ = [
     "LakeConfig",
     "LearnConfig",
     "Publication",
+    "Removal",
     "Rollback",
     "Run",
     "TargetConfig",

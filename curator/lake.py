@@ -10,7 +10,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
     from curator.compare import ComparisonPlan
     from curator.comparison import Comparison
+    from curator.garbage import Removal
     from curator.mixtures import Spec
     from curator.publish import Publication
     from curator.tokens import RowBatch
@@ -393,6 +394,25 @@ class Lake:
 
         with translated():
             return rollback(self, version, dry_run=dry_run)
+
+    def gc(self, grace: str | timedelta = "24h", *, dry_run: bool = False) -> Removal:
+        """Remove what crashed publications left in the destination; versions, runs and all else stay.
+
+        That is copies and manifests that no version names, temporary files, and on S3 unfinished multipart uploads.
+
+        Args:
+            grace: only what is older goes, such as "24h" or "7d"; a publication that is under way is younger. With
+                less than 24 hours be sure that nobody is publishing.
+            dry_run: say what would be removed.
+
+        Raises:
+            UsageError: `grace` is not a duration.
+            StorageError: the log is damaged, or the destination cannot be written.
+        """
+        from curator.garbage import collect
+
+        with translated():
+            return collect(self, grace, dry_run=dry_run)
 
     def sql(
         self,

@@ -7,15 +7,17 @@ same call again reuses nothing half-written, since every staged file appears who
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from connectors.commit import commit, read_log, read_manifest
+from connectors.errors import NotFoundError
 from connectors.manifest import Manifest, PublishedFile
 from connectors.parquet import ParquetFile, rewrite_with_columns
-from connectors.store import exists, stat_object
+from connectors.store import stat_object
 from curator.catalog import WEIGHT_COLUMNS, check_published_files
 from curator.errors import InputError
 from curator.progress import Progress, ProgressCallback
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from curator.run import Run
 
 WEIGHT_SCHEMA = pa.schema({"sample_weight": pa.float32(), "domain_weight": pa.float32(), "weight_run_id": pa.string()})
+
+_REUSED_SECONDS = 12 * 3600
+"""Age up to which a copy of a crashed attempt is kept; half the grace of `Lake.gc`, so that the rest fits into it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +93,7 @@ def publish(lake: Lake, run: Run, on_progress: ProgressCallback, *, dry_run: boo
         files=files,
         extra={"folder": folder, "domains": run.record["domains"]},
     )
+    check_published_files(lake.destination, manifest)  # a collection with too short a grace may have taken one
     version = commit(lake.destination, manifest, idempotency_key=key)
     lake.forget_views()
     return _publication(lake, run, weights, folder, files, version=version.number, created=version.created)
@@ -163,7 +169,7 @@ def _stage(
     done = 0
     for file in lake.corpus.files:
         path = f"{folder}/{file.path}"
-        if not exists(lake.destination, path):
+        if not _is_staged(lake, path):
             _rewrite(lake, run, file, weights.of(file), path)
         staged.append(
             PublishedFile(
@@ -178,6 +184,14 @@ def _stage(
         done += file.num_rows
         on_progress(Progress(stage="publish", done=done, total=total, detail=file.path))
     return tuple(staged)
+
+
+def _is_staged(lake: Lake, path: str) -> bool:
+    """Whether an earlier attempt wrote the copy, and so lately that no garbage collection will take it for left."""
+    try:
+        return time.time() - stat_object(lake.destination, path).modified_at < _REUSED_SECONDS
+    except NotFoundError:
+        return False
 
 
 def _rewrite(lake: Lake, run: Run, file: ParquetFile, weights: pa.Table, path: str) -> None:

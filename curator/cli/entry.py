@@ -65,6 +65,7 @@ for _command in (
     lakes.sql,
     versions.history,
     versions.rollback,
+    versions.gc,
     learning.plan,
     setup.doctor,
 ):

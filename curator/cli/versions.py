@@ -124,3 +124,30 @@ def rollback(
 def _learned_by(learn: Mapping[str, Any]) -> list[Any]:
     """Method, model and steps; runs from before there were other methods do not name theirs."""
     return [learn.get("method", "scalebio"), learn["model"], learn["steps"]]
+
+
+def gc(
+    lake_url: LakeArgument = None,
+    grace: Annotated[
+        str, typer.Option("--grace", help="Only what is older goes; with less than 24h be sure that nobody publishes.")
+    ] = "24h",
+    destination: DestinationOption = None,
+    config: ConfigOption = None,
+    *,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove what crashed publications left: files that no version names, and unfinished uploads on S3."""
+    import dataclasses
+
+    from curator import console
+
+    with open_given(read_settings(lake_url, config), destination=destination) as lake:
+        removal, place = lake.gc(grace, dry_run=dry_run), lake.destination.url
+    if as_json:
+        console.print_json({"status": "ok", **dataclasses.asdict(removal), "size_bytes": removal.size_bytes})
+        return
+    if removal.items:
+        console.print_rows(["kind", "path", "bytes"], [[i.kind, i.path, i.size_bytes] for i in removal.items])
+    done = "would remove" if dry_run else "removed"
+    console.out().print(f"{done} {len(removal.items)} items, {removal.size_bytes / 1e6:,.1f} MB, in {place}")
