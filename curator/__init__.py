@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from curator.lake import Lake, open_lake
     from curator.publish import Publication
     from curator.run import Run, Version
+    from curator.verify import Finding, Verification
     from curator.versions import Rollback
 
 __version__ = "0.1.0"
@@ -33,6 +34,7 @@ _HOMES = {
     "ComparisonPlan": "curator.compare",
     "Config": "curator.config",
     "CuratorError": "curator.errors",
+    "Finding": "curator.verify",
     "Lake": "curator.lake",
     "LakeConfig": "curator.config",
     "LearnConfig": "curator.config",
@@ -41,6 +43,7 @@ _HOMES = {
     "Rollback": "curator.versions",
     "Run": "curator.run",
     "TargetConfig": "curator.config",
+    "Verification": "curator.verify",
     "Version": "curator.run",
     "load_config": "curator.config",
     "open_lake": "curator.lake",
@@ -52,6 +55,7 @@ __all__ = [
     "ComparisonPlan",
     "Config",
     "CuratorError",
+    "Finding",
     "Lake",
     "LakeConfig",
     "LearnConfig",
@@ -60,6 +64,7 @@ __all__ = [
     "Rollback",
     "Run",
     "TargetConfig",
+    "Verification",
     "Version",
     "load_config",
     "open_lake",

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from curator.mixtures import Spec
     from curator.publish import Publication
     from curator.tokens import RowBatch
+    from curator.verify import Verification
     from curator.versions import Rollback
 
 
@@ -394,6 +395,35 @@ class Lake:
 
         with translated():
             return rollback(self, version, dry_run=dry_run)
+
+    def verify(
+        self,
+        version: int | None = None,
+        *,
+        as_of: str | datetime | None = None,
+        deep: bool = False,
+        on_progress: ProgressCallback = silent,
+    ) -> Verification:
+        """Check that a version is what was published; what is wrong is returned, not raised.
+
+        Objects, sizes, rows, footers, weight columns and their identities are errors; source files that changed
+        since are notes.
+
+        Args:
+            version: its number; by default the newest.
+            as_of: as for `sql`.
+            deep: decode every column, not the weights only.
+            on_progress: told how far the work is.
+
+        Raises:
+            NotFoundError: no such version.
+            InputError: the log is damaged.
+            StorageError: the storage did not answer.
+        """
+        from curator.verify import verify
+
+        with translated():
+            return verify(self, version, as_of, on_progress, deep=deep)
 
     def gc(self, grace: str | timedelta = "24h", *, dry_run: bool = False) -> Removal:
         """Remove what crashed publications left in the destination; versions, runs and all else stay.

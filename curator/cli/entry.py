@@ -66,6 +66,7 @@ for _command in (
     versions.history,
     versions.rollback,
     versions.gc,
+    versions.verify,
     learning.plan,
     setup.doctor,
 ):

@@ -8,11 +8,13 @@ from typing import Annotated, Any
 import typer
 
 from curator.cli.options import (
+    AsOfOption,
     ConfigOption,
     DestinationOption,
     DryRunOption,
     JsonOption,
     LakeArgument,
+    VersionOption,
     open_given,
     read_settings,
 )
@@ -151,3 +153,32 @@ def gc(
         console.print_rows(["kind", "path", "bytes"], [[i.kind, i.path, i.size_bytes] for i in removal.items])
     done = "would remove" if dry_run else "removed"
     console.out().print(f"{done} {len(removal.items)} items, {removal.size_bytes / 1e6:,.1f} MB, in {place}")
+
+
+def verify(
+    lake_url: LakeArgument = None,
+    version: VersionOption = None,
+    as_of: AsOfOption = None,
+    destination: DestinationOption = None,
+    config: ConfigOption = None,
+    *,
+    deep: Annotated[bool, typer.Option("--deep", help="Decode every column, not the weights only.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Check that a version is what was published, down to the identities of its weights; exit code 1 if it is not."""
+    import dataclasses
+
+    from curator import console
+
+    with open_given(read_settings(lake_url, config), destination=destination) as lake, console.progress() as tell:
+        found = lake.verify(version, as_of=as_of, deep=deep, on_progress=tell)
+    if as_json:
+        status = "ok" if found.is_sound else "failed"
+        console.print_json({"status": status, **dataclasses.asdict(found)})
+    else:
+        if found.findings:
+            console.print_rows(["", "path", "found"], [[f.level, f.path, f.said] for f in found.findings])
+        state = "is what was published" if found.is_sound else "is NOT what was published"
+        console.out().print(f"version {found.version} {state}: {found.num_files} files, {found.num_rows:,} rows")
+    if not found.is_sound:
+        raise typer.Exit(1)
