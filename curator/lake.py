@@ -379,9 +379,13 @@ class Lake:
             StorageError: the destination cannot be written; the version before stays.
         """
         from curator.publish import publish
+        from curator.views import renew_views
 
         with translated():
-            return publish(self, self.run(run) if isinstance(run, str) else run, on_progress, dry_run=dry_run)
+            made = publish(self, self.run(run) if isinstance(run, str) else run, on_progress, dry_run=dry_run)
+            if not dry_run:
+                renew_views(self)
+            return made
 
     def rollback(self, version: int, *, dry_run: bool = False) -> Rollback:
         """Make the content of an older version the newest again, atomically; nothing is removed.
@@ -392,9 +396,35 @@ class Lake:
             TryAgainError: another version was published meanwhile.
         """
         from curator.versions import rollback
+        from curator.views import renew_views
 
         with translated():
-            return rollback(self, version, dry_run=dry_run)
+            done = rollback(self, version, dry_run=dry_run)
+            if not dry_run:
+                renew_views(self)
+            return done
+
+    def write_views(self, out: str | os.PathLike[str] | None = None) -> Path:
+        """Write a DuckDB file that any DuckDB from 1.5 on opens read-only, without this package; returns its path.
+
+        It has the view `samples` (the newest version: domain, the lake's own columns, the weights) and the tables
+        `domain_weights`, `runs` and `versions`. It is replaced as a whole. A reader of a version on object storage
+        needs DuckDB's httpfs and its own credentials; none are written.
+
+        Args:
+            out: the file; by default `curator.duckdb` in the work folder, which is renewed by every `publish` and
+                `rollback` from then on.
+
+        Raises:
+            NotFoundError: nothing was published yet.
+            StorageError: the file cannot be written.
+        """
+        from curator.views import DEFAULT_NAME, write_views
+
+        place = self.workdir / DEFAULT_NAME if out is None else Path(out)
+        with translated():
+            write_views(self, place)
+        return place
 
     def verify(
         self,

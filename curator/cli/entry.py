@@ -67,6 +67,7 @@ for _command in (
     versions.rollback,
     versions.gc,
     versions.verify,
+    versions.views,
     learning.plan,
     setup.doctor,
 ):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -16,6 +18,7 @@ from curator.cli.options import (
     LakeArgument,
     VersionOption,
     open_given,
+    print_next,
     read_settings,
 )
 
@@ -182,3 +185,33 @@ def verify(
         console.out().print(f"version {found.version} {state}: {found.num_files} files, {found.num_rows:,} rows")
     if not found.is_sound:
         raise typer.Exit(1)
+
+
+def views(
+    lake_url: LakeArgument = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="File to write; default: curator.duckdb in the work folder, which publish and rollback then renew.",
+            show_default=False,
+        ),
+    ] = None,
+    destination: DestinationOption = None,
+    config: ConfigOption = None,
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a DuckDB file with the newest version, which any DuckDB opens without this package."""
+    from curator import console
+
+    with open_given(read_settings(lake_url, config), destination=destination) as lake:
+        place = lake.write_views(out)
+        version = lake.history()[-1].version
+    if as_json:
+        console.print_json({"status": "ok", "version": version, "views": str(place)})
+        return
+    console.out().print(f"{place}: samples, domain_weights, runs, versions of version {version}")
+    print_next(
+        f'duckdb -readonly {shlex.quote(str(place))} "SELECT domain, avg(sample_weight) FROM samples GROUP BY ALL"'
+    )
