@@ -58,7 +58,7 @@ def connect(
 
 @contextmanager
 def attached(path: Path) -> Iterator[Connection]:
-    """A connection whose statements make tables and views in a new database file, in a format that older DuckDBs read, too.
+    """A connection whose statements make what a new database file holds, in a format that DuckDB 1.2 reads, too.
 
     Raises:
         ConnectorError: the file cannot be made.

@@ -1,4 +1,4 @@
-"""Commands about what was published: make a version, list them."""
+"""Commands about what was published: make a version, list, restore, check and show them, remove what is left."""
 
 from __future__ import annotations
 

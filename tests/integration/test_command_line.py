@@ -71,57 +71,6 @@ def test_the_whole_path_in_six_commands(here):
     assert after == before
 
 
-def test_the_life_of_versions_in_commands(here):
-    command = ("learn", "lake", "--target", "target.parquet", "--config", "fast.toml", "--json")
-    run = values_of(curator(here, *command))["run_id"]
-    assert values_of(curator(here, "publish", "lake", "--json"))["version"] == 1
-    (here / "lake" / "east.parquet").unlink()
-    assert curator(here, "publish", "lake").stdout.startswith("version 2: 2 files, 48 rows")
-
-    count = "SELECT count(*) FROM samples"
-    for arguments, rows in (((), 48), (("--version", 1), 72), (("--as-of", "2100-01-01"), 48)):
-        assert values_of(curator(here, "sql", "lake", count, *arguments, "--json"))["rows"] == [[rows]]
-    assert "no version 3; there are 1 to 2" in refusal(curator(here, "sql", "lake", count, "--version", 3), 2)
-    assert "is not an ISO date" in refusal(curator(here, "sql", "lake", count, "--as-of", "noon"), 2)
-
-    views = values_of(curator(here, "views", "lake", "--json"))
-    assert (views["version"], views["views"]) == (2, str(here / "lake" / "_curator" / "curator.duckdb"))
-    shown = curator(here, "rollback", "lake", 1, "--dry-run").stdout
-    assert shown == f"would make version 3 with the content of version 1, of run {run}; nothing was written\n"
-    done = values_of(curator(here, "rollback", "lake", 1, "--json"))
-    assert (done["version"], done["restores"], done["replaces"], done["created"]) == (3, 1, 2, True)
-    assert curator(here, "rollback", "lake", 1).stdout.startswith("version 3 is the newest and has the content of ver")
-    again = curator(here, "publish", "lake").stdout
-    assert "the newest is version 3; `curator rollback` goes back to version 2" in again
-    history = values_of(curator(here, "history", "lake", "--json"))["versions"]
-    assert [(version["version"], version["restores"]) for version in history] == [(1, None), (2, None), (3, 1)]
-
-    sound = curator(here, "verify", "lake", "--deep")
-    assert (sound.returncode, "version 3 is what was published: 3 files, 72 rows" in sound.stdout) == (0, True)
-    assert "note" in sound.stdout  # east.parquet has left the lake
-    left = here / "lake" / "_curator" / "data" / f"{run}-{'0' * 12}" / "left.parquet"
-    left.parent.mkdir()
-    left.write_bytes(b"12345")
-    assert curator(here, "gc", "lake").stdout.startswith("removed 0 items")
-    planned = values_of(curator(here, "gc", "lake", "--grace", "0s", "--dry-run", "--json"))
-    removed = values_of(curator(here, "gc", "lake", "--grace", "0s", "--json"))
-    assert (planned["dry_run"], removed["dry_run"], removed["size_bytes"]) == (True, False, 5)
-    assert [item["path"] for item in removed["items"]] == [f"data/{run}-{'0' * 12}/left.parquet"]
-    assert planned["items"] == removed["items"]
-    assert not left.exists()
-
-    damaged = next((here / "lake" / "_curator" / "data").rglob("east.parquet"))
-    damaged.write_bytes(b"x")
-    unsound = curator(here, "verify", "lake", "--json")
-    assert unsound.returncode == 1
-    values = json.loads(unsound.stdout.splitlines()[-1])
-    assert values["status"] == "failed"
-    assert [f["path"] for f in values["findings"] if f["level"] == "error"] == [
-        damaged.relative_to(here / "lake" / "_curator").as_posix()
-    ]
-    assert values_of(curator(here, "verify", "lake", "--version", 2, "--json"))["status"] == "ok"
-
-
 def test_tables_for_people_and_settings_of_file_environment_and_options_in_that_order(here):
     (here / "curator.toml").write_text(
         f"[lake]\nurl = 'lake'\n[target]\nurl = 'target.parquet'\n{(here / 'fast.toml').read_text()}seed = 1\n"
