@@ -30,6 +30,7 @@ from curator.config import CompareConfig, LakeConfig, LearnConfig, TargetConfig,
 from curator.errors import ConfigError, InputError, NotFoundError, StorageError, UsageError, one_line, translated
 from curator.places import (
     STATE_FOLDER,
+    VIEWS,
     make_work_folder,
     remember_columns,
     remembered_columns,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from curator.garbage import Removal
     from curator.mixtures import Spec
     from curator.publish import Publication
+    from curator.sidecar import Mode
     from curator.tokens import RowBatch
     from curator.verify import Verification
     from curator.versions import Rollback
@@ -371,18 +373,40 @@ class Lake:
         with translated():
             return [Comparison.from_json(record) for record in catalog.read_comparison_records(self.destination)]
 
-    def publish(self, run: Run | str, *, dry_run: bool = False, on_progress: ProgressCallback = silent) -> Publication:
+    def publish(
+        self,
+        run: Run | str,
+        *,
+        mode: Mode = "copy",
+        dry_run: bool = False,
+        on_progress: ProgressCallback = silent,
+    ) -> Publication:
         """Write a run's weights into new Parquet files and make them the lake's newest version, atomically.
 
+        Args:
+            run: the run, its id, or "latest".
+            mode: "copy" writes copies of the lake's files with the weights as columns; "sidecar" writes the weights
+                alone (sample_id, row, the three columns), to be joined by file and row number as long as the lake's
+                files stay as they are.
+            dry_run: say what would be written.
+            on_progress: told how far the work is.
+
         Raises:
+            UsageError: an unknown mode, or one that the file of views in the work folder cannot show.
             NotFoundError: no such run.
             StorageError: the destination cannot be written; the version before stays.
         """
         from curator.publish import publish
+        from curator.sidecar import check_no_views
         from curator.views import renew_views
 
+        if mode not in ("copy", "sidecar"):
+            raise UsageError(f'mode {mode!r} is unknown; "copy" and "sidecar" are allowed')
         with translated():
-            made = publish(self, self.run(run) if isinstance(run, str) else run, on_progress, dry_run=dry_run)
+            if mode == "sidecar":
+                check_no_views(self)
+            chosen = self.run(run) if isinstance(run, str) else run
+            made = publish(self, chosen, on_progress, mode=mode, dry_run=dry_run)
             if not dry_run:
                 renew_views(self)
             return made
@@ -417,11 +441,12 @@ class Lake:
 
         Raises:
             NotFoundError: nothing was published yet.
+            UsageError: the newest version is of sidecars.
             StorageError: the file cannot be written.
         """
-        from curator.views import DEFAULT_NAME, write_views
+        from curator.views import write_views
 
-        place = self.workdir / DEFAULT_NAME if out is None else Path(out)
+        place = self.workdir / VIEWS if out is None else Path(out)
         with translated():
             write_views(self, place)
         return place
@@ -536,7 +561,7 @@ class Lake:
 
         with translated():
             found = find_version(self.destination, version, as_of)
-            return scan_version(self.destination, read_manifest(self.destination, found))
+            return scan_version(self, read_manifest(self.destination, found))
 
     # what the work is built from ----------------------------------------------------------------------------------
 

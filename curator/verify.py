@@ -21,6 +21,7 @@ from curator.catalog import WEIGHT_COLUMNS, unchanged_files
 from curator.errors import CuratorError, one_line
 from curator.progress import Progress, ProgressCallback
 from curator.publish import WEIGHT_SCHEMA
+from curator.sidecar import is_sidecar
 from curator.versions import find_version
 from curator.weights import MEAN_TOLERANCE, SHARE_TOLERANCE
 
@@ -143,10 +144,16 @@ def _footer(store: Store, file: PublishedFile, info: ObjectInfo | None) -> Parqu
 def _check_rows(store: Store, manifest: Manifest, file: ParquetFile, weights: _Weights, *, deep: bool) -> Iterator[str]:
     """What is wrong with the rows of a file; its weights are added up."""
     said: dict[str, None] = {}
-    columns = file.schema.names if deep else WEIGHT_COLUMNS
+    beside = is_sidecar(manifest)
+    columns = file.schema.names if deep else ("row",) * beside + WEIGHT_COLUMNS
+    num_rows = 0
     try:
         for batch in iter_batches(store, file, columns, batch_rows=_BATCH_ROWS):
             said |= dict.fromkeys(_add_batch(manifest, batch, weights))
+            expected = np.arange(num_rows, num_rows + batch.num_rows)
+            if beside and not np.array_equal(batch["row"].to_numpy(zero_copy_only=False), expected):
+                said["has rows in another order than its source"] = None
+            num_rows += batch.num_rows
     except ConnectorError as error:
         said[one_line(error)] = None
     yield from said
@@ -190,15 +197,16 @@ def _check_identities(manifest: Manifest, weights: _Weights, *, is_whole: bool) 
 
 
 def _check_sources(lake: Lake, manifest: Manifest) -> Iterator[Finding]:
-    """Files of the lake that are not as they were when the version was made."""
+    """Files of the lake that are not as they were when the version was made; sidecars are worth nothing without."""
+    level: Literal["error", "note"] = "error" if is_sidecar(manifest) else "note"
     try:
         unchanged = unchanged_files(lake.corpus, manifest)
     except CuratorError as error:
-        yield Finding(level="note", path=lake.url, said=f"the lake cannot be listed: {one_line(error)}")
+        yield Finding(level=level, path=lake.url, said=f"the lake cannot be listed: {one_line(error)}")
         return
     there = {file.path for file in lake.corpus.files}
     for file in manifest.files:
         if file.source_path not in unchanged:
             what = "has changed" if file.source_path in there else "is gone"
             said = f"the source {what} since the version was made"
-            yield Finding(level="note", path=file.source_path, said=said)
+            yield Finding(level=level, path=file.source_path, said=said)

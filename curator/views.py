@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING
 from connectors import duck
 from connectors.commit import read_manifest
 from curator import catalog
-from curator.errors import StorageError
+from curator.errors import StorageError, UsageError
+from curator.places import VIEWS
+from curator.sidecar import CANNOT_SHOW, is_sidecar
 from curator.versions import find_version
 
 if TYPE_CHECKING:
     from curator.lake import Lake
-
-DEFAULT_NAME = "curator.duckdb"
-"""In the work folder; there it is renewed whenever a version is made."""
 
 
 def write_views(lake: Lake, out: Path) -> int:
@@ -29,10 +28,13 @@ def write_views(lake: Lake, out: Path) -> int:
 
     Raises:
         NotFoundError: nothing was published yet.
+        UsageError: it is a sidecar version.
         StorageError: the file cannot be written, or a published file is gone.
     """
     version = find_version(lake.destination)
     manifest = read_manifest(lake.destination, version)
+    if is_sidecar(manifest):
+        raise UsageError(f"views cannot show version {version.number}, {CANNOT_SHOW}; publish copies of it")
     catalog.check_published_files(lake.destination, manifest)
     if not out.absolute().parent.is_dir():
         raise StorageError(f"{out} cannot be written: there is no folder {out.parent}; create it or choose another")
@@ -59,6 +61,6 @@ def write_views(lake: Lake, out: Path) -> int:
 
 def renew_views(lake: Lake) -> None:
     """Bring the views in the work folder up to date, if there are any."""
-    place = lake.workdir / DEFAULT_NAME
+    place = lake.workdir / VIEWS
     if place.exists():
         write_views(lake, place)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -26,6 +26,10 @@ from curator.cli.options import (
 def publish(
     lake_url: LakeArgument = None,
     run: Annotated[str, typer.Option("--run", help="The run to publish.")] = "latest",
+    mode: Annotated[
+        Literal["copy", "sidecar"],
+        typer.Option("--mode", help="copy: files with the weights in them; sidecar: the weights beside yours."),
+    ] = "copy",
     destination: DestinationOption = None,
     config: ConfigOption = None,
     *,
@@ -38,7 +42,7 @@ def publish(
     from curator import console
 
     with open_given(read_settings(lake_url, config), destination=destination) as lake, console.progress() as tell:
-        publication = lake.publish(run, dry_run=dry_run, on_progress=tell)
+        publication = lake.publish(run, mode=mode, dry_run=dry_run, on_progress=tell)
         newest = max((version.version for version in lake.history()), default=None)
     if as_json:
         console.print_json({"status": "ok", "dry_run": dry_run, **dataclasses.asdict(publication)})
