@@ -29,6 +29,7 @@ Error = duckdb.Error
 
 _SETTINGS = {"autoinstall_known_extensions": False, "autoload_known_extensions": False}
 _RETRY_SECONDS = 0.1
+_STORAGE_VERSION = "v1.2.0"
 
 
 def connect(
@@ -53,6 +54,23 @@ def connect(
             if time.monotonic() >= deadline:
                 raise
             time.sleep(_RETRY_SECONDS)
+
+
+@contextmanager
+def attached(path: Path) -> Iterator[Connection]:
+    """A connection whose statements make what a new database file holds, in a format that DuckDB 1.2 reads, too.
+
+    Raises:
+        ConnectorError: the file cannot be made.
+    """
+    with database_errors(str(path)), connect() as connection:
+        connection.execute(
+            f"ATTACH {quote_literal(str(path))} AS made (STORAGE_VERSION {quote_literal(_STORAGE_VERSION)})"
+        )
+        connection.execute("USE made")
+        yield connection
+        connection.execute("USE memory")
+        connection.execute("DETACH made")  # writes everything into the one file
 
 
 def quote_identifier(name: str) -> str:

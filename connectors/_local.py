@@ -53,7 +53,7 @@ def link_new(temporary: Path, target: Path) -> None:
         ) from error
 
 
-def walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
+def walk(root: Path, with_temporaries: bool = False) -> Iterator[tuple[str, os.stat_result]]:
     """(path relative to `root`, stat) of every file below it, links followed; a folder is visited once."""
     pending, seen = [root], set[tuple[int, int]]()
     while pending:
@@ -66,7 +66,7 @@ def walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
             for entry in entries:
                 if entry.is_dir():
                     pending.append(folder / entry.name)
-                elif entry.is_file() and not entry.name.startswith(TEMPORARY_PREFIX):
+                elif entry.is_file() and (with_temporaries or not entry.name.startswith(TEMPORARY_PREFIX)):
                     yield (folder / entry.name).relative_to(root).as_posix(), entry.stat()
 
 

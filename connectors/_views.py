@@ -87,6 +87,7 @@ def create_version_view(
     columns: Sequence[str],
     domain: str,
     key: str | None = None,
+    sidecars: tuple[Store, Sequence[str]] | None = None,
     name: str = "samples",
 ) -> None:
     """Makes the temporary view `name`: every row of published copies, whatever has become of the lake since.
@@ -101,45 +102,105 @@ def create_version_view(
         columns: names of the columns that were added.
         domain: column or Hive partition of the copies that names the domain.
         key: the column that is the sample id, if there is one.
+        sidecars: where `columns` and sample_id are, if not in the copies: as for `version_rows`.
         name: of the view.
 
     Raises:
         SchemaError: the copies have no column `domain`.
     """
     register_store(connection, store)
+    if sidecars:
+        register_store(connection, sidecars[0])
     with database_errors("the catalog"):
         file_ids = dict(connection.execute("SELECT path, file_id FROM files").fetchall())
-        listed = ", ".join(quote_literal(duck_path(store, copy)) for copy, _, _ in files)
-        source = f"read_parquet([{listed}], hive_partitioning = false, union_by_name = true)"
-        physical = [c for c in connection.sql(f"SELECT * FROM {source} LIMIT 0").columns if c not in columns]
-        values = [parse_partition(path) for _, path, _ in files]
-        folded = {column.casefold() for column in physical}
-        partitions = sorted({key for each in values for key in each if key.casefold() not in folded})
-        if domain not in {*physical, *partitions}:
-            raise SchemaError(
-                f"the published files have no column {domain!r}, configured as the domain"
-                f"{suggest(domain, [*physical, *partitions])}"
-            )
-        own = f"{'p' if domain in physical else 'f'}.{quote_identifier(domain)}"
-        exposed = _exposed_names([*physical, *partitions], Columns(text="", domain=domain, key=key))
-        selected = ["i.sample_id", f"coalesce(i.domain, CAST({own} AS VARCHAR)) AS domain", "i.usable"]
-        if key is not None and key in physical:
-            selected[0] = f"coalesce(i.sample_id, CAST(p.{quote_identifier(key)} AS VARCHAR)) AS sample_id"
-        selected += [f"p.{quote_identifier(c)} AS {quote_identifier(exposed[c])}" for c in physical if c in exposed]
-        selected += [f"f.{quote_identifier(c)} AS {quote_identifier(exposed[c])}" for c in partitions if c in exposed]
-        selected += map(_from_file, columns)
-        entries = ", ".join(
-            f"({', '.join([str(index), known, *(quote_literal(value.get(key)) for key in partitions)])})"
-            for index, ((_, path, unchanged), value) in enumerate(zip(files, values, strict=True))
-            for known in [str(file_ids[path]) if unchanged and path in file_ids else "NULL::BIGINT"]
+        known = [file_ids.get(path) if unchanged else None for _, path, unchanged in files]
+        rows = version_rows(
+            connection,
+            store,
+            [file[:2] for file in files],
+            columns=columns,
+            domain=domain,
+            key=key,
+            file_ids=known,
+            sidecars=sidecars,
         )
-        header = ", ".join(["copy_index", "lake_file_id", *map(quote_identifier, partitions)])
-        connection.execute(
-            f"CREATE OR REPLACE TEMP VIEW {quote_identifier(name)} AS SELECT {', '.join(selected)} FROM "
-            f"(SELECT *, {', '.join(_VIRTUAL_COLUMNS)} FROM {source}) AS p "
-            f"JOIN (VALUES {entries}) AS f({header}) ON p.file_index = f.copy_index "
-            "LEFT JOIN sample_index AS i ON i.file_id = f.lake_file_id AND i.row = p.file_row_number"
+        connection.execute(f"CREATE OR REPLACE TEMP VIEW {quote_identifier(name)} AS {rows}")
+
+
+def version_rows(
+    connection: Connection,
+    store: Store,
+    files: Sequence[tuple[str, str]],
+    *,
+    columns: Sequence[str],
+    domain: str,
+    key: str | None = None,
+    file_ids: Sequence[int | None] = (),
+    sidecars: tuple[Store, Sequence[str]] | None = None,
+) -> str:
+    """A SELECT of every row of published copies, which names every file; see `create_version_view`.
+
+    Args:
+        connection: asked for the columns of the copies; `store` is registered with it.
+        store: where the copies are.
+        files: (path of the copy, path in the lake); at least one.
+        columns: names of the columns that were added.
+        domain: column or Hive partition of the copies that names the domain.
+        key: the column that is the sample id, if there is one.
+        file_ids: of each file, its id in the index if that knows it as it was; without them no index is needed, there
+            is no column `usable`, and `sample_id` only where there is a key.
+        sidecars: a store and, for each of `files`, the path in it of a file with `columns` and sample_id for its rows,
+            in their order.
+
+    Raises:
+        SchemaError: the copies have no column `domain`.
+    """
+    listed = ", ".join(quote_literal(duck_path(store, copy)) for copy, _ in files)
+    source = f"read_parquet([{listed}], hive_partitioning = false, union_by_name = true)"
+    physical = [c for c in connection.sql(f"SELECT * FROM {source} LIMIT 0").columns if c not in columns]
+    values = [parse_partition(path) for _, path in files]
+    folded = {column.casefold() for column in physical}
+    partitions = sorted({key for each in values for key in each if key.casefold() not in folded})
+    if domain not in {*physical, *partitions}:
+        raise SchemaError(
+            f"the published files have no column {domain!r}, configured as the domain"
+            f"{suggest(domain, [*physical, *partitions])}"
         )
+    own_domain = f"CAST({'p' if domain in physical else 'f'}.{quote_identifier(domain)} AS VARCHAR)"
+    weights = "w" if sidecars else "p"
+    own_id = f"CAST(p.{quote_identifier(key)} AS VARCHAR)" if key is not None and key in physical else "NULL"
+    own_id = "w.sample_id" if sidecars else own_id
+    if file_ids:
+        selected = [
+            f"coalesce(i.sample_id, {own_id}) AS sample_id",
+            f"coalesce(i.domain, {own_domain}) AS domain",
+            "i.usable",
+        ]
+    else:
+        selected = [f"{own_id} AS sample_id"] if own_id != "NULL" else []
+        selected.append(f"{own_domain} AS domain")
+    exposed = _exposed_names([*physical, *partitions], Columns(text="", domain=domain, key=key))
+    selected += [f"p.{quote_identifier(c)} AS {quote_identifier(exposed[c])}" for c in physical if c in exposed]
+    selected += [f"f.{quote_identifier(c)} AS {quote_identifier(exposed[c])}" for c in partitions if c in exposed]
+    selected += [f"{weights}.{quote_identifier(column)}" for column in columns]
+    entries = ", ".join(
+        f"({', '.join([str(index), str(file_id) if file_id is not None else 'NULL::BIGINT', *literals])})"
+        for index, (file_id, value) in enumerate(zip(file_ids or [None] * len(files), values, strict=True))
+        for literals in [[quote_literal(value.get(name)) for name in partitions]]
+    )
+    header = ", ".join(["copy_index", "lake_file_id", *map(quote_identifier, partitions)])
+    rows = (
+        f"SELECT {', '.join(selected)} FROM (SELECT *, {', '.join(_VIRTUAL_COLUMNS)} FROM {source}) AS p "
+        f"JOIN (VALUES {entries}) AS f({header}) ON p.file_index = f.copy_index"
+    )
+    if sidecars:
+        beside = ", ".join(quote_literal(duck_path(sidecars[0], path)) for path in sidecars[1])
+        rows += (
+            f" JOIN (SELECT *, {', '.join(_VIRTUAL_COLUMNS)} FROM read_parquet([{beside}], hive_partitioning = false)) "
+            "AS w ON w.file_index = p.file_index AND w.file_row_number = p.file_row_number"
+        )
+    index = " LEFT JOIN sample_index AS i ON i.file_id = f.lake_file_id AND i.row = p.file_row_number"
+    return rows + index if file_ids else rows
 
 
 def _rows_of(

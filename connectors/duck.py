@@ -8,6 +8,7 @@ from connectors._database import (
     Connection,
     Error,
     Relation,
+    attached,
     check_select,
     confine,
     connect,
@@ -18,7 +19,7 @@ from connectors._database import (
     transaction,
 )
 from connectors._index import IngestReport, OnBadRows, OnProgress, changed_files, create_index_tables, ingest
-from connectors._views import create_published_view, create_samples_view, create_version_view
+from connectors._views import create_published_view, create_samples_view, create_version_view, version_rows
 
 __all__ = [
     "Connection",
@@ -27,6 +28,7 @@ __all__ = [
     "OnBadRows",
     "OnProgress",
     "Relation",
+    "attached",
     "changed_files",
     "check_select",
     "confine",
@@ -41,4 +43,5 @@ __all__ = [
     "quote_literal",
     "register_store",
     "transaction",
+    "version_rows",
 ]

@@ -5,6 +5,7 @@ Paths are relative to the store's root and use `/`. One behaviour on local folde
 
 import errno
 import io
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -21,6 +22,10 @@ from connectors import _local
 from connectors._failures import Action, redact_url, storage_errors
 from connectors._filesystems import IsolatedMemoryFileSystem, build_filesystem
 from connectors.errors import ConflictError, ConnectorError, InputError, NotFoundError, UnsupportedError
+
+PROBE_PREFIX = ".probe-"
+_TIMES = ("mtime", "LastModified", "last_modified", "created")
+"""What backends call the time at which an object was written."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +69,13 @@ class ObjectInfo:
         path: relative to the store's root.
         size_bytes: its length.
         version: changes when the content is replaced: the ETag, else modification time in ns and size.
+        modified_at: when it was written, in seconds since 1970 by the storage's clock; infinity if it does not tell.
     """
 
     path: str
     size_bytes: int
     version: str
+    modified_at: float = field(default=math.inf, compare=False)
 
 
 def open_store(url: str, storage_options: Mapping[str, Any] | None = None) -> Store:
@@ -105,8 +112,12 @@ def substore(store: Store, path: str) -> Store:
     return replace(store, url=store.describe(path), path=store.full_path(path))
 
 
-def list_objects(store: Store, suffix: str = "", *, prefix: str = "") -> list[ObjectInfo]:
+def list_objects(
+    store: Store, suffix: str = "", *, prefix: str = "", with_temporaries: bool = False
+) -> list[ObjectInfo]:
     """Every object below the folder `prefix` whose name ends with `suffix`, sorted by path; `[]` if there is none.
+
+    Files that a local write has not finished are passed over unless `with_temporaries`.
 
     Raises:
         NotFoundError: the bucket does not exist.
@@ -115,7 +126,7 @@ def list_objects(store: Store, suffix: str = "", *, prefix: str = "") -> list[Ob
     with object_errors(store, prefix, "list"):
         if store.is_local:
             root = Path(store.full_path(prefix))
-            found = [_local_info(_join(prefix, path), stat) for path, stat in _walk_if_folder(root)]
+            found = [_local_info(_join(prefix, path), stat) for path, stat in _walk_if_folder(root, with_temporaries)]
         else:
             listed = store.fs.find(store.full_path(prefix), detail=True)
             start = len(store.path.rstrip("/")) + 1
@@ -125,6 +136,22 @@ def list_objects(store: Store, suffix: str = "", *, prefix: str = "") -> list[Ob
                 if info["type"] == "file" and len(name) > start and not name.endswith("/")
             ]
     return sorted((info for info in found if info.path.endswith(suffix)), key=lambda info: info.path)
+
+
+def list_folder(store: Store, prefix: str = "") -> list[ObjectInfo]:
+    """The objects in the folder `prefix` itself, temporary ones too, sorted by path; `[]` if there is none."""
+    try:
+        with object_errors(store, prefix, "list"):
+            if store.is_local:
+                entries = [entry for entry in os.scandir(store.full_path(prefix)) if entry.is_file()]
+                found = [_local_info(_join(prefix, entry.name), entry.stat()) for entry in entries]
+            else:
+                listed = store.fs.ls(store.full_path(prefix), detail=True)
+                start = len(store.path.rstrip("/")) + 1
+                found = [_remote_info(info["name"][start:], info) for info in listed if info["type"] == "file"]
+    except NotFoundError:
+        return []
+    return sorted((info for info in found if info.path), key=lambda info: info.path)
 
 
 def stat_object(store: Store, path: str) -> ObjectInfo:
@@ -255,7 +282,7 @@ def check_put_if_absent(store: Store, prefix: str = "") -> None:
         UnsupportedError: the second write of the same probe was accepted.
         ReadOnlyError: the destination cannot be written.
     """
-    probe = _join(prefix, f".probe-{uuid4().hex}")
+    probe = _join(prefix, f"{PROBE_PREFIX}{uuid4().hex}")
     try:
         put_if_absent(store, probe, b"first")
         with suppress(ConflictError):
@@ -292,22 +319,21 @@ def _may_be_lost_condition(error: OSError) -> bool:
     return isinstance(error, FileExistsError) or error.errno in (errno.EINVAL, errno.EEXIST, errno.EBUSY, errno.EIO)
 
 
-def _walk_if_folder(root: Path) -> Iterator[tuple[str, os.stat_result]]:
-    return _local.walk(root) if root.is_dir() else iter(())
+def _walk_if_folder(root: Path, with_temporaries: bool) -> Iterator[tuple[str, os.stat_result]]:
+    return _local.walk(root, with_temporaries) if root.is_dir() else iter(())
 
 
 def _local_info(path: str, stat: os.stat_result) -> ObjectInfo:
-    return ObjectInfo(path, stat.st_size, f"{stat.st_mtime_ns}-{stat.st_size}")
+    return ObjectInfo(path, stat.st_size, f"{stat.st_mtime_ns}-{stat.st_size}", stat.st_mtime)
 
 
 def _remote_info(path: str, info: Mapping[str, Any]) -> ObjectInfo:
     size = int(info["size"])
-    tag = info.get("ETag") or info.get("etag")
-    if tag:
-        return ObjectInfo(path, size, str(tag).strip('"'))
-    changed = info.get("mtime") or info.get("last_modified") or info.get("created")
+    changed = next((info[name] for name in _TIMES if info.get(name)), None)
     seconds = changed.timestamp() if isinstance(changed, datetime) else float(changed or 0)
-    return ObjectInfo(path, size, f"{int(seconds * 1e9)}-{size}")
+    tag = info.get("ETag") or info.get("etag")
+    version = str(tag).strip('"') if tag else f"{int(seconds * 1e9)}-{size}"
+    return ObjectInfo(path, size, version, seconds or math.inf)
 
 
 def _join(root: str, path: str) -> str:

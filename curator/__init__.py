@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from curator.comparison import Comparison
     from curator.config import CompareConfig, Config, LakeConfig, LearnConfig, TargetConfig, load_config
     from curator.errors import CuratorError
+    from curator.garbage import Removal
     from curator.lake import Lake, open_lake
     from curator.publish import Publication
     from curator.run import Run, Version
+    from curator.verify import Finding, Verification
     from curator.versions import Rollback
 
 __version__ = "0.1.0"
@@ -32,13 +34,16 @@ _HOMES = {
     "ComparisonPlan": "curator.compare",
     "Config": "curator.config",
     "CuratorError": "curator.errors",
+    "Finding": "curator.verify",
     "Lake": "curator.lake",
     "LakeConfig": "curator.config",
     "LearnConfig": "curator.config",
     "Publication": "curator.publish",
+    "Removal": "curator.garbage",
     "Rollback": "curator.versions",
     "Run": "curator.run",
     "TargetConfig": "curator.config",
+    "Verification": "curator.verify",
     "Version": "curator.run",
     "load_config": "curator.config",
     "open_lake": "curator.lake",
@@ -50,13 +55,16 @@ __all__ = [
     "ComparisonPlan",
     "Config",
     "CuratorError",
+    "Finding",
     "Lake",
     "LakeConfig",
     "LearnConfig",
     "Publication",
+    "Removal",
     "Rollback",
     "Run",
     "TargetConfig",
+    "Verification",
     "Version",
     "load_config",
     "open_lake",

@@ -160,13 +160,25 @@ def register_records(connection: duck.Connection, destination: Store) -> None:
     And the view `diagnostics` over the steps of the runs (`curator.trajectory.SCHEMA`).
     """
     records = read_run_records(destination)
-    _create_table(connection, "runs", _RUNS, [_run_row(record) for record in records])
-    domains = [domain | {"run_id": record["run_id"]} for record in records for domain in record["domains"]]
-    _create_table(connection, "domain_weights", _DOMAIN_WEIGHTS, domains)
+    create_run_tables(connection, records)
     _create_diagnostics(connection, destination, [record["run_id"] for record in records])
     compared = [row for record in read_comparison_records(destination) for row in _comparison_rows(record)]
     _create_table(connection, "comparisons", _COMPARISONS, compared)
-    _create_table(connection, "versions", _VERSIONS, version_rows(destination))
+    create_versions_table(connection, destination)
+
+
+def create_run_tables(
+    connection: duck.Connection, records: Sequence[dict[str, Any]], *, temporary: bool = True
+) -> None:
+    """Make the tables `runs` and `domain_weights` out of the records of runs."""
+    _create_table(connection, "runs", _RUNS, [_run_row(record) for record in records], temporary=temporary)
+    domains = [domain | {"run_id": record["run_id"]} for record in records for domain in record["domains"]]
+    _create_table(connection, "domain_weights", _DOMAIN_WEIGHTS, domains, temporary=temporary)
+
+
+def create_versions_table(connection: duck.Connection, destination: Store, *, temporary: bool = True) -> None:
+    """Make the table `versions` out of the log."""
+    _create_table(connection, "versions", _VERSIONS, version_rows(destination), temporary=temporary)
 
 
 def _create_diagnostics(connection: duck.Connection, destination: Store, run_ids: Sequence[str]) -> None:
@@ -290,9 +302,12 @@ def _run_row(record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _create_table(connection: duck.Connection, name: str, schema: pa.Schema, rows: Sequence[dict[str, Any]]) -> None:
+def _create_table(
+    connection: duck.Connection, name: str, schema: pa.Schema, rows: Sequence[dict[str, Any]], *, temporary: bool = True
+) -> None:
+    kind = "TEMP TABLE" if temporary else "TABLE"
     connection.register("incoming", pa.Table.from_pylist(list(rows), schema=schema))
-    connection.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS SELECT * FROM incoming")
+    connection.execute(f"CREATE OR REPLACE {kind} {name} AS SELECT * FROM incoming")
     connection.unregister("incoming")
 
 

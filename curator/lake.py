@@ -10,7 +10,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
@@ -30,6 +30,7 @@ from curator.config import CompareConfig, LakeConfig, LearnConfig, TargetConfig,
 from curator.errors import ConfigError, InputError, NotFoundError, StorageError, UsageError, one_line, translated
 from curator.places import (
     STATE_FOLDER,
+    VIEWS,
     make_work_folder,
     remember_columns,
     remembered_columns,
@@ -44,9 +45,12 @@ if TYPE_CHECKING:
 
     from curator.compare import ComparisonPlan
     from curator.comparison import Comparison
+    from curator.garbage import Removal
     from curator.mixtures import Spec
     from curator.publish import Publication
+    from curator.sidecar import Mode
     from curator.tokens import RowBatch
+    from curator.verify import Verification
     from curator.versions import Rollback
 
 
@@ -370,17 +374,43 @@ class Lake:
         with translated():
             return [Comparison.from_json(record) for record in catalog.read_comparison_records(self.destination)]
 
-    def publish(self, run: Run | str, *, dry_run: bool = False, on_progress: ProgressCallback = silent) -> Publication:
+    def publish(
+        self,
+        run: Run | str,
+        *,
+        mode: Mode = "copy",
+        dry_run: bool = False,
+        on_progress: ProgressCallback = silent,
+    ) -> Publication:
         """Write a run's weights into new Parquet files and make them the lake's newest version, atomically.
 
+        Args:
+            run: the run, its id, or "latest".
+            mode: "copy" writes copies of the lake's files with the weights as columns; "sidecar" writes the weights
+                alone (sample_id, row, the three columns), to be joined by file and row number as long as the lake's
+                files stay as they are.
+            dry_run: say what would be written.
+            on_progress: told how far the work is.
+
         Raises:
+            UsageError: an unknown mode, or one that the file of views in the work folder cannot show.
             NotFoundError: no such run.
             StorageError: the destination cannot be written; the version before stays.
         """
         from curator.publish import publish
+        from curator.sidecar import check_no_views
+        from curator.views import renew_views
 
+        if mode not in ("copy", "sidecar"):
+            raise UsageError(f'mode {mode!r} is unknown; "copy" and "sidecar" are allowed')
         with translated():
-            return publish(self, self.run(run) if isinstance(run, str) else run, on_progress, dry_run=dry_run)
+            if mode == "sidecar":
+                check_no_views(self)
+            chosen = self.run(run) if isinstance(run, str) else run
+            made = publish(self, chosen, on_progress, mode=mode, dry_run=dry_run)
+            if not dry_run:
+                renew_views(self)
+            return made
 
     def rollback(self, version: int, *, dry_run: bool = False) -> Rollback:
         """Make the content of an older version the newest again, atomically; nothing is removed.
@@ -391,9 +421,84 @@ class Lake:
             TryAgainError: another version was published meanwhile.
         """
         from curator.versions import rollback
+        from curator.views import renew_views
 
         with translated():
-            return rollback(self, version, dry_run=dry_run)
+            done = rollback(self, version, dry_run=dry_run)
+            if not dry_run:
+                renew_views(self)
+            return done
+
+    def write_views(self, out: str | os.PathLike[str] | None = None) -> Path:
+        """Write a DuckDB file that any DuckDB from 1.5 on opens read-only, without this package; returns its path.
+
+        It has the view `samples` (the newest version: domain, the lake's own columns, the weights) and the tables
+        `domain_weights`, `runs` and `versions`. It is replaced as a whole. A reader of a version on object storage
+        needs DuckDB's httpfs and its own credentials; none are written.
+
+        Args:
+            out: the file; by default `curator.duckdb` in the work folder, which is renewed by every `publish` and
+                `rollback` from then on.
+
+        Raises:
+            NotFoundError: nothing was published yet.
+            UsageError: the newest version is of sidecars.
+            StorageError: the file cannot be written.
+        """
+        from curator.views import write_views
+
+        place = self.workdir / VIEWS if out is None else Path(out)
+        with translated():
+            write_views(self, place)
+        return place
+
+    def verify(
+        self,
+        version: int | None = None,
+        *,
+        as_of: str | datetime | None = None,
+        deep: bool = False,
+        on_progress: ProgressCallback = silent,
+    ) -> Verification:
+        """Check that a version is what was published; what is wrong is returned, not raised.
+
+        Objects, sizes, rows, footers, weight columns and their identities are errors; source files that changed
+        since are notes.
+
+        Args:
+            version: its number; by default the newest.
+            as_of: as for `sql`.
+            deep: decode every column, not the weights only.
+            on_progress: told how far the work is.
+
+        Raises:
+            NotFoundError: no such version.
+            InputError: the log is damaged.
+            StorageError: the storage did not answer.
+        """
+        from curator.verify import verify
+
+        with translated():
+            return verify(self, version, as_of, on_progress, deep=deep)
+
+    def gc(self, grace: str | timedelta = "24h", *, dry_run: bool = False) -> Removal:
+        """Remove what crashed publications left in the destination; versions, runs and all else stay.
+
+        That is copies and manifests that no version names, temporary files, and on S3 unfinished multipart uploads.
+
+        Args:
+            grace: only what is older goes, such as "24h" or "7d"; a publication that is under way is younger. With
+                less than 24 hours be sure that nobody is publishing.
+            dry_run: say what would be removed.
+
+        Raises:
+            UsageError: `grace` is not a duration.
+            StorageError: the log is damaged, or the destination cannot be written.
+        """
+        from curator.garbage import collect
+
+        with translated():
+            return collect(self, grace, dry_run=dry_run)
 
     def sql(
         self,
@@ -474,7 +579,7 @@ class Lake:
 
         with translated():
             found = find_version(self.destination, version, as_of)
-            return scan_version(self.destination, read_manifest(self.destination, found))
+            return scan_version(self, read_manifest(self.destination, found))
 
     # what the work is built from ----------------------------------------------------------------------------------
 

@@ -22,6 +22,8 @@ RESULT = "result.json"
 """In a run folder: what its workers found."""
 CHECKPOINTS = "checkpoints"
 """In a run folder, until the run is finished."""
+VIEWS = "curator.duckdb"
+"""In the work folder, if it was asked for: `curator.views`, renewed whenever a version is made."""
 _SETTINGS = "lake.json"
 _REMEMBERED = ("text", "domain", "key", "skip_bad_rows")
 

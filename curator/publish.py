@@ -1,30 +1,38 @@
 """Data Reweighter: the weights of a run as columns of new Parquet files, made visible by one atomic step.
 
-Source files are never changed. Copies with three more columns are staged under a folder of the destination that no
-version names yet; committing the version is one conditional write. A crash before it leaves the old version, and the
-same call again reuses nothing half-written, since every staged file appears whole or not at all.
+Source files are never changed. Copies with three more columns (or, on request, the weights alone: `curator.sidecar`)
+are staged under a folder of the destination that no version names yet; committing the version is one conditional write.
+A crash before it leaves the old version, and the same call again reuses nothing half-written, since every staged file
+appears whole or not at all.
 """
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from connectors.commit import commit, read_log, read_manifest
+from connectors.errors import NotFoundError
 from connectors.manifest import Manifest, PublishedFile
 from connectors.parquet import ParquetFile, rewrite_with_columns
-from connectors.store import exists, stat_object
+from connectors.store import stat_object
 from curator.catalog import WEIGHT_COLUMNS, check_published_files
 from curator.errors import InputError
 from curator.progress import Progress, ProgressCallback
+from curator.sidecar import Mode, write_sidecar
 
 if TYPE_CHECKING:
     from curator.lake import Lake
     from curator.run import Run
 
 WEIGHT_SCHEMA = pa.schema({"sample_weight": pa.float32(), "domain_weight": pa.float32(), "weight_run_id": pa.string()})
+
+SIDECAR_SCHEMA = pa.schema([pa.field("sample_id", pa.string()), pa.field("row", pa.int64()), *WEIGHT_SCHEMA])
+_REUSED_SECONDS = 12 * 3600
+"""Age up to which a copy of a crashed attempt is kept; half the grace of `Lake.gc`, so that the rest fits into it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +56,9 @@ class Publication:
     created: bool
 
 
-def publish(lake: Lake, run: Run, on_progress: ProgressCallback, *, dry_run: bool = False) -> Publication:
+def publish(
+    lake: Lake, run: Run, on_progress: ProgressCallback, *, mode: Mode = "copy", dry_run: bool = False
+) -> Publication:
     """Publish the weights of `run` as a new version of `lake`.
 
     Exactly once for a run and a snapshot: a repeated call returns the version that is there.
@@ -62,8 +72,9 @@ def publish(lake: Lake, run: Run, on_progress: ProgressCallback, *, dry_run: boo
     _check_same_columns(lake, run)
     lake.ingest(on_progress)
     check_column_names(lake)
-    folder = f"data/{run.run_id}-{lake.snapshot_id}"
-    key = f"{run.run_id}/{lake.snapshot_id}"
+    kind = "" if mode == "copy" else f"{mode}-"
+    folder = f"data/{run.run_id}-{kind}{lake.snapshot_id}"
+    key = f"{run.run_id}/{kind}{lake.snapshot_id}"
     known = next((v for v in read_log(lake.destination) if v.idempotency_key == key), None)
     weights = RowWeights(lake, run)
     if lake.corpus.num_rows and weights.num_unweighted == lake.corpus.num_rows:
@@ -80,14 +91,15 @@ def publish(lake: Lake, run: Run, on_progress: ProgressCallback, *, dry_run: boo
         return _publication(lake, run, weights, folder, files, version=known.number if known else None, created=False)
     lake.check_destination()
     with lake.writing():
-        files = _stage(lake, run, weights, folder, on_progress)
+        files = _stage(lake, run, weights, folder, on_progress, mode)
     manifest = Manifest(
         run_id=run.run_id,
         snapshot_id=lake.snapshot_id,
         columns=WEIGHT_COLUMNS,
         files=files,
-        extra={"folder": folder, "domains": run.record["domains"]},
+        extra={"folder": folder, "domains": run.record["domains"], "mode": mode},
     )
+    check_published_files(lake.destination, manifest)  # a collection with too short a grace may have taken one
     version = commit(lake.destination, manifest, idempotency_key=key)
     lake.forget_views()
     return _publication(lake, run, weights, folder, files, version=version.number, created=version.created)
@@ -103,7 +115,8 @@ class RowWeights:
         self._num_samples: int = samples.num_rows
         self._connection.register("run_samples", samples)
         self._connection.execute(
-            "CREATE OR REPLACE TEMP TABLE row_weights AS SELECT f.path, i.row, s.sample_weight, s.domain_weight "
+            "CREATE OR REPLACE TEMP TABLE row_weights AS "
+            "SELECT f.path, i.row, i.sample_id, s.sample_weight, s.domain_weight "
             "FROM sample_index i JOIN files f USING (file_id) LEFT JOIN run_samples s "
             "ON i.sample_id = s.sample_id AND i.usable ORDER BY f.path, i.row"
         )
@@ -123,13 +136,17 @@ class RowWeights:
 
     def of(self, file: ParquetFile) -> pa.Table:
         """The three columns (`WEIGHT_SCHEMA`) of a file, in the order of its rows."""
+        return self.beside(file).select(WEIGHT_SCHEMA.names)
+
+    def beside(self, file: ParquetFile) -> pa.Table:
+        """The columns of a file's sidecar (`SIDECAR_SCHEMA`), in the order of its rows."""
         table: pa.Table = self._connection.sql(
-            "SELECT sample_weight, domain_weight, "
+            "SELECT sample_id, row, sample_weight, domain_weight, "
             "CASE WHEN sample_weight IS NOT NULL THEN $run_id END AS weight_run_id "
             "FROM row_weights WHERE path = $path ORDER BY row",
             params={"run_id": self._run_id, "path": file.path},
         ).to_arrow_table()
-        return table.cast(WEIGHT_SCHEMA)
+        return table.cast(SIDECAR_SCHEMA)
 
 
 def _check_same_columns(lake: Lake, run: Run) -> None:
@@ -155,16 +172,19 @@ def check_column_names(lake: Lake) -> None:
 
 
 def _stage(
-    lake: Lake, run: Run, weights: RowWeights, folder: str, on_progress: ProgressCallback
+    lake: Lake, run: Run, weights: RowWeights, folder: str, on_progress: ProgressCallback, mode: Mode
 ) -> tuple[PublishedFile, ...]:
-    """Write a copy with the weight columns of every file of the lake; a copy that is there already is kept."""
+    """Write a copy with the weight columns, or a sidecar, of every file of the lake; one that is there is kept."""
     staged: list[PublishedFile] = []
     total = lake.corpus.num_rows
     done = 0
     for file in lake.corpus.files:
         path = f"{folder}/{file.path}"
-        if not exists(lake.destination, path):
-            _rewrite(lake, run, file, weights.of(file), path)
+        if not _is_staged(lake, path):
+            if mode == "copy":
+                _rewrite(lake, run, file, weights.of(file), path)
+            else:
+                write_sidecar(lake, file, weights.beside(file), path, run.run_id)
         staged.append(
             PublishedFile(
                 source_path=file.path,
@@ -178,6 +198,14 @@ def _stage(
         done += file.num_rows
         on_progress(Progress(stage="publish", done=done, total=total, detail=file.path))
     return tuple(staged)
+
+
+def _is_staged(lake: Lake, path: str) -> bool:
+    """Whether an earlier attempt wrote the copy, and so lately that no garbage collection will take it for left."""
+    try:
+        return time.time() - stat_object(lake.destination, path).modified_at < _REUSED_SECONDS
+    except NotFoundError:
+        return False
 
 
 def _rewrite(lake: Lake, run: Run, file: ParquetFile, weights: pa.Table, path: str) -> None:

@@ -11,17 +11,29 @@ import pyarrow as pa
 from connectors.manifest import Manifest, PublishedFile
 from connectors.parquet import parse_partition, read_parquet_info
 from connectors.store import ObjectInfo, Store
+from curator.catalog import WEIGHT_COLUMNS
+from curator.sidecar import check_fresh, is_sidecar
 
 if TYPE_CHECKING:
     import polars as pl
 
+    from curator.lake import Lake
+
 _REMOTE_THREADS = 16
 
 
-def scan_version(destination: Store, manifest: Manifest) -> pl.LazyFrame:
-    """Every row of a version, lazily: columns that a file lacks are null, hive partitions are string columns."""
+def scan_version(lake: Lake, manifest: Manifest) -> pl.LazyFrame:
+    """Every row of a version, lazily: columns that a file lacks are null, hive partitions are string columns.
+
+    Raises:
+        InputError: its weights lie beside source files that have changed.
+    """
     import polars as pl
 
+    if is_sidecar(manifest):
+        check_fresh(lake, manifest)
+        return pl.concat([_scan_beside(lake, file) for file in manifest.files], how="diagonal_relaxed")
+    destination = lake.destination
     frames = [
         _scan_files(destination, paths).with_columns(
             pl.lit(value, dtype=pl.String).alias(name) for name, value in partition.items()
@@ -29,6 +41,20 @@ def scan_version(destination: Store, manifest: Manifest) -> pl.LazyFrame:
         for partition, paths in _groups(destination, manifest)
     ]
     return frames[0] if len(frames) == 1 else pl.concat(frames, how="diagonal_relaxed")
+
+
+def _scan_beside(lake: Lake, file: PublishedFile) -> pl.LazyFrame:
+    """The rows of one source file with the weights of its sidecar, which has them in the same order."""
+    import polars as pl
+
+    store = lake.corpus.store
+    rows = _scan_files(store, [store.full_path(file.source_path)])
+    weights = _scan_files(lake.destination, [lake.destination.full_path(file.published_path)])
+    names = rows.collect_schema().names()
+    partition = {k: v for k, v in parse_partition(file.source_path).items() if k not in names}
+    return pl.concat([rows, weights.select(WEIGHT_COLUMNS)], how="horizontal").with_columns(
+        pl.lit(value, dtype=pl.String).alias(name) for name, value in partition.items()
+    )
 
 
 def _groups(destination: Store, manifest: Manifest) -> list[tuple[dict[str, str | None], list[str]]]:

@@ -10,6 +10,7 @@ from connectors import commit, duck
 from connectors.store import Store
 from curator.catalog import WEIGHT_COLUMNS, check_published_files, unchanged_files
 from curator.errors import NotFoundError, UsageError
+from curator.sidecar import check_fresh, check_no_views, is_sidecar
 
 if TYPE_CHECKING:
     from curator.lake import Lake
@@ -65,13 +66,27 @@ def create_samples_at(connection: duck.Connection, lake: Lake, version: commit.V
 
     Raises:
         StorageError: a published file is gone.
+        InputError: its weights lie beside source files that have changed.
     """
     manifest = commit.read_manifest(lake.destination, version)
     check_published_files(lake.destination, manifest)
     unchanged = unchanged_files(lake.corpus, manifest)
-    files = [(file.published_path, file.source_path, file.source_path in unchanged) for file in manifest.files]
+    sidecars = None
+    if is_sidecar(manifest):
+        check_fresh(lake, manifest)
+        sidecars = (lake.destination, [file.published_path for file in manifest.files])
+    paths = [file.source_path if sidecars else file.published_path for file in manifest.files]
     duck.create_version_view(
-        connection, lake.destination, files, columns=WEIGHT_COLUMNS, domain=lake.config.domain, key=lake.config.key
+        connection,
+        lake.corpus.store if sidecars else lake.destination,
+        [
+            (path, file.source_path, file.source_path in unchanged)
+            for path, file in zip(paths, manifest.files, strict=True)
+        ],
+        columns=WEIGHT_COLUMNS,
+        domain=lake.config.domain,
+        key=lake.config.key,
+        sidecars=sidecars,
     )
 
 
@@ -80,6 +95,7 @@ def rollback(lake: Lake, version: int, *, dry_run: bool = False) -> Rollback:
 
     Raises:
         NotFoundError: no such version.
+        InputError: it has weights beside source files that have changed.
         StorageError: one of its files is gone, or the destination cannot be written.
         TryAgainError: another version was published meanwhile.
     """
@@ -87,6 +103,9 @@ def rollback(lake: Lake, version: int, *, dry_run: bool = False) -> Rollback:
     log = commit.read_log(lake.destination)
     manifest = commit.read_manifest(lake.destination, target)
     check_published_files(lake.destination, manifest)
+    if is_sidecar(manifest):
+        check_no_views(lake)
+        check_fresh(lake, manifest)
     same = log[-1].manifest_path == target.manifest_path
     if dry_run or same:
         made, created = log[-1].number + (0 if same else 1), False

@@ -1,19 +1,24 @@
-"""Commands about what was published: make a version, list them."""
+"""Commands about what was published: make a version, list, restore, check and show them, remove what is left."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import typer
 
 from curator.cli.options import (
+    AsOfOption,
     ConfigOption,
     DestinationOption,
     DryRunOption,
     JsonOption,
     LakeArgument,
+    VersionOption,
     open_given,
+    print_next,
     read_settings,
 )
 
@@ -21,6 +26,10 @@ from curator.cli.options import (
 def publish(
     lake_url: LakeArgument = None,
     run: Annotated[str, typer.Option("--run", help="The run to publish.")] = "latest",
+    mode: Annotated[
+        Literal["copy", "sidecar"],
+        typer.Option("--mode", help="copy: files with the weights in them; sidecar: the weights beside yours."),
+    ] = "copy",
     destination: DestinationOption = None,
     config: ConfigOption = None,
     *,
@@ -33,7 +42,7 @@ def publish(
     from curator import console
 
     with open_given(read_settings(lake_url, config), destination=destination) as lake, console.progress() as tell:
-        publication = lake.publish(run, dry_run=dry_run, on_progress=tell)
+        publication = lake.publish(run, mode=mode, dry_run=dry_run, on_progress=tell)
         newest = max((version.version for version in lake.history()), default=None)
     if as_json:
         console.print_json({"status": "ok", "dry_run": dry_run, **dataclasses.asdict(publication)})
@@ -124,3 +133,89 @@ def rollback(
 def _learned_by(learn: Mapping[str, Any]) -> list[Any]:
     """Method, model and steps; runs from before there were other methods do not name theirs."""
     return [learn.get("method", "scalebio"), learn["model"], learn["steps"]]
+
+
+def gc(
+    lake_url: LakeArgument = None,
+    grace: Annotated[
+        str, typer.Option("--grace", help="Only what is older goes; with less than 24h be sure that nobody publishes.")
+    ] = "24h",
+    destination: DestinationOption = None,
+    config: ConfigOption = None,
+    *,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove what crashed publications left: files that no version names, and unfinished uploads on S3."""
+    import dataclasses
+
+    from curator import console
+
+    with open_given(read_settings(lake_url, config), destination=destination) as lake:
+        removal, place = lake.gc(grace, dry_run=dry_run), lake.destination.url
+    if as_json:
+        console.print_json({"status": "ok", **dataclasses.asdict(removal), "size_bytes": removal.size_bytes})
+        return
+    if removal.items:
+        console.print_rows(["kind", "path", "bytes"], [[i.kind, i.path, i.size_bytes] for i in removal.items])
+    done = "would remove" if dry_run else "removed"
+    console.out().print(f"{done} {len(removal.items)} items, {removal.size_bytes / 1e6:,.1f} MB, in {place}")
+
+
+def verify(
+    lake_url: LakeArgument = None,
+    version: VersionOption = None,
+    as_of: AsOfOption = None,
+    destination: DestinationOption = None,
+    config: ConfigOption = None,
+    *,
+    deep: Annotated[bool, typer.Option("--deep", help="Decode every column, not the weights only.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Check that a version is what was published, down to the identities of its weights; exit code 1 if it is not."""
+    import dataclasses
+
+    from curator import console
+
+    with open_given(read_settings(lake_url, config), destination=destination) as lake, console.progress() as tell:
+        found = lake.verify(version, as_of=as_of, deep=deep, on_progress=tell)
+    if as_json:
+        status = "ok" if found.is_sound else "failed"
+        console.print_json({"status": status, **dataclasses.asdict(found)})
+    else:
+        if found.findings:
+            console.print_rows(["", "path", "found"], [[f.level, f.path, f.said] for f in found.findings])
+        state = "is what was published" if found.is_sound else "is NOT what was published"
+        console.out().print(f"version {found.version} {state}: {found.num_files} files, {found.num_rows:,} rows")
+    if not found.is_sound:
+        raise typer.Exit(1)
+
+
+def views(
+    lake_url: LakeArgument = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="File to write; default: curator.duckdb in the work folder, which publish and rollback then renew.",
+            show_default=False,
+        ),
+    ] = None,
+    destination: DestinationOption = None,
+    config: ConfigOption = None,
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a DuckDB file with the newest version, which any DuckDB opens without this package."""
+    from curator import console
+
+    with open_given(read_settings(lake_url, config), destination=destination) as lake:
+        place = lake.write_views(out)
+        version = lake.history()[-1].version
+    if as_json:
+        console.print_json({"status": "ok", "version": version, "views": str(place)})
+        return
+    console.out().print(f"{place}: samples, domain_weights, runs, versions of version {version}")
+    print_next(
+        f'duckdb -readonly {shlex.quote(str(place))} "SELECT domain, avg(sample_weight) FROM samples GROUP BY ALL"'
+    )

@@ -107,7 +107,17 @@ def test_the_whole_path_with_storage_options(bucket, here, monkeypatch):
         assert weighted == pytest.approx(
             {row["domain"]: row["domain_weight"] for row in run.record["domains"]}, rel=1e-6
         )
+        then = dict(lake.sql("SELECT domain, any_value(domain_weight) FROM samples GROUP BY 1", version=1).fetchall())
+        assert then == weighted
+        assert len(lake.scan(as_of="2100-01-01").collect()) == 72
+        assert lake.verify(deep=True).findings == ()
+        assert lake.rollback(1).created is False
+        fs.pipe_file(f"{url}/curated/data/{run.run_id}-{'0' * 12}/left.parquet", b"12345")
+        assert [item.size_bytes for item in lake.gc("0s").items] == [5]
+        views = lake.write_views(here / "views.duckdb")
         shown = repr(lake) + repr(lake.config) + repr(run) + repr(lake.corpus) + repr(publication)
+    assert views.exists()
+    views.rename(here / "home" / views.name)
     check_no_secret(options, shown, here / "home", objects(fs, url))
 
 

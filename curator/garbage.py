@@ -1,0 +1,64 @@
+"""Garbage collection: removing what crashed publications left in a lake's destination.
+
+Versions are kept for good. An entry of the log cannot go, since the numbers have no gaps, and an entry whose files are
+gone would be a version that history lists and nobody can read. So there is no `keep=N`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from connectors.garbage import DATA_FOLDER, Garbage, find_garbage, remove_garbage
+from curator.errors import UsageError
+
+if TYPE_CHECKING:
+    from curator.lake import Lake
+
+_STAGED = re.compile(rf"{DATA_FOLDER}/[^/]+-[0-9a-f]{{12}}/.+", re.DOTALL)
+"""Paths of what `curator.publish` stages: a folder for a run and a snapshot; nothing else below data/ is ours."""
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Removal:
+    """What a collection removed, or with a dry run would remove.
+
+    `items` are objects, temporary files and unfinished uploads, their paths relative to the destination.
+    """
+
+    items: tuple[Garbage, ...]
+    dry_run: bool
+
+    @property
+    def size_bytes(self) -> int:
+        """What they took."""
+        return sum(item.size_bytes for item in self.items)
+
+
+def collect(lake: Lake, grace: str | timedelta, *, dry_run: bool) -> Removal:
+    """Remove what no version of `lake` names and is older than `grace`.
+
+    Raises:
+        UsageError: `grace` is not a duration.
+        StorageError: the log is damaged, or the destination cannot be written.
+    """
+    found = find_garbage(lake.destination, _STAGED, grace_seconds=_seconds(grace))
+    if not dry_run:
+        found = [item for item in found if remove_garbage(lake.destination, item)]
+    return Removal(items=tuple(found), dry_run=dry_run)
+
+
+def _seconds(grace: str | timedelta) -> float:
+    if isinstance(grace, timedelta):
+        seconds = grace.total_seconds()
+    else:
+        match = re.fullmatch(r"(\d+)([smhd])", grace.strip())
+        if not match:
+            raise UsageError(f"grace {grace!r} is not a duration; write a number and a unit, such as 24h, 90m or 7d")
+        seconds = int(match[1]) * _UNITS[match[2]]
+    if seconds < 0:
+        raise UsageError(f"grace {grace} is negative; nothing can be older than that")
+    return float(seconds)

@@ -1,0 +1,75 @@
+"""The commands about versions, as `main` runs them; other commands are tested as processes in tests/integration."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+from lake_cases import refusal, values_of
+
+from curator.cli import main
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """`call("sql", lake, …)` is the finished command, run in this process."""
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["curator", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main()
+        return subprocess.CompletedProcess(sys.argv, end.value.code or 0, *capsys.readouterr())
+
+    yield run
+    signal.signal(signal.SIGTERM, handler)
+
+
+def test_the_life_of_versions_in_commands(learned, call):
+    run, state = learned.run_id, learned.state
+    assert values_of(call("publish", learned.lake, "--json"))["version"] == 1
+    (learned.lake / "east.parquet").unlink()
+    assert call("publish", learned.lake).stdout.startswith("version 2: 2 files, 48 rows")
+
+    count = "SELECT count(*) FROM samples"
+    for arguments, rows in (((), 48), (("--version", 1), 72), (("--as-of", "2100-01-01"), 48)):
+        assert values_of(call("sql", learned.lake, count, *arguments, "--json"))["rows"] == [[rows]]
+    assert "no version 3; there are 1 to 2" in refusal(call("sql", learned.lake, count, "--version", 3), 2)
+    assert "is not an ISO date" in refusal(call("sql", learned.lake, count, "--as-of", "noon"), 2)
+
+    views = values_of(call("views", learned.lake, "--json"))
+    assert (views["version"], views["views"]) == (2, str(state / "curator.duckdb"))
+    shown = call("rollback", learned.lake, 1, "--dry-run").stdout
+    assert shown == f"would make version 3 with the content of version 1, of run {run}; nothing was written\n"
+    done = values_of(call("rollback", learned.lake, 1, "--json"))
+    assert (done["version"], done["restores"], done["replaces"], done["created"]) == (3, 1, 2, True)
+    assert call("rollback", learned.lake, 1).stdout.startswith("version 3 is the newest and has the content of ver")
+    again = call("publish", learned.lake).stdout
+    assert "the newest is version 3; `curator rollback` goes back to version 2" in again
+    history = values_of(call("history", learned.lake, "--json"))["versions"]
+    assert [(version["version"], version["restores"]) for version in history] == [(1, None), (2, None), (3, 1)]
+
+    sound = call("verify", learned.lake, "--deep")
+    assert (sound.returncode, "version 3 is what was published: 3 files, 72 rows" in sound.stdout) == (0, True)
+    assert "note" in sound.stdout  # east.parquet has left the lake
+    left = state / "data" / f"{run}-{'0' * 12}" / "left.parquet"
+    left.parent.mkdir()
+    left.write_bytes(b"12345")
+    assert call("gc", learned.lake).stdout.startswith("removed 0 items")
+    planned = values_of(call("gc", learned.lake, "--grace", "0s", "--dry-run", "--json"))
+    removed = values_of(call("gc", learned.lake, "--grace", "0s", "--json"))
+    assert (planned["dry_run"], removed["dry_run"], removed["size_bytes"]) == (True, False, 5)
+    assert [item["path"] for item in removed["items"]] == [f"data/{run}-{'0' * 12}/left.parquet"]
+    assert planned["items"] == removed["items"]
+    assert not left.exists()
+
+    damaged = next((state / "data").rglob("east.parquet"))
+    damaged.write_bytes(b"x")
+    unsound = call("verify", learned.lake, "--json")
+    assert unsound.returncode == 1
+    values = json.loads(unsound.stdout.splitlines()[-1])
+    assert values["status"] == "failed"
+    assert [f["path"] for f in values["findings"] if f["level"] == "error"] == [damaged.relative_to(state).as_posix()]
+    assert values_of(call("verify", learned.lake, "--version", 2, "--json"))["status"] == "ok"
