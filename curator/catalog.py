@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from connectors import duck
-from connectors.commit import Version, read_log, read_manifest
+from connectors.connector import Connector
 from connectors.manifest import Manifest
 from connectors.plain import Corpus
 from connectors.store import Store, list_objects, read_bytes
@@ -153,21 +153,19 @@ def read_comparison_records(destination: Store) -> list[dict[str, Any]]:
     return sorted(records, key=lambda record: (record["created_at"], record["comparison_id"]))
 
 
-def register_records(connection: duck.Connection, destination: Store) -> None:
+def register_records(connection: duck.Connection, destination: Store, connector: Connector) -> None:
     """Make the temporary tables `runs`, `domain_weights`, `comparisons` and `versions` out of the records.
 
     And the view `diagnostics` over the steps of the runs (`curator.trajectory.SCHEMA`).
     """
     records = read_run_records(destination)
-    versions = [(version, read_manifest(destination, version)) for version in read_log(destination)]
     _create_table(connection, "runs", _RUNS, [_run_row(record) for record in records])
     domains = [domain | {"run_id": record["run_id"]} for record in records for domain in record["domains"]]
     _create_table(connection, "domain_weights", _DOMAIN_WEIGHTS, domains)
     _create_diagnostics(connection, destination, [record["run_id"] for record in records])
     compared = [row for record in read_comparison_records(destination) for row in _comparison_rows(record)]
     _create_table(connection, "comparisons", _COMPARISONS, compared)
-    rows = [version_row(destination, version, manifest) for version, manifest in versions]
-    _create_table(connection, "versions", _VERSIONS, rows)
+    _create_table(connection, "versions", _VERSIONS, version_rows(connector))
 
 
 def _create_diagnostics(connection: duck.Connection, destination: Store, run_ids: Sequence[str]) -> None:
@@ -184,17 +182,16 @@ def _create_diagnostics(connection: duck.Connection, destination: Store, run_ids
     connection.execute(f"CREATE OR REPLACE TEMP VIEW diagnostics AS SELECT * FROM {source}")
 
 
-def create_samples(connection: duck.Connection, corpus: Corpus, destination: Store) -> None:
+def create_samples(connection: duck.Connection, corpus: Corpus, connector: Connector) -> None:
     """Make the view `samples`: every row of the lake with its id, domain, own columns, and published weights.
 
     The three weight columns come from the newest version, for files that are still as they were when it was made;
     NULL elsewhere.
     """
-    log = read_log(destination)
     published: dict[str, str] = {}
-    if log:
-        manifest = read_manifest(destination, log[-1])
-        check_published_files(destination, manifest)
+    manifest = connector.current(corpus)
+    if manifest:
+        check_published_files(connector.data, manifest)
         published = _published_paths(corpus, manifest)
     own = "r.* EXCLUDE (file_id, row)" + _renamed(corpus)
     if not published:
@@ -203,8 +200,7 @@ def create_samples(connection: duck.Connection, corpus: Corpus, destination: Sto
         )
         connection.execute(f"CREATE OR REPLACE TEMP VIEW samples AS SELECT {own}, {nothing} FROM lake_rows r")
         return
-    duck.register_store(connection, destination)
-    duck.create_published_view(connection, "published_weights", destination, published, WEIGHT_COLUMNS)
+    duck.create_published_view(connection, "published_weights", connector.data, published, WEIGHT_COLUMNS)
     weights = ", ".join(f"p.{name}" for name in WEIGHT_COLUMNS)
     connection.execute(
         f"CREATE OR REPLACE TEMP VIEW samples AS SELECT {own}, {weights} "
@@ -227,17 +223,23 @@ def check_published_files(destination: Store, manifest: Manifest) -> None:
             raise StorageError(f"{place} {fault} was published; restore it, or learn again and publish that run")
 
 
-def version_row(destination: Store, version: Version, manifest: Manifest) -> dict[str, Any]:
-    """One version as a row of the table `versions`."""
-    return {
-        "version": version.number,
-        "created_at": version.committed_at,
-        "run_id": version.run_id,
-        "snapshot_id": version.snapshot_id,
-        "num_files": len(manifest.files),
-        "num_rows": sum(file.num_rows for file in manifest.files),
-        "location": destination.describe(str(manifest.extra.get("folder", ""))),
-    }
+def version_rows(connector: Connector) -> list[dict[str, Any]]:
+    """The versions as rows of the table `versions`, oldest first."""
+    rows = []
+    for version in connector.read_log():
+        manifest = connector.read_manifest(version)
+        rows.append(
+            {
+                "version": version.number,
+                "created_at": version.committed_at,
+                "run_id": version.run_id,
+                "snapshot_id": version.snapshot_id,
+                "num_files": len(manifest.files),
+                "num_rows": sum(file.num_rows for file in manifest.files),
+                "location": connector.data.describe(str(manifest.extra.get("folder", ""))),
+            }
+        )
+    return rows
 
 
 def _renamed(corpus: Corpus) -> str:

@@ -20,10 +20,10 @@ import pyarrow.compute as pc
 
 from connectors import duck
 from connectors import errors as connector_errors
-from connectors.commit import read_log, read_manifest
+from connectors.connector import Connector, lake_root, open_connector
 from connectors.parquet import check_schemas
-from connectors.plain import Corpus, lake_root, list_parquet
-from connectors.store import Store, check_put_if_absent, open_store, substore, write_object
+from connectors.plain import Corpus
+from connectors.store import Store, open_store, substore, write_object
 from curator import catalog, trajectory
 from curator.config import CompareConfig, LakeConfig, LearnConfig, TargetConfig, override, parse
 from curator.errors import ConfigError, InputError, NotFoundError, StorageError, UsageError, one_line, translated
@@ -63,7 +63,7 @@ def open_lake(
     """Open a corpus; nothing is read or written yet but the settings it was last used with.
 
     Args:
-        url: folder, file or glob of Parquet files; any fsspec URL.
+        url: folder, file or glob of Parquet files, any fsspec URL; or `delta:` and the path or URL of a Delta table.
         text: column with the text; by default as last used, else "text".
         domain: column or hive partition with the domain; by default as last used, else "domain".
         key: column with a unique, stable key; by default a hash of domain and text identifies a row.
@@ -111,16 +111,20 @@ def open_lake(
                 f"column {settings.text!r} is named both as the text and as the domain; a row needs two columns, "
                 "name them with --text and --domain"
             )
-        return Lake(settings, root=root, destination=place, workdir=workdir)
+        connector = open_connector(url, options, destination=place, columns=catalog.WEIGHT_COLUMNS)
+        return Lake(settings, root=root, destination=place, workdir=workdir, connector=connector)
 
 
 class Lake:
     """A corpus with its catalog; a context manager. Made by `open_lake`."""
 
-    def __init__(self, config: LakeConfig, *, root: Store, destination: Store, workdir: Path) -> None:
+    def __init__(
+        self, config: LakeConfig, *, root: Store, destination: Store, workdir: Path, connector: Connector
+    ) -> None:
         self.config = config
         self.destination = destination
         self.workdir = workdir
+        self.connector = connector
         self._root = root
         self._corpus: Corpus | None = None
         self._connection: duck.Connection | None = None
@@ -153,7 +157,7 @@ class Lake:
         """The lake's files as last listed; listed now if they were not yet."""
         if self._corpus is None:
             with translated():
-                self._corpus = list_parquet(self.config.url, self.config.storage_options)
+                self._corpus = self.connector.read_corpus()
         return self._corpus
 
     @property
@@ -187,11 +191,7 @@ class Lake:
     def history(self) -> list[Version]:
         """Every published version, oldest first."""
         with translated():
-            log = read_log(self.destination)
-            return [
-                Version(**catalog.version_row(self.destination, version, read_manifest(self.destination, version)))
-                for version in log
-            ]
+            return [Version(**row) for row in catalog.version_rows(self.connector)]
 
     # work ---------------------------------------------------------------------------------------------------------
 
@@ -419,10 +419,10 @@ class Lake:
         from curator.scan import scan_version
 
         with translated():
-            log = read_log(self.destination)
-            if not log:
+            manifest = self.connector.current(self.corpus)
+            if manifest is None:
                 raise NotFoundError(f"{self.url} has no published version yet; publish a run first")
-            return scan_version(self.destination, read_manifest(self.destination, log[-1]))
+            return scan_version(self.connector.data, manifest)
 
     # what the work is built from ----------------------------------------------------------------------------------
 
@@ -492,8 +492,8 @@ class Lake:
         """
         connection = self.connection
         if not self._has_views:
-            catalog.register_records(connection, self.destination)
-            catalog.create_samples(connection, self.corpus, self.destination)
+            catalog.register_records(connection, self.destination, self.connector)
+            catalog.create_samples(connection, self.corpus, self.connector)
             self._has_views = True
         return connection
 
@@ -504,7 +504,7 @@ class Lake:
             StorageError: the destination cannot be written.
         """
         with self.writing():
-            check_put_if_absent(self.destination)
+            self.connector.check_writable()
 
     @contextmanager
     def writing(self) -> Iterator[None]:

@@ -1,11 +1,15 @@
 """Fixtures of the connectors' tests."""
 
 import io
+import sys
 import uuid
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # for the programs that tests also import
 
 from connectors import duck
 from connectors.store import open_store, write_object
