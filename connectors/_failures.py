@@ -22,6 +22,8 @@ Action = Literal["list", "read", "write", "delete"]
 _STORAGE_LIBRARIES = frozenset(
     {"adlfs", "aiobotocore", "aiohttp", "asyncio", "azure", "botocore", "gcsfs", "google", "s3fs", "urllib3"}
 )
+# What Azure appends to its sentence: the request's id and the same again in XML.
+_AZURE_DETAILS = re.compile(r"\s*RequestId:.*", re.S)
 _SECRET_OPTION = re.compile(r"secret|password|passwd|token|key|sas|credential|connection_string|auth|user", re.I)
 _REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _RETRYABLE = frozenset({errno.EBUSY, errno.EIO, errno.ETIMEDOUT, errno.ECONNREFUSED, errno.ECONNRESET}) | {
@@ -37,7 +39,7 @@ def redact_url(url: str) -> str:
 
 def scrub(message: str, options: Mapping[str, Any]) -> str:
     """`message` on one line, with every secret value of `options` replaced by `***` and URLs redacted."""
-    line = " ".join(message.split())
+    line = " ".join(_AZURE_DETAILS.sub("", message).split())
     for secret in sorted(_secret_values(options), key=len, reverse=True):
         line = line.replace(secret, "***")
     return re.sub(r"\S+://\S+", lambda match: redact_url(match.group()), line)[:300]
@@ -49,6 +51,9 @@ def _secret_values(options: Mapping[str, Any]) -> Iterator[str]:
             yield from _secret_values(value)
         elif isinstance(value, str) and len(value) > 3 and _SECRET_OPTION.search(name):
             yield value
+            if name == "connection_string":  # of Azure: NAME=VALUE;…
+                parts = dict(part.partition("=")[::2] for part in value.split(";"))
+                yield from _secret_values(parts)
 
 
 @contextmanager
@@ -59,9 +64,16 @@ def storage_errors(place: str, action: Action, options: Mapping[str, Any]) -> It
     except ConnectorError:
         raise
     except Exception as error:  # each backend has its own exception classes; those of others are re-raised below
-        if not _is_storage_error(error):
+        told = _unwrapped(error)
+        if not _is_storage_error(told):
             raise
-        raise _translate(error, place, action, options) from error
+        raise _translate(told, place, action, options) from error
+
+
+def _unwrapped(error: Exception) -> Exception:
+    """What adlfs raises while a file is uploaded is a RuntimeError around Azure's own."""
+    cause = error.__cause__
+    return cause if type(error) is RuntimeError and isinstance(cause, Exception) else error
 
 
 def _is_storage_error(error: Exception) -> bool:
@@ -71,7 +83,7 @@ def _is_storage_error(error: Exception) -> bool:
 def _translate(error: Exception, place: str, action: Action, options: Mapping[str, Any]) -> ConnectorError:
     said = scrub(str(error), options) or type(error).__name__
     number = getattr(error, "errno", None)
-    if isinstance(error, FileNotFoundError | NotADirectoryError):
+    if isinstance(error, FileNotFoundError | NotADirectoryError) or type(error).__name__ == "ResourceNotFoundError":
         return NotFoundError(f"cannot {action} {place}: it does not exist; check the address")
     if isinstance(error, IsADirectoryError):
         return NotFoundError(f"cannot {action} {place}: it is a folder; name an object in it")
@@ -81,7 +93,8 @@ def _translate(error: Exception, place: str, action: Action, options: Mapping[st
         if action in ("write", "delete"):
             return ReadOnlyError(f"cannot {action} {place}: {said}; choose a destination that you may write")
         return AccessError(f"cannot {action} {place}: {said}; check the credentials in storage_options")
-    if type(error).__name__ == "ParamValidationError":  # botocore: such as a bucket name that cannot be
+    # botocore's and Azure's: such as a bucket name that cannot be
+    if type(error).__name__ == "ParamValidationError" or getattr(error, "error_code", "") == "InvalidResourceName":
         return InputError(f"cannot {action} {place}: {said}")
     if number == errno.ENOSPC:
         return ReadOnlyError(f"cannot {action} {place}: the device is full; free some space")

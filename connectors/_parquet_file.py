@@ -59,7 +59,7 @@ def read_parquet_info(store: Store, listed: ObjectInfo) -> ParquetFile:
         UnsupportedError: an encrypted footer.
         NotFoundError: it has gone since it was listed.
     """
-    metadata = _read_metadata(store, listed)
+    metadata = read_metadata(store, listed)
     try:
         schema = metadata.schema.to_arrow_schema()
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -157,7 +157,8 @@ def _is_decoding_error(error: OSError) -> bool:
     return type(error) is OSError and error.errno in (None, errno.EINVAL)
 
 
-def _read_metadata(store: Store, listed: ObjectInfo) -> pq.FileMetaData:
+def read_metadata(store: Store, listed: ObjectInfo) -> pq.FileMetaData:
+    """The footer as Arrow decodes it; errors are those of `read_parquet_info`."""
     place = store.describe(listed.path)
     tail = _read_tail(store, listed, _TAIL_BYTES)
     if listed.size_bytes < _MIN_FILE_BYTES or tail[-4:] not in (_MAGIC, _ENCRYPTED_MAGIC):

@@ -14,8 +14,18 @@ from fsspec.utils import glob_translate
 from connectors._failures import redact_url
 from connectors._parquet_file import ParquetFile, read_parquet_info
 from connectors._schemas import union_schema
+from connectors.commit import Version, commit, read_log, read_manifest, restore
 from connectors.errors import InputError, NotFoundError
-from connectors.store import ObjectInfo, Store, exists, list_objects, open_store, stat_object
+from connectors.manifest import Manifest
+from connectors.store import (
+    ObjectInfo,
+    Store,
+    check_put_if_absent,
+    exists,
+    list_objects,
+    open_store,
+    stat_object,
+)
 
 SUFFIXES = (".parquet", ".parq", ".pq")
 # A footer is one round trip to object storage; more at a time than cores, since they wait.
@@ -52,6 +62,55 @@ class Corpus:
             f"Corpus({self.store.url!r}: {len(self.files)} file{plural}, {self.num_rows:,} rows, "
             f"{self.size_bytes / 1e6:,.1f} MB)"
         )
+
+
+class PlainConnector:
+    """Plain Parquet files, listed; versions are copies in a destination, and the log of `connectors.commit`."""
+
+    replaceable: frozenset[str] = frozenset()
+    owns_log = True
+
+    def __init__(self, url: str, storage_options: Mapping[str, Any] | None, destination: Store) -> None:
+        self.data = destination
+        self._url = url
+        self._storage_options = storage_options
+
+    def read_corpus(self) -> Corpus:
+        """See `list_parquet`."""
+        return list_parquet(self._url, self._storage_options)
+
+    def folder(self, name: str) -> str:
+        """A folder of the destination."""
+        return f"data/{name}"
+
+    def published_path(self, folder: str, file: ParquetFile) -> str:
+        """The source's own path, below the folder."""
+        return f"{folder}/{file.path}"
+
+    def check_writable(self) -> None:
+        """See `check_put_if_absent`."""
+        check_put_if_absent(self.data)
+
+    def read_log(self) -> list[Version]:
+        """See `connectors.commit.read_log`."""
+        return read_log(self.data)
+
+    def read_manifest(self, version: Version) -> Manifest:
+        """See `connectors.commit.read_manifest`."""
+        return read_manifest(self.data, version)
+
+    def current(self, corpus: Corpus) -> Manifest | None:  # noqa: ARG002  # of the protocol
+        """The newest version's manifest, also if files of the lake have changed since."""
+        log = self.read_log()
+        return self.read_manifest(log[-1]) if log else None
+
+    def commit(self, manifest: Manifest, *, idempotency_key: str) -> Version:
+        """See `connectors.commit.commit`."""
+        return commit(self.data, manifest, idempotency_key=idempotency_key)
+
+    def restore(self, number: int) -> int:
+        """See `connectors.commit.restore`."""
+        return restore(self.data, number).number
 
 
 def list_parquet(url: str, storage_options: Mapping[str, Any] | None = None) -> Corpus:

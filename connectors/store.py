@@ -129,6 +129,8 @@ def list_objects(
             found = [_local_info(_join(prefix, path), stat) for path, stat in _walk_if_folder(root, with_temporaries)]
         else:
             listed = store.fs.find(store.full_path(prefix), detail=True)
+            if not listed and "abfs" in store.fs.protocol:  # adlfs lists a container that does not exist as empty
+                store.fs.info(store.path.split("/")[0])
             start = len(store.path.rstrip("/")) + 1
             found = [
                 _remote_info(name[start:], info)

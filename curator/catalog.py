@@ -15,7 +15,8 @@ from typing import Any
 import pyarrow as pa
 
 from connectors import duck
-from connectors.commit import read_log, read_manifest, restored_number
+from connectors.commit import restored_number
+from connectors.connector import Connector
 from connectors.manifest import Manifest
 from connectors.plain import Corpus
 from connectors.store import Store, list_objects, read_bytes
@@ -154,7 +155,7 @@ def read_comparison_records(destination: Store) -> list[dict[str, Any]]:
     return sorted(records, key=lambda record: (record["created_at"], record["comparison_id"]))
 
 
-def register_records(connection: duck.Connection, destination: Store) -> None:
+def register_records(connection: duck.Connection, destination: Store, connector: Connector) -> None:
     """Make the temporary tables `runs`, `domain_weights`, `comparisons` and `versions` out of the records.
 
     And the view `diagnostics` over the steps of the runs (`curator.trajectory.SCHEMA`).
@@ -164,7 +165,7 @@ def register_records(connection: duck.Connection, destination: Store) -> None:
     _create_diagnostics(connection, destination, [record["run_id"] for record in records])
     compared = [row for record in read_comparison_records(destination) for row in _comparison_rows(record)]
     _create_table(connection, "comparisons", _COMPARISONS, compared)
-    create_versions_table(connection, destination)
+    create_versions_table(connection, connector)
 
 
 def create_run_tables(
@@ -176,9 +177,9 @@ def create_run_tables(
     _create_table(connection, "domain_weights", _DOMAIN_WEIGHTS, domains, temporary=temporary)
 
 
-def create_versions_table(connection: duck.Connection, destination: Store, *, temporary: bool = True) -> None:
+def create_versions_table(connection: duck.Connection, connector: Connector, *, temporary: bool = True) -> None:
     """Make the table `versions` out of the log."""
-    _create_table(connection, "versions", _VERSIONS, version_rows(destination), temporary=temporary)
+    _create_table(connection, "versions", _VERSIONS, version_rows(connector), temporary=temporary)
 
 
 def _create_diagnostics(connection: duck.Connection, destination: Store, run_ids: Sequence[str]) -> None:
@@ -195,17 +196,16 @@ def _create_diagnostics(connection: duck.Connection, destination: Store, run_ids
     connection.execute(f"CREATE OR REPLACE TEMP VIEW diagnostics AS SELECT * FROM {source}")
 
 
-def create_samples(connection: duck.Connection, corpus: Corpus, destination: Store) -> None:
+def create_samples(connection: duck.Connection, corpus: Corpus, connector: Connector) -> None:
     """Make the view `samples`: every row of the lake with its id, domain, own columns, and published weights.
 
     The three weight columns come from the newest version, for files that are still as they were when it was made;
     NULL elsewhere.
     """
-    log = read_log(destination)
     published: dict[str, str] = {}
-    if log:
-        manifest = read_manifest(destination, log[-1])
-        check_published_files(destination, manifest)
+    manifest = connector.current(corpus)
+    if manifest:
+        check_published_files(connector.data, manifest)
         published = unchanged_files(corpus, manifest)
     own = "r.* EXCLUDE (file_id, row)" + _renamed(corpus)
     if not published:
@@ -214,8 +214,7 @@ def create_samples(connection: duck.Connection, corpus: Corpus, destination: Sto
         )
         connection.execute(f"CREATE OR REPLACE TEMP VIEW samples AS SELECT {own}, {nothing} FROM lake_rows r")
         return
-    duck.register_store(connection, destination)
-    duck.create_published_view(connection, "published_weights", destination, published, WEIGHT_COLUMNS)
+    duck.create_published_view(connection, "published_weights", connector.data, published, WEIGHT_COLUMNS)
     weights = ", ".join(f"p.{name}" for name in WEIGHT_COLUMNS)
     connection.execute(
         f"CREATE OR REPLACE TEMP VIEW samples AS SELECT {own}, {weights} "
@@ -238,12 +237,12 @@ def check_published_files(destination: Store, manifest: Manifest) -> None:
             raise StorageError(f"{place} {fault} was published; restore it, or learn again and publish that run")
 
 
-def version_rows(destination: Store) -> list[dict[str, Any]]:
+def version_rows(connector: Connector) -> list[dict[str, Any]]:
     """The versions as rows of the table `versions`, oldest first; `restores` is the one a rollback went back to."""
-    log = read_log(destination)
+    log = connector.read_log()
     rows = []
     for version in log:
-        manifest = read_manifest(destination, version)
+        manifest = connector.read_manifest(version)
         rows.append(
             {
                 "version": version.number,
@@ -252,7 +251,7 @@ def version_rows(destination: Store) -> list[dict[str, Any]]:
                 "snapshot_id": version.snapshot_id,
                 "num_files": len(manifest.files),
                 "num_rows": sum(file.num_rows for file in manifest.files),
-                "location": destination.describe(str(manifest.extra.get("folder", ""))),
+                "location": connector.data.describe(str(manifest.extra.get("folder", ""))),
                 "restores": restored_number(log, version),
             }
         )

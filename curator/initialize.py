@@ -11,8 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from connectors.connector import read_corpus
 from connectors.parquet import ParquetFile, iter_batches
-from connectors.plain import Corpus, list_parquet
+from connectors.plain import Corpus
 from curator.errors import ConfigError, InputError, StorageError, translated
 
 _PEEK_ROWS = 512
@@ -40,7 +41,7 @@ def propose(url: str, storage_options: Mapping[str, Any] | None = None) -> Propo
         InputError: no Parquet files there, or no column that could be the text or the domain.
     """
     with translated():
-        corpus = list_parquet(url, storage_options)
+        corpus = read_corpus(url, storage_options)
         peek = _peek(corpus)
     strings = {name: column for name, column in peek.items() if pa.types.is_string(column.type)}
     if not strings:

@@ -21,10 +21,10 @@ import pyarrow.compute as pc
 
 from connectors import duck
 from connectors import errors as connector_errors
-from connectors.commit import read_manifest
+from connectors.connector import Connector, lake_root, open_connector
 from connectors.parquet import check_schemas
-from connectors.plain import Corpus, lake_root, list_parquet
-from connectors.store import Store, check_put_if_absent, open_store, substore, write_object
+from connectors.plain import Corpus
+from connectors.store import Store, open_store, substore, write_object
 from curator import catalog, trajectory
 from curator.config import CompareConfig, LakeConfig, LearnConfig, TargetConfig, override, parse
 from curator.errors import ConfigError, InputError, NotFoundError, StorageError, UsageError, one_line, translated
@@ -69,7 +69,7 @@ def open_lake(
     """Open a corpus; nothing is read or written yet but the settings it was last used with.
 
     Args:
-        url: folder, file or glob of Parquet files; any fsspec URL.
+        url: folder, file or glob of Parquet files, any fsspec URL; or `delta:` and the path or URL of a Delta table.
         text: column with the text; by default as last used, else "text".
         domain: column or hive partition with the domain; by default as last used, else "domain".
         key: column with a unique, stable key; by default a hash of domain and text identifies a row.
@@ -117,16 +117,20 @@ def open_lake(
                 f"column {settings.text!r} is named both as the text and as the domain; a row needs two columns, "
                 "name them with --text and --domain"
             )
-        return Lake(settings, root=root, destination=place, workdir=workdir)
+        connector = open_connector(url, options, destination=place, columns=catalog.WEIGHT_COLUMNS)
+        return Lake(settings, root=root, destination=place, workdir=workdir, connector=connector)
 
 
 class Lake:
     """A corpus with its catalog; a context manager. Made by `open_lake`."""
 
-    def __init__(self, config: LakeConfig, *, root: Store, destination: Store, workdir: Path) -> None:
+    def __init__(
+        self, config: LakeConfig, *, root: Store, destination: Store, workdir: Path, connector: Connector
+    ) -> None:
         self.config = config
         self.destination = destination
         self.workdir = workdir
+        self.connector = connector
         self._root = root
         self._corpus: Corpus | None = None
         self._connection: duck.Connection | None = None
@@ -161,7 +165,7 @@ class Lake:
         """The lake's files as last listed; listed now if they were not yet."""
         if self._corpus is None:
             with translated():
-                self._corpus = list_parquet(self.config.url, self.config.storage_options)
+                self._corpus = self.connector.read_corpus()
         return self._corpus
 
     @property
@@ -195,7 +199,7 @@ class Lake:
     def history(self) -> list[Version]:
         """Every published version, oldest first."""
         with translated():
-            return [Version(**row) for row in catalog.version_rows(self.destination)]
+            return [Version(**row) for row in catalog.version_rows(self.connector)]
 
     # work ---------------------------------------------------------------------------------------------------------
 
@@ -393,7 +397,7 @@ class Lake:
             on_progress: told how far the work is.
 
         Raises:
-            UsageError: an unknown mode, or one that the file of views in the work folder cannot show.
+            UsageError: an unknown mode, one that a table cannot have or the file of views in the work folder show.
             NotFoundError: no such run.
             StorageError: the destination cannot be written; the version before stays.
         """
@@ -405,6 +409,7 @@ class Lake:
             raise UsageError(f'mode {mode!r} is unknown; "copy" and "sidecar" are allowed')
         with translated():
             if mode == "sidecar":
+                self._check_owns_log("sidecars are", "publish copies")
                 check_no_views(self)
             chosen = self.run(run) if isinstance(run, str) else run
             made = publish(self, chosen, on_progress, mode=mode, dry_run=dry_run)
@@ -492,12 +497,13 @@ class Lake:
             dry_run: say what would be removed.
 
         Raises:
-            UsageError: `grace` is not a duration.
+            UsageError: `grace` is not a duration, or the lake is a table, which VACUUM cleans.
             StorageError: the log is damaged, or the destination cannot be written.
         """
         from curator.garbage import collect
 
         with translated():
+            self._check_owns_log("garbage collection is", "VACUUM removes the copies that no snapshot names")
             return collect(self, grace, dry_run=dry_run)
 
     def sql(
@@ -554,7 +560,7 @@ class Lake:
                 duck.check_select(session, query)
                 if not self._is_confined:
                     files = [(self.corpus.store, file.path) for file in self.corpus.files]
-                    duck.confine(session, files, [self.destination])
+                    duck.confine(session, files, [self.destination, self.connector.data])
                     self._is_confined = True
         relation = self.sql(query, version=version, as_of=as_of)
         with translated():
@@ -578,8 +584,8 @@ class Lake:
         from curator.versions import find_version
 
         with translated():
-            found = find_version(self.destination, version, as_of)
-            return scan_version(self, read_manifest(self.destination, found))
+            found = find_version(self, version, as_of)
+            return scan_version(self, self.connector.read_manifest(found))
 
     # what the work is built from ----------------------------------------------------------------------------------
 
@@ -650,8 +656,8 @@ class Lake:
         """
         connection = self.connection
         if not self._has_views:
-            catalog.register_records(connection, self.destination)
-            catalog.create_samples(connection, self.corpus, self.destination)
+            catalog.register_records(connection, self.destination, self.connector)
+            catalog.create_samples(connection, self.corpus, self.connector)
             self._has_views = True
         return connection
 
@@ -662,10 +668,10 @@ class Lake:
         """A session of its own, in which `samples` are the rows of a version; relations of others stay as they are."""
         from curator.versions import create_samples_at, find_version
 
-        found = find_version(self.destination, version, as_of)
+        found = find_version(self, version, as_of)
         if found.number not in self._past:
             session = self.connection.cursor()
-            catalog.register_records(session, self.destination)
+            catalog.register_records(session, self.destination, self.connector)
             create_samples_at(session, self, found)
             self._past[found.number] = session
         return self._past[found.number]
@@ -677,7 +683,7 @@ class Lake:
             StorageError: the destination cannot be written.
         """
         with self.writing():
-            check_put_if_absent(self.destination)
+            self.connector.check_writable()
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -701,6 +707,10 @@ class Lake:
                 f"run folder {run_dir} lies inside the lake {self.url}, which would take the run's files for more of "
                 "its rows; name a folder elsewhere with --run-dir"
             )
+
+    def _check_owns_log(self, what: str, instead: str) -> None:
+        if not self.connector.owns_log:
+            raise UsageError(f"{what} for plain Parquet, and {self.url} is a table with a log of its own: {instead}")
 
     def release(self) -> None:
         """Close the catalog so that other processes can write it; it opens again by itself."""

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from connectors.connector import is_table
 from connectors.plain import SUFFIXES
 from connectors.store import Store
 from curator import catalog
@@ -30,6 +31,8 @@ _REMEMBERED = ("text", "domain", "key", "skip_bad_rows")
 
 def would_be_read_as_lake(root: Store, url: str, place: Store) -> bool:
     """Whether Parquet files below `place` would be listed as files of the lake at `url`."""
+    if is_table(url):
+        return False  # its log lists its files
     local = Path(url.removeprefix("file://")).expanduser().absolute()
     is_folder = local.is_dir() if root.is_local else not url.endswith(SUFFIXES) and not set(url) & set("*?[")
     base = (str(local) if root.is_local and is_folder else root.full_path()).rstrip("/") + "/"

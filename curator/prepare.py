@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
+from connectors.connector import read_corpus
 from connectors.parquet import check_schemas, iter_batches
-from connectors.plain import Corpus, list_parquet
+from connectors.plain import Corpus
 from curator.begun import Begun, explaining_interruptions
 from curator.config import CompareConfig, LearnConfig, TargetConfig
 from curator.errors import ConfigError, InputError, StorageError
@@ -235,7 +236,7 @@ def find_goal(lake: Lake, target: TargetConfig) -> Goal:
     """The target's files and their text column, before any work is done for it."""
     if not target.url:
         raise ConfigError("no target was named; pass --target URL or set target.url")
-    corpus = list_parquet(target.url, lake.config.storage_options)
+    corpus = read_corpus(target.url, lake.config.storage_options)
     text = target.text or lake.config.text
     check_schemas(corpus.files, text=text)
     return Goal(corpus=corpus, text=text, leaks=target.leaks)

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from connectors.commit import commit, read_log, read_manifest
 from connectors.errors import NotFoundError
 from connectors.manifest import Manifest, PublishedFile
 from connectors.parquet import ParquetFile, rewrite_with_columns
@@ -73,9 +72,9 @@ def publish(
     lake.ingest(on_progress)
     check_column_names(lake)
     kind = "" if mode == "copy" else f"{mode}-"
-    folder = f"data/{run.run_id}-{kind}{lake.snapshot_id}"
+    folder = lake.connector.folder(f"{run.run_id}-{kind}{lake.snapshot_id}")
     key = f"{run.run_id}/{kind}{lake.snapshot_id}"
-    known = next((v for v in read_log(lake.destination) if v.idempotency_key == key), None)
+    known = next((v for v in lake.connector.read_log() if v.idempotency_key == key), None)
     weights = RowWeights(lake, run)
     if lake.corpus.num_rows and weights.num_unweighted == lake.corpus.num_rows:
         raise InputError(
@@ -85,8 +84,8 @@ def publish(
     if dry_run or known:
         files: tuple[PublishedFile, ...] = ()
         if known:
-            manifest = read_manifest(lake.destination, known)
-            check_published_files(lake.destination, manifest)
+            manifest = lake.connector.read_manifest(known)
+            check_published_files(lake.connector.data, manifest)
             files = manifest.files
         return _publication(lake, run, weights, folder, files, version=known.number if known else None, created=False)
     lake.check_destination()
@@ -99,8 +98,8 @@ def publish(
         files=files,
         extra={"folder": folder, "domains": run.record["domains"], "mode": mode},
     )
-    check_published_files(lake.destination, manifest)  # a collection with too short a grace may have taken one
-    version = commit(lake.destination, manifest, idempotency_key=key)
+    check_published_files(lake.connector.data, manifest)  # a collection with too short a grace may have taken one
+    version = lake.connector.commit(manifest, idempotency_key=key)
     lake.forget_views()
     return _publication(lake, run, weights, folder, files, version=version.number, created=version.created)
 
@@ -179,7 +178,7 @@ def _stage(
     total = lake.corpus.num_rows
     done = 0
     for file in lake.corpus.files:
-        path = f"{folder}/{file.path}"
+        path = lake.connector.published_path(folder, file)
         if not _is_staged(lake, path):
             if mode == "copy":
                 _rewrite(lake, run, file, weights.of(file), path)
@@ -191,7 +190,7 @@ def _stage(
                 source_size_bytes=file.size_bytes,
                 source_version=file.version,
                 published_path=path,
-                size_bytes=stat_object(lake.destination, path).size_bytes,
+                size_bytes=stat_object(lake.connector.data, path).size_bytes,
                 num_rows=file.num_rows,
             )
         )
@@ -203,7 +202,7 @@ def _stage(
 def _is_staged(lake: Lake, path: str) -> bool:
     """Whether an earlier attempt wrote the copy, and so lately that no garbage collection will take it for left."""
     try:
-        return time.time() - stat_object(lake.destination, path).modified_at < _REUSED_SECONDS
+        return time.time() - stat_object(lake.connector.data, path).modified_at < _REUSED_SECONDS
     except NotFoundError:
         return False
 
@@ -213,7 +212,15 @@ def _rewrite(lake: Lake, run: Run, file: ParquetFile, weights: pa.Table, path: s
         return weights.slice(first_row, num_rows)
 
     footer = {"lake-curator": f'{{"run_id": "{run.run_id}", "schema_version": 1}}'}
-    rewrite_with_columns(lake.corpus.store, file, lake.destination, path, columns, footer_metadata=footer)
+    rewrite_with_columns(
+        lake.corpus.store,
+        file,
+        lake.connector.data,
+        path,
+        columns,
+        footer_metadata=footer,
+        replace=lake.connector.replaceable,
+    )
 
 
 def _publication(
@@ -230,7 +237,7 @@ def _publication(
         version=version,
         run_id=run.run_id,
         snapshot_id=lake.snapshot_id,
-        location=lake.destination.describe(folder),
+        location=lake.connector.data.describe(folder),
         num_files=len(lake.corpus.files),
         num_rows=lake.corpus.num_rows,
         num_unweighted=weights.num_unweighted,

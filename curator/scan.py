@@ -33,12 +33,12 @@ def scan_version(lake: Lake, manifest: Manifest) -> pl.LazyFrame:
     if is_sidecar(manifest):
         check_fresh(lake, manifest)
         return pl.concat([_scan_beside(lake, file) for file in manifest.files], how="diagonal_relaxed")
-    destination = lake.destination
+    data = lake.connector.data
     frames = [
-        _scan_files(destination, paths).with_columns(
+        _scan_files(data, paths).with_columns(
             pl.lit(value, dtype=pl.String).alias(name) for name, value in partition.items()
         )
-        for partition, paths in _groups(destination, manifest)
+        for partition, paths in _groups(data, manifest)
     ]
     return frames[0] if len(frames) == 1 else pl.concat(frames, how="diagonal_relaxed")
 

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from connectors.commit import Version, read_manifest
+from connectors.commit import Version
 from connectors.errors import ConnectorError
 from connectors.manifest import Manifest, PublishedFile
 from connectors.parquet import ParquetFile, iter_batches, read_parquet_info
@@ -77,13 +77,13 @@ def verify(
         InputError: the log is damaged.
         StorageError: the storage did not answer.
     """
-    found = find_version(lake.destination, version, as_of)
+    found = find_version(lake, version, as_of)
     try:
-        manifest = read_manifest(lake.destination, found)
+        manifest = lake.connector.read_manifest(found)
     except ConnectorError as error:
         wrong = Finding(level="error", path=found.manifest_path, said=one_line(error))
         return _verification(found, (), [wrong], deep=deep)
-    findings = [*_check_files(lake.destination, manifest, on_progress, deep=deep), *_check_sources(lake, manifest)]
+    findings = [*_check_files(lake.connector.data, manifest, on_progress, deep=deep), *_check_sources(lake, manifest)]
     return _verification(found, manifest.files, findings, deep=deep)
 
 

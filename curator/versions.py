@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from connectors import commit, duck
-from connectors.store import Store
 from curator.catalog import WEIGHT_COLUMNS, check_published_files, unchanged_files
 from curator.errors import NotFoundError, UsageError
 from curator.sidecar import check_fresh, check_no_views, is_sidecar
@@ -32,7 +31,7 @@ class Rollback:
     created: bool
 
 
-def find_version(destination: Store, version: int | None = None, as_of: str | datetime | None = None) -> commit.Version:
+def find_version(lake: Lake, version: int | None = None, as_of: str | datetime | None = None) -> commit.Version:
     """The version of this number, or the newest one committed at or before `as_of`; the newest by default.
 
     Raises:
@@ -42,20 +41,20 @@ def find_version(destination: Store, version: int | None = None, as_of: str | da
     if version is not None and as_of is not None:
         raise UsageError("version and as_of both name a version; give one of them")
     moment = None if as_of is None else _moment(as_of)
-    log = commit.read_log(destination)
+    log = lake.connector.read_log()
     if not log:
-        raise NotFoundError(f"{destination.url} has no published version yet; publish a run first")
+        raise NotFoundError(f"{lake.destination.url} has no published version yet; publish a run first")
     if moment is not None:
         early = [each for each in log if datetime.fromisoformat(each.committed_at) <= moment]
         if not early:
             raise NotFoundError(
-                f"{destination.url} had no version at {moment.isoformat()}; the first was committed at "
+                f"{lake.destination.url} had no version at {moment.isoformat()}; the first was committed at "
                 f"{log[0].committed_at}"
             )
         return early[-1]
     found = log[-1] if version is None else next((each for each in log if each.number == version), None)
     if found is None:
-        raise NotFoundError(f"{destination.url} has no version {version}; there are 1 to {log[-1].number}")
+        raise NotFoundError(f"{lake.destination.url} has no version {version}; there are 1 to {log[-1].number}")
     return found
 
 
@@ -68,8 +67,8 @@ def create_samples_at(connection: duck.Connection, lake: Lake, version: commit.V
         StorageError: a published file is gone.
         InputError: its weights lie beside source files that have changed.
     """
-    manifest = commit.read_manifest(lake.destination, version)
-    check_published_files(lake.destination, manifest)
+    manifest = lake.connector.read_manifest(version)
+    check_published_files(lake.connector.data, manifest)
     unchanged = unchanged_files(lake.corpus, manifest)
     sidecars = None
     if is_sidecar(manifest):
@@ -78,7 +77,7 @@ def create_samples_at(connection: duck.Connection, lake: Lake, version: commit.V
     paths = [file.source_path if sidecars else file.published_path for file in manifest.files]
     duck.create_version_view(
         connection,
-        lake.corpus.store if sidecars else lake.destination,
+        lake.corpus.store if sidecars else lake.connector.data,
         [
             (path, file.source_path, file.source_path in unchanged)
             for path, file in zip(paths, manifest.files, strict=True)
@@ -99,10 +98,10 @@ def rollback(lake: Lake, version: int, *, dry_run: bool = False) -> Rollback:
         StorageError: one of its files is gone, or the destination cannot be written.
         TryAgainError: another version was published meanwhile.
     """
-    target = find_version(lake.destination, version)
-    log = commit.read_log(lake.destination)
-    manifest = commit.read_manifest(lake.destination, target)
-    check_published_files(lake.destination, manifest)
+    target = find_version(lake, version)
+    log = lake.connector.read_log()
+    manifest = lake.connector.read_manifest(target)
+    check_published_files(lake.connector.data, manifest)
     if is_sidecar(manifest):
         check_no_views(lake)
         check_fresh(lake, manifest)
@@ -112,8 +111,8 @@ def rollback(lake: Lake, version: int, *, dry_run: bool = False) -> Rollback:
     else:
         lake.check_destination()
         with lake.writing():
-            restored = commit.restore(lake.destination, version)
-        made, created = restored.number, restored.created
+            made = lake.connector.restore(version)
+        created = made != log[-1].number
         lake.forget_views()
     return Rollback(
         version=made,

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from connectors import duck
-from connectors.commit import read_manifest
 from curator import catalog
 from curator.errors import StorageError, UsageError
 from curator.places import VIEWS
@@ -31,22 +30,22 @@ def write_views(lake: Lake, out: Path) -> int:
         UsageError: it is a sidecar version.
         StorageError: the file cannot be written, or a published file is gone.
     """
-    version = find_version(lake.destination)
-    manifest = read_manifest(lake.destination, version)
+    version = find_version(lake)
+    manifest = lake.connector.read_manifest(version)
     if is_sidecar(manifest):
         raise UsageError(f"views cannot show version {version.number}, {CANNOT_SHOW}; publish copies of it")
-    catalog.check_published_files(lake.destination, manifest)
+    catalog.check_published_files(lake.connector.data, manifest)
     if not out.absolute().parent.is_dir():
         raise StorageError(f"{out} cannot be written: there is no folder {out.parent}; create it or choose another")
     made = out.absolute().with_name(f".{out.name}-{secrets.token_hex(4)}")
     try:
         with duck.attached(made) as connection:
             catalog.create_run_tables(connection, catalog.read_run_records(lake.destination), temporary=False)
-            catalog.create_versions_table(connection, lake.destination, temporary=False)
-            duck.register_store(connection, lake.destination)
+            catalog.create_versions_table(connection, lake.connector, temporary=False)
+            duck.register_store(connection, lake.connector.data)
             rows = duck.version_rows(
                 connection,
-                lake.destination,
+                lake.connector.data,
                 [(file.published_path, file.source_path) for file in manifest.files],
                 columns=catalog.WEIGHT_COLUMNS,
                 domain=lake.config.domain,

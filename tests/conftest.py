@@ -1,4 +1,4 @@
-"""Fixtures shared by all packages: a real S3 server, one place per kind of storage, and a real language model."""
+"""Fixtures shared by all packages: real storage servers, one place per kind of storage, and a real language model."""
 
 import json
 import os
@@ -15,6 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import storage_servers
 
 from connectors.store import Store, open_store
 
@@ -68,14 +72,40 @@ def s3_place(s3_server: S3Server) -> Place:
     return Place(f"s3://{BUCKET}/{uuid.uuid4().hex}", s3_server.options)
 
 
-@pytest.fixture(params=["local", "memory", "s3"])
+@pytest.fixture(scope="session")
+def gcs_options(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """fake-gcs-server, one process for the whole session."""
+    # Without it gcsfs asks a server of Google's, for a minute, what kind of bucket this is.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    with storage_servers.gcs_server(tmp_path_factory.mktemp("gcs")) as options:
+        yield options
+
+
+@pytest.fixture
+def gcs_place(gcs_options: dict[str, Any]) -> Place:
+    return Place(f"gs://{storage_servers.BUCKET}/{uuid.uuid4().hex}", gcs_options)
+
+
+@pytest.fixture(scope="session")
+def azure_options(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """Azurite, one process for the whole session."""
+    with storage_servers.azure_server(tmp_path_factory.mktemp("azure")) as options:
+        yield options
+
+
+@pytest.fixture
+def azure_place(azure_options: dict[str, Any]) -> Place:
+    return Place(f"abfs://{storage_servers.BUCKET}/{uuid.uuid4().hex}", azure_options)
+
+
+@pytest.fixture(params=["local", "memory", "s3", "gcs", "azure"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     """One place per kind of storage; a test that takes it runs on all of them."""
     if request.param == "local":
         return Place(str(tmp_path / "lake"))
     if request.param == "memory":
         return Place(f"memory://{uuid.uuid4().hex}")
-    found: Place = request.getfixturevalue("s3_place")
+    found: Place = request.getfixturevalue(f"{request.param}_place")
     return found
 
 

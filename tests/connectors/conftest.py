@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # mortal is a module of these tests
+sys.path.insert(0, str(Path(__file__).parent))  # for the programs that tests also import
 
 from connectors import duck
 from connectors.store import open_store, write_object

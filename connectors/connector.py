@@ -1,0 +1,120 @@
+"""What a kind of lake has to be able to do: the seam between the SDK and plain Parquet or a table format."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from connectors import plain
+from connectors.commit import Version
+from connectors.manifest import Manifest
+from connectors.parquet import ParquetFile
+from connectors.plain import Corpus, PlainConnector
+from connectors.store import Store, open_store
+
+DELTA = "delta:"
+
+
+class Connector(Protocol):
+    """One lake: its files as they are now, and its versions with added columns.
+
+    Attributes:
+        data: what `published_path`s in manifests are relative to.
+        replaceable: names of columns that a source may have and that publishing replaces.
+        owns_log: whether its versions are entries of the destination's log and of nothing else; only then can they be
+            sidecars, and what no version names be collected.
+    """
+
+    data: Store
+    replaceable: frozenset[str]
+    owns_log: bool
+
+    def read_corpus(self) -> Corpus:
+        """The lake's files as of now, without columns that were published; the sources of the next version."""
+        ...
+
+    def folder(self, name: str) -> str:
+        """Where files of one publication are staged, relative to `data`; `name` is unique to it."""
+        ...
+
+    def published_path(self, folder: str, file: ParquetFile) -> str:
+        """Where in `folder` the copy of a source goes."""
+        ...
+
+    def check_writable(self) -> None:
+        """Live test that `commit` can work.
+
+        Raises:
+            UnsupportedError: it cannot, on this storage or in this table.
+            ReadOnlyError: the destination cannot be written.
+        """
+        ...
+
+    def read_log(self) -> list[Version]:
+        """Every version that was published, oldest first."""
+        ...
+
+    def read_manifest(self, version: Version) -> Manifest:
+        """What a version consists of."""
+        ...
+
+    def current(self, corpus: Corpus) -> Manifest | None:
+        """The files that hold the lake's published columns now; None if there are none."""
+        ...
+
+    def commit(self, manifest: Manifest, *, idempotency_key: str) -> Version:
+        """Atomic and exactly once: one version with this key, seen by every reader at once.
+
+        Raises:
+            ConflictError: somebody changed what the manifest was made from, or kept winning.
+            UnavailableError: the storage did not answer; calling again with the same key is safe.
+            ReadOnlyError: the destination cannot be written.
+        """
+        ...
+
+    def restore(self, number: int) -> int:
+        """Atomic: make the content of version `number` the newest again; the number of the newest version then.
+
+        Raises:
+            NotFoundError: there is no such version, or its files are gone.
+            ConflictError: another writer was first; look at what it did, then try again.
+        """
+        ...
+
+
+def is_table(url: str) -> bool:
+    """Whether `url` names a table, whose files its own log lists, rather than Parquet files to be listed."""
+    return url.startswith(DELTA)
+
+
+def lake_root(url: str, storage_options: Mapping[str, Any] | None = None) -> Store:
+    """The store that the paths of the lake's files are relative to; at most one object is looked up."""
+    if is_table(url):
+        return open_store(url.removeprefix(DELTA), storage_options)
+    return plain.lake_root(url, storage_options)
+
+
+def open_connector(
+    url: str, storage_options: Mapping[str, Any] | None, *, destination: Store, columns: tuple[str, ...]
+) -> Connector:
+    """The connector of the lake at `url`; nothing is read yet.
+
+    Args:
+        url: of Parquet files, or `delta:` and the path or URL of a Delta table.
+        storage_options: as for `open_store`.
+        destination: where manifests go, and for plain Parquet the published files.
+        columns: names of the columns that are published.
+
+    Raises:
+        MissingExtraError: a package of the format's extra is not installed.
+        UnsupportedError: the format cannot be read on this storage.
+    """
+    if not is_table(url):
+        return PlainConnector(url, storage_options, destination)
+    from connectors.delta import DeltaConnector
+
+    return DeltaConnector(lake_root(url, storage_options), storage_options, destination, columns)
+
+
+def read_corpus(url: str, storage_options: Mapping[str, Any] | None = None) -> Corpus:
+    """The files of a lake that is only read; errors are those of `Connector.read_corpus`."""
+    root = lake_root(url, storage_options)
+    return open_connector(url, storage_options, destination=root, columns=()).read_corpus()

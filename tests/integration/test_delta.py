@@ -1,0 +1,95 @@
+"""A Delta table from the command line: ingest, learn, publish, ask; its other readers see the weights."""
+
+import pyarrow as pa
+import pytest
+from lake_cases import LANGUAGES, curator, refusal, sentences, values_of
+
+import curator as sdk
+from curator.errors import InputError
+
+deltalake = pytest.importorskip("deltalake", reason="needs the extra [delta]")
+pytest.importorskip("megatron.core", reason="needs the extra [train]")
+
+QUERY = "SELECT domain, count(*), count(sample_weight) FROM samples GROUP BY 1 ORDER BY 1"
+
+
+def rows_of(domains, first=0, num=24):
+    """Sentences of the domains as `write_lake` writes them."""
+    texts = [text for domain in domains for text in sentences(domain, first + num)[first:]]
+    return pa.table({"text": texts, "domain": [domain for domain in domains for _ in range(num)]})
+
+
+@pytest.fixture
+def table(here):
+    """A table partitioned by domain, in the folder of the test."""
+    deltalake.write_deltalake(here / "table", rows_of(LANGUAGES), partition_by=["domain"])
+    return here / "table"
+
+
+def test_the_whole_path_on_a_delta_table(here, table):
+    lake = "delta:table"
+
+    def call(*arguments):
+        return values_of(curator(here, *arguments, "--json"))
+
+    learned = call("learn", lake, "--target", "target.parquet", "--method", "dsir", "--config", "fast.toml")
+    published = call("publish", lake)
+    assert (published["version"], published["created"], published["num_unweighted"]) == (1, True, 0)
+    assert call("sql", lake, QUERY)["rows"] == [[domain, 24, 24] for domain in sorted(LANGUAGES)]
+    assert deltalake.DeltaTable(table).history(1)[0]["run_id"] == learned["run_id"]
+
+
+def test_the_same_from_python_as_rows_are_appended_and_taken_back(here, table):
+    import polars as pl
+
+    def read(version=None):
+        return pl.scan_delta(str(table), version=version).collect().sort("text")
+
+    with sdk.open_lake(f"delta:{table}") as lake:
+        before = read()
+        run = lake.learn(str(here / "target.parquet"), method="dsir", vocab_size=300, line_search={"places": []})
+        assert not lake.publish(run, dry_run=True).created
+        assert deltalake.DeltaTable(table).version() == 0
+        publication = lake.publish(run)
+        assert publication.location.startswith(f"{table}/curator/")
+        assert (publication.version, lake.publish(run).created) == (1, False)
+        assert lake.scan().collect()["sample_weight"].mean() == pytest.approx(1, abs=1e-5)
+        assert lake.sql(QUERY).fetchall() == [(domain, 24, 24) for domain in sorted(LANGUAGES)]
+        seen = read()
+        weights = dict(seen.group_by("domain").agg(pl.col("domain_weight").first()).iter_rows())
+        learned = {row["domain"]: row["domain_weight"] for row in run.record["domains"]}
+        assert weights == pytest.approx(learned, rel=1e-6)
+        assert set(seen["weight_run_id"]) == {run.run_id}
+        assert read(version=0).equals(before)
+
+        deltalake.write_deltalake(table, rows_of(["north"], first=24), mode="append", schema_mode="merge")
+        assert lake.ingest().added == 1
+        assert lake.sql(QUERY).fetchall()[1] == ("north", 48, 24)
+        again = lake.publish(run)
+        assert (again.version, again.created, again.num_unweighted) == (3, True, 24)
+        assert (len(read()), read()["sample_weight"].count()) == (96, 72)
+        assert [version.version for version in lake.history()] == [1, 3]
+
+        deltalake.DeltaTable(table).optimize.compact()
+        lake.ingest()
+        assert lake.sql(QUERY).fetchall()[1] == ("north", 48, 24)
+        deltalake.DeltaTable(table).restore(0)
+        lake.ingest()
+        assert lake.sql(QUERY).fetchall() == [(domain, 24, 0) for domain in sorted(LANGUAGES)]
+
+
+def test_a_table_with_columns_of_these_names_is_refused(here):
+    own = rows_of(LANGUAGES).append_column("sample_weight", pa.array([1.0] * 72))
+    deltalake.write_deltalake(here / "table", own)
+    with (
+        sdk.open_lake(f"delta:{here / 'table'}") as lake,
+        pytest.raises(InputError, match="has a column 'sample_weight' already"),
+    ):
+        lake.learn(str(here / "target.parquet"), method="dsir")
+    assert deltalake.DeltaTable(here / "table").version() == 0
+
+
+def test_what_is_no_table_is_refused_in_a_sentence(here):
+    message = refusal(curator(here, "ingest", "delta:lake"), 2)
+    assert message == f"{here / 'lake'} is not a Delta table: it has no _delta_log; check the address"
+    assert "does not exist" in refusal(curator(here, "ingest", "delta:nothing"), 2)
