@@ -287,8 +287,8 @@ def _result(mixture: Mixture, prepared: _Prepared, trained: Mapping[Name, Traine
     reference_KN = _losses([trained[reference.name, seed] for seed in range(prepared.config.seeds)])
     difference = mean_token_loss(loss_KN - reference_KN, tokens_N)
     cache = _cache_of(mixture, prepared.caches)
-    weights_D = mixture.weights_on(cache)
-    epochs_D = np.array(weights_D) * prepared.tokens / cache.domain_tokens()
+    weights_KD = np.array([mixture.weights_on(cache, seed) for seed in range(prepared.config.seeds)])
+    epochs_D = weights_KD.max(axis=0) * prepared.tokens / cache.domain_tokens()
     return MixtureResult(
         mixture=mixture.name,
         run_id=mixture.run_id,
@@ -306,7 +306,7 @@ def _result(mixture: Mixture, prepared: _Prepared, trained: Mapping[Name, Traine
         learn_seconds=mixture.learn_seconds,
         learn_tokens=mixture.learn_tokens,
         train_seconds=sum(one.seconds for one in own),
-        weights={} if mixture.is_oracle else dict(zip(cache.domains, weights_D, strict=True)),
+        weights={} if mixture.is_oracle else dict(zip(cache.domains, mixture.weights_on(cache), strict=True)),
     )
 
 

@@ -37,6 +37,14 @@ def write_atomically(path: Path, text: str) -> None:
     place.replace(path)
 
 
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{twice!r} stands in it twice")
+    return dict(pairs)
+
+
 def read_object(path: Path, kind: str, content: str) -> Mapping[str, Any]:
     """The JSON object in a file that a user wrote; `kind` and `content` say in errors what it is to be.
 
@@ -44,11 +52,11 @@ def read_object(path: Path, kind: str, content: str) -> Mapping[str, Any]:
         ConfigError: it cannot be read, or is not an object.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_without_repetition)
     except OSError as error:
         raise ConfigError(f"{kind} file {path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{kind} file {path} is not JSON ({error}); write an object {content}") from error
+        raise ConfigError(f"{kind} file {path} cannot be read as JSON ({error}); write an object {content}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{kind} file {path} holds a {type(values).__name__}; it must be an object {content}")
     return values

@@ -23,6 +23,7 @@ from curator.files import write_atomically
 from curator.places import CHECKPOINTS, RESULT
 from curator.prepare import check_machine, check_model, check_solver, distinct_texts, find_goal, prepare
 from curator.progress import Progress, ProgressCallback
+from curator.stopwatch import Stopwatch
 from curator.tokens import TokenCache
 from curator.weights import WeightTable, from_domain_weights
 from optim import launch
@@ -50,10 +51,11 @@ def learn(
     """
     started = time.monotonic()
     begun = prepare(lake, target, config, run_dir, on_progress)
+    watch = Stopwatch(begun.folder, on_progress, already=time.monotonic() - started)
     with explaining_interruptions(lake, begun.folder):
         if config.method == "dsir":
-            _count_words(lake, target, begun, on_progress)
-        _finish(lake, begun, started, on_progress)
+            _count_words(lake, target, begun, watch)
+        _finish(lake, begun, watch)
     return begun.run_id
 
 
@@ -64,10 +66,10 @@ def resume(lake: Lake, folder: Path, layout: Mapping[str, Any], on_progress: Pro
         ConfigError: there is no unfinished run there.
         InputError: the lake or the token cache is not what the run began with.
     """
-    started = time.monotonic()
     launch.check_train_extra()
     folder = folder.resolve()
     begun = Begun.read(folder)
+    watch = Stopwatch(folder, on_progress)
     if (folder / RECORD).exists():
         raise ConfigError(f"run {begun.run_id} in {folder} is finished; there is nothing to resume")
     if begun.job.learn.method == "dsir":
@@ -78,7 +80,7 @@ def resume(lake: Lake, folder: Path, layout: Mapping[str, Any], on_progress: Pro
     lake.check_destination()
     begun = dataclasses.replace(begun, job=dataclasses.replace(begun.job, learn=config))
     with explaining_interruptions(lake, folder):
-        lake.ingest(on_progress)
+        lake.ingest(watch)
         if lake.snapshot_id != begun.snapshot_id:
             raise InputError(
                 f"{lake.url} has changed since run {begun.run_id} began (snapshot {begun.snapshot_id}, now "
@@ -88,7 +90,7 @@ def resume(lake: Lake, folder: Path, layout: Mapping[str, Any], on_progress: Pro
         if gone:
             raise InputError(f"the token cache {gone[0]} of run {begun.run_id} is gone; learn anew")
         begun.write()
-        _finish(lake, begun, started, on_progress)
+        _finish(lake, begun, watch)
     return begun.run_id
 
 
@@ -103,7 +105,7 @@ def _check_only_execution(settings: Mapping[str, Any]) -> None:
         )
 
 
-def _finish(lake: Lake, begun: Begun, started: float, on_progress: ProgressCallback) -> None:
+def _finish(lake: Lake, begun: Begun, watch: Stopwatch) -> None:
     """Run the workers, unless they have been at their end before, and record what they found."""
     from curator.worker import WorkerResult
 
@@ -112,21 +114,21 @@ def _finish(lake: Lake, begun: Begun, started: float, on_progress: ProgressCallb
     if not (folder / RESULT).exists():
         device = check_machine(begun.job.learn)
         if begun.job.learn.method == "regmix":
-            _search_mixtures(lake, begun, device, on_progress)
+            _search_mixtures(lake, begun, device, watch)
         else:
-            _run_workers(begun.job, device, on_progress)
+            _run_workers(begun.job, device, watch)
     result, search = WorkerResult.read(folder), None
     if not begun.job.learn.is_judged:
         result = dataclasses.replace(result, weights=_capped(begun.job, result.weights))
     elif result.verdict.status == "no gain":  # nothing to judge: what was learned is noise
         result = dataclasses.replace(result, weights=_capped(begun.job, begun.job.prior))
     else:
-        search = _judge(lake, begun, result, on_progress)
+        search = _judge(lake, begun, result, watch)
         result = search.applied_to(result)
     table = _weight_table(TokenCache.open(begun.job.corpus), result)
     pq.write_table(table.samples, folder / WEIGHTS, compression="zstd")
     trajectory.write(folder, begun.run_id, [domain.domain for domain in table.domains])
-    record = _record(lake, begun, result, table, time.monotonic() - started)
+    record = _record(lake, begun, result, table, watch.seconds)
     record["line_search"] = search and dataclasses.asdict(search)
     write_atomically(folder / RECORD, json.dumps(record, indent=1))
     with lake.writing():

@@ -111,6 +111,13 @@ def _mixture(lake: Lake, domains: Sequence[str], spec: Spec) -> Mixture:
         given = read_object(Path(what), "mixture", "{domain: weight}")
         return Mixture(name=name or Path(what).stem, weights=_weights(domains, given, what))
     runs = [_of_run(lake, domains, name, run_id) for run_id in what.split(",")]
+    ids = [run.run_id for run in runs]
+    twice = next((run_id for run_id in ids if ids.count(run_id) > 1), None)
+    if twice:
+        raise ConfigError(
+            f"mixture {what!r} names run {twice} twice; each seed needs a run of its own, or the interval would not "
+            "hold for the learning"
+        )
     return runs[0] if len(runs) == 1 else _of_seeds(runs)
 
 

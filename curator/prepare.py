@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -47,6 +48,8 @@ _CACHE_VERSION = "3"
 
 _LEAST_JUDGED_ROWS = 8
 """Distinct target rows of which a line search can keep some out."""
+_LEAST_FIT_ROWS = 4
+"""Distinct target rows to learn from."""
 _LEAST_TARGET_ROWS = 4
 """Target rows of a step for each of the workers that a run gets unasked."""
 
@@ -122,12 +125,34 @@ def prepare(
     return begun
 
 
+def _kept(folder: Path) -> Tokenized | None:
+    """What an earlier run left there, if it is whole."""
+    try:
+        return _open(folder)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _open(folder: Path) -> Tokenized:
+    return Tokenized(
+        corpus=TokenCache.open(folder / "corpus"),
+        target=TokenCache.open(folder / "target"),
+        leaks=LeakReport.from_json(json.loads((folder / _LEAKS).read_text(encoding="utf-8"))),
+    )
+
+
 def _check_line_search(config: LearnConfig, caches: Tokenized, goal: Goal) -> None:
     """Refuse a target too small to keep rows out of, and a token budget that no mixture of the lake fills."""
     if config.is_judged and caches.target.num_rows < _LEAST_JUDGED_ROWS:
         raise InputError(
             f"target {goal.url} has {caches.target.num_rows} distinct rows; to judge the weights on rows kept out it "
             f"needs at least {_LEAST_JUDGED_ROWS}: add rows, or set learn.line_search.places = []"
+        )
+    share, num_fit = config.line_search.validation_share, config.num_fit_rows(caches.target.num_rows)
+    if num_fit < _LEAST_FIT_ROWS:
+        raise ConfigError(
+            f"learn.line_search.validation_share={share:g} leaves {max(num_fit, 0)} of the {caches.target.num_rows} "
+            f"distinct rows of {goal.url} to learn from; at least {_LEAST_FIT_ROWS} are needed: lower it, or add rows"
         )
     budget, epochs = config.weights.budget_tokens, config.weights.max_epochs
     total = int(caches.corpus.domain_tokens().sum())
@@ -260,7 +285,9 @@ def tokenized(lake: Lake, goal: Goal, config: LearnConfig | CompareConfig, on_pr
     parts = [_CACHE_VERSION, lake.snapshot_id, spec, goal.leaks, *texts]
     digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=10).hexdigest()
     folder = lake.workdir / "tokens" / digest
-    if not folder.exists():
+    found = _kept(folder)
+    if found is None:
+        shutil.rmtree(folder, ignore_errors=True)  # damaged, if it is there: it can be made again
         names = [name for name, _ in domains]
         tokenizer = tokenizer or train_tokenizer(_tokenizer_sample(lake, names, texts), config.vocab_size)
         with appearing_whole(folder) as place:
@@ -272,11 +299,7 @@ def tokenized(lake: Lake, goal: Goal, config: LearnConfig | CompareConfig, on_pr
             write_cache(corpus, tokenizer, _guarded(rows, counter), names)
             write_cache(target, tokenizer, [row_batch(texts)], ["target"])
             (place / _LEAKS).write_text(json.dumps(counter.report().to_json()), encoding="utf-8")
-    found = Tokenized(
-        corpus=TokenCache.open(folder / "corpus"),
-        target=TokenCache.open(folder / "target"),
-        leaks=LeakReport.from_json(json.loads((folder / _LEAKS).read_text(encoding="utf-8"))),
-    )
+        found = _open(folder)
     leaks = found.leaks
     on_progress(Progress(stage="leaks", done=leaks.num_rows, total=leaks.num_rows, detail=f"rows: {leaks}"))
     _check_enough_left(lake, found, goal)

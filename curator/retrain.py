@@ -104,6 +104,7 @@ class Trained:
             values: Mapping[str, Any] = json.loads(training.result.read_text(encoding="utf-8"))
             found = Trained(**values)
             is_whole = len(found.losses) == training.open_test().num_rows
+            is_whole &= bool(np.isfinite([*found.losses, found.train_loss, found.tokens, found.seconds]).all())
         except (OSError, ValueError, TypeError):
             return None
         return found if is_whole else None

@@ -207,7 +207,9 @@ def compare(
     config: ConfigOption = None,
     *,
     each_domain: Annotated[bool, typer.Option("--each-domain", help="Compare every domain alone, too.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained; train nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be trained; train nothing (texts are read and tokenized).")
+    ] = False,
     skip_bad_rows: SkipOption = None,
     as_json: JsonOption = False,
 ) -> None:

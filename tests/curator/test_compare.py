@@ -165,6 +165,19 @@ def test_a_damaged_training_is_made_again(compared, content):
         assert lake.plan_comparison(*MIXTURES, **compared.given).num_finished == 8
 
 
+@pytest.mark.parametrize(
+    "change", [{"losses": [None]}, {"losses": [float("nan")]}, {"tokens": "many"}, {"seconds": None}]
+)
+def test_a_training_with_a_figure_that_is_none_is_made_again(compared, change):
+    victim = sorted((compared.folder / "lake" / "_curator" / "trainings").iterdir())[0]
+    values = json.loads(victim.read_text())
+    if "losses" in change:
+        change = {"losses": change["losses"] + values["losses"][1:]}
+    victim.write_text(json.dumps(values | change))
+    with compared.open() as lake:
+        assert lake.plan_comparison(*MIXTURES, **compared.given).num_finished == 8
+
+
 def test_a_training_that_fails_names_itself_and_leaves_its_log(compared):
     given = compared.given | {"learning_rate": 1e30, "seeds": 1, "at_once": 1}
     with compared.open() as lake, pytest.raises(LearningError) as caught:

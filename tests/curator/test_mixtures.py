@@ -117,10 +117,11 @@ def test_weights_that_are_none_are_refused(lake, values, said):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", " is not JSON ("),
-        (b'{"north": 1', " is not JSON ("),
-        (b"\xff\xfe", " is not JSON ("),
-        (b"[" * 100_000, " is not JSON ("),
+        (b"", " cannot be read as JSON ("),
+        (b'{"north": 1', " cannot be read as JSON ("),
+        (b"\xff\xfe", " cannot be read as JSON ("),
+        (b"[" * 100_000, " cannot be read as JSON ("),
+        (b'{"north": 1, "north": 0}', " cannot be read as JSON ('north' stands in it twice); "),
         (b"[1, 2]", " holds a list; it must be an object {domain: weight}"),
         (b'{"north": NaN}', " gives domain 'north' the weight nan; it must be a number of at least 0"),
         (b'{"north": {"share": 1}}', " gives domain 'north' the weight {'share': 1}; "),
@@ -133,6 +134,18 @@ def test_a_damaged_file_is_named(lake, tmp_path, content, said):
         named(lake, str(path))
     assert str(path) in str(caught.value)
     assert said in str(caught.value)
+
+
+def test_a_file_of_a_windows_editor_is_read(lake, tmp_path):
+    path = tmp_path / "mix.json"
+    path.write_text('{"north": 1}', encoding="utf-8-sig")
+    assert named(lake, str(path))["mix"].weights == (0.0, 1.0, 0.0)
+
+
+def test_a_run_that_is_named_for_two_seeds_is_refused(learned):
+    with curator.open_lake(str(learned.lake)) as lake, pytest.raises(ConfigError) as caught:
+        named(lake, f"mine=latest,{learned.run_id}")
+    assert f"names run {learned.run_id} twice; each seed needs a run of its own" in str(caught.value)
 
 
 def test_a_file_that_is_not_there_is_named(lake, tmp_path):

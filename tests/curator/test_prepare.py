@@ -171,3 +171,21 @@ def test_damaged_orders_are_refused_in_a_sentence(tmp_path, content):
 def test_a_folder_without_orders_is_refused_in_a_sentence(tmp_path):
     with pytest.raises(ConfigError, match="holds no run that was begun"):
         Begun.read(tmp_path)
+
+
+@pytest.mark.parametrize("victim", ["leaks.json", "corpus/tokens.npy", "corpus/start.npy", "target/meta.json"])
+def test_a_damaged_token_cache_is_made_again(planted, victim):
+    before, _ = prepared(planted)
+    path = before.job.corpus.parent / victim
+    path.write_bytes(path.read_bytes()[:20])
+    after, _ = prepared(planted, run="again")
+    assert after.job.corpus == before.job.corpus
+    assert after.leaks == before.leaks
+    assert texts_of(TokenCache.open(after.job.corpus)) == {"east": 24, "north": 24, "south": 24, "west": 21}
+
+
+def test_a_share_that_leaves_no_target_rows_to_learn_from_is_refused(planted):
+    judged = {"places": [1.0], "validation_share": 0.99}
+    with sdk.open_lake(str(planted / "lake")) as lake, pytest.raises(ConfigError) as caught:
+        lake.learn(str(planted / "target.parquet"), **FAST | {"line_search": judged})
+    assert str(caught.value).startswith("learn.line_search.validation_share=0.99 leaves 0 of the 21 distinct rows of ")
