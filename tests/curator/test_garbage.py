@@ -62,7 +62,7 @@ def make_old(folder, hours):
 def test_what_a_crashed_publication_left_is_gone_after_a_collection(ingested, tmp_path):
     before = tree(ingested.lake)
     kinds = set()
-    for k in range(2, 200, 4):
+    for k in range(2, 200, 5):
         copy = type(ingested)(tmp_path / str(k), ingested.run_id)
         shutil.copytree(ingested.folder, copy.folder, copy_function=shutil.copy2)
         if not crash(copy, k, lambda lake: lake.publish(ingested.run_id)):

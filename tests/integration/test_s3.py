@@ -115,6 +115,12 @@ def test_the_whole_path_with_storage_options(bucket, here, monkeypatch):
         fs.pipe_file(f"{url}/curated/data/{run.run_id}-{'0' * 12}/left.parquet", b"12345")
         assert [item.size_bytes for item in lake.gc("0s").items] == [5]
         views = lake.write_views(here / "views.duckdb")
+        beside = lake.publish(run, mode="sidecar")
+        assert (beside.version, beside.size_bytes < publication.size_bytes) == (2, True)
+        assert lake.scan().collect().sort("text").equals(frame.sort("text"))
+        query = "SELECT sample_id, text, sample_weight FROM samples ORDER BY ALL"
+        assert lake.sql(query, version=2).fetchall() == lake.sql(query).fetchall()
+        assert lake.verify().findings == ()
         shown = repr(lake) + repr(lake.config) + repr(run) + repr(lake.corpus) + repr(publication)
     assert views.exists()
     views.rename(here / "home" / views.name)
