@@ -59,7 +59,9 @@ def read_parquet_info(store: Store, listed: ObjectInfo) -> ParquetFile:
         UnsupportedError: an encrypted footer.
         NotFoundError: it has gone since it was listed.
     """
-    metadata = _read_metadata(store, listed)
+    footer = read_footer(store, listed)
+    with decoding_errors(store, listed.path):
+        metadata = parse_footer(footer)
     try:
         schema = metadata.schema.to_arrow_schema()
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -157,7 +159,13 @@ def _is_decoding_error(error: OSError) -> bool:
     return type(error) is OSError and error.errno in (None, errno.EINVAL)
 
 
-def _read_metadata(store: Store, listed: ObjectInfo) -> pq.FileMetaData:
+def read_footer(store: Store, listed: ObjectInfo) -> bytes:
+    """The footer's Thrift bytes, in one ranged read (two if it is over 64 KiB).
+
+    Raises:
+        CorruptFileError: not Parquet, or cut short.
+        UnsupportedError: an encrypted footer.
+    """
     place = store.describe(listed.path)
     tail = _read_tail(store, listed, _TAIL_BYTES)
     if listed.size_bytes < _MIN_FILE_BYTES or tail[-4:] not in (_MAGIC, _ENCRYPTED_MAGIC):
@@ -169,8 +177,17 @@ def _read_metadata(store: Store, listed: ObjectInfo) -> pq.FileMetaData:
         raise CorruptFileError(f"{place} is damaged: its footer is longer than the file; write it again")
     if num_bytes > len(tail):
         tail = _read_tail(store, listed, num_bytes)
-    with decoding_errors(store, listed.path):
-        return pq.read_metadata(pa.BufferReader(tail[-num_bytes:]))
+    return tail[-num_bytes:-8]
+
+
+def parse_footer(footer: bytes) -> pq.FileMetaData:
+    """A footer's Thrift bytes as Arrow understands them; may raise whatever Arrow does."""
+    return pq.read_metadata(pa.BufferReader(framed_footer(footer)))
+
+
+def framed_footer(footer: bytes) -> bytes:
+    """A footer's Thrift bytes as they end a file: with their length and the magic."""
+    return footer + len(footer).to_bytes(4, "little") + _MAGIC
 
 
 def _read_tail(store: Store, listed: ObjectInfo, num_bytes: int) -> bytes:

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from connectors.commit import commit, read_log, read_manifest
 from connectors.manifest import Manifest, PublishedFile
-from connectors.parquet import ParquetFile, rewrite_with_columns
+from connectors.parquet import ParquetFile, add_columns
 from connectors.store import exists, stat_object
 from curator.catalog import WEIGHT_COLUMNS, check_published_files
 from curator.errors import InputError
@@ -164,7 +164,7 @@ def _stage(
     for file in lake.corpus.files:
         path = f"{folder}/{file.path}"
         if not exists(lake.destination, path):
-            _rewrite(lake, run, file, weights.of(file), path)
+            _add_weights(lake, run, file, weights.of(file), path)
         staged.append(
             PublishedFile(
                 source_path=file.path,
@@ -180,12 +180,12 @@ def _stage(
     return tuple(staged)
 
 
-def _rewrite(lake: Lake, run: Run, file: ParquetFile, weights: pa.Table, path: str) -> None:
+def _add_weights(lake: Lake, run: Run, file: ParquetFile, weights: pa.Table, path: str) -> None:
     def columns(_: int, first_row: int, num_rows: int) -> pa.Table:
         return weights.slice(first_row, num_rows)
 
     footer = {"lake-curator": f'{{"run_id": "{run.run_id}", "schema_version": 1}}'}
-    rewrite_with_columns(lake.corpus.store, file, lake.destination, path, columns, footer_metadata=footer)
+    add_columns(lake.corpus.store, file, lake.destination, path, columns, footer_metadata=footer)
 
 
 def _publication(
