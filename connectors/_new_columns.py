@@ -2,7 +2,6 @@
 
 import inspect
 import json
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
@@ -16,7 +15,7 @@ from connectors.store import Store
 # (row group, first row of it in the file, number of rows in it) → the new columns of exactly those rows
 ColumnSource = Callable[[int, int, int], pa.Table]
 
-_DEFAULT_CODEC = "zstd"
+DEFAULT_CODEC = "zstd"
 _FIELD_ID = b"PARQUET:field_id"
 _FALSE_POSITIVES = 0.01
 _HF_DTYPES = {
@@ -103,22 +102,6 @@ def bloom_filter_options(names: Set[str], metadata: pq.FileMetaData) -> dict[str
         raise UnsupportedError(f"pyarrow {pa.__version__} cannot write bloom filters; install a newer one")
     num_values = max(1, *row_counts(metadata), 1)
     return {"bloom_filter_options": {name: {"ndv": num_values, "fpp": _FALSE_POSITIVES} for name in names}}
-
-
-def usual_codec(metadata: pq.FileMetaData) -> str:
-    """The codec of most columns."""
-    codecs = Counter(codec_and_encodings(metadata, leaf)[0] for leaf in range(metadata.num_columns))
-    return codecs.most_common(1)[0][0] if codecs else _DEFAULT_CODEC
-
-
-def codec_and_encodings(metadata: pq.FileMetaData, leaf: int) -> tuple[str, set[str]]:
-    """As in the first row group that holds values; ("zstd", empty set) if none does."""
-    for group in range(metadata.num_row_groups):
-        chunk = metadata.row_group(group).column(leaf)
-        if chunk.num_values:
-            codec = str(chunk.compression).lower().split("_")[0]  # lz4_hadoop, lz4_raw → lz4
-            return {"uncompressed": "none", "lzo": _DEFAULT_CODEC}.get(codec, codec), set(chunk.encodings)
-    return _DEFAULT_CODEC, set()
 
 
 def merged_metadata(old: Mapping[bytes, bytes], added: pa.Schema, footer: Mapping[str, str]) -> dict[bytes, bytes]:

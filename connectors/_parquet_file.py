@@ -144,6 +144,10 @@ def decoding_errors(store: Store, path: str) -> Iterator[None]:
         yield
     except (NotImplementedError, pa.ArrowNotImplementedError) as error:
         raise UnsupportedError(f"{store.describe(path)}: Arrow cannot read it ({error})") from error
+    except UnicodeDecodeError as error:
+        raise CorruptFileError(
+            f"{store.describe(path)} has a column name that is not valid UTF-8; write it again"
+        ) from error
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and not _is_decoding_error(error):
             raise

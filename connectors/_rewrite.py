@@ -1,5 +1,6 @@
 """A Parquet object copied with columns added, one row group at a time."""
 
+from collections import Counter
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
@@ -8,15 +9,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from connectors._new_columns import (
+    DEFAULT_CODEC,
     ColumnSource,
     bloom_filter_options,
     check_names,
     check_not_itself,
     checked_tables,
-    codec_and_encodings,
     merged_metadata,
     row_counts,
-    usual_codec,
     with_field_ids,
 )
 from connectors._parquet_file import ParquetFile, check_unchanged, open_parquet, reading_errors
@@ -126,13 +126,13 @@ def _writer_options(source: pq.ParquetFile, schema: pa.Schema, added: set[str]) 
             dictionary += paths
             continue
         for path, leaf in zip(paths, old_leaves[name], strict=True):
-            codec, used = codec_and_encodings(source.metadata, leaf)
+            codec, used = _codec_and_encodings(source.metadata, leaf)
             codecs[path] = codec
             if used & _DICTIONARY_ENCODINGS or not used:
                 dictionary.append(path)
             elif used & _KEPT_ENCODINGS:
                 encodings[path] = min(used & _KEPT_ENCODINGS)
-    usual = usual_codec(source.metadata)
+    usual = Counter(codecs.values()).most_common(1)[0][0] if codecs else DEFAULT_CODEC
     codecs |= {path: usual for name in added for path in new_leaves[name]}
     return {
         "compression": codecs,
@@ -140,6 +140,16 @@ def _writer_options(source: pq.ParquetFile, schema: pa.Schema, added: set[str]) 
         "column_encoding": encodings or None,
         "use_compliant_nested_type": compliant,
     }
+
+
+def _codec_and_encodings(metadata: pq.FileMetaData, leaf: int) -> tuple[str, set[str]]:
+    """As in the first row group that holds values; ("zstd", empty set) if none does."""
+    for group in range(metadata.num_row_groups):
+        chunk = metadata.row_group(group).column(leaf)
+        if chunk.num_values:
+            codec = str(chunk.compression).lower().split("_")[0]  # lz4_hadoop, lz4_raw → lz4
+            return {"uncompressed": "none", "lzo": DEFAULT_CODEC}.get(codec, codec), set(chunk.encodings)
+    return DEFAULT_CODEC, set()
 
 
 def _leaves_by_field(schema: pa.Schema, leaves: Any) -> dict[str, list[Any]]:

@@ -5,6 +5,7 @@ layout and whatever a writer did that Arrow does not do. The old footer is left 
 """
 
 import io
+from collections import Counter
 from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,10 +23,16 @@ from connectors._footer import (
     CHUNK_OFFSET_INDEX,
     CHUNK_OFFSET_INDEX_BYTES,
     CHUNK_PATH,
+    CODECS,
     FILE_ENCRYPTION,
     FILE_ROW_GROUPS,
     GROUP_CHUNKS,
+    GROUP_ROWS,
     METADATA_BLOOM,
+    METADATA_CODEC,
+    METADATA_COMPRESSED_BYTES,
+    METADATA_DICTIONARY,
+    METADATA_PAGES,
     NEW_SHAPE,
     OLD_SHAPE,
     load_footer,
@@ -34,13 +41,13 @@ from connectors._footer import (
     moved_offset_index,
 )
 from connectors._new_columns import (
+    DEFAULT_CODEC,
     ColumnSource,
     bloom_filter_options,
     check_names,
     check_not_itself,
     checked_tables,
     row_counts,
-    usual_codec,
     with_field_ids,
 )
 from connectors._parquet_file import (
@@ -51,7 +58,7 @@ from connectors._parquet_file import (
     parse_footer,
     read_footer,
 )
-from connectors._thrift import I32, Struct, ThriftError, dumps, loads
+from connectors._thrift import I32, Struct, ThriftError, dumps, loads, loads_head
 from connectors.errors import CorruptFileError, InputError, UnsupportedError
 from connectors.store import ObjectInfo, Store, stat_object
 
@@ -108,7 +115,7 @@ def splice_columns(
     first = next(tables)
     check_names(source.schema, first.schema, replace, source.place)
     added = _spliceable(source.schema, first.schema)
-    options = bloom_filter_options(bloom_filters, source.metadata) | {"compression": usual_codec(source.metadata)}
+    options = bloom_filter_options(bloom_filters, source.metadata) | {"compression": _usual_codec(source.footer)}
     listed = ObjectInfo(file.path, file.size_bytes, file.version)
     with extended_file(source_store, listed, source.footer_start, target_store, target_path) as sink:
         held = _write_chunks(sink, first, tables, added, options)
@@ -122,45 +129,67 @@ def _read_source(store: Store, file: ParquetFile) -> _Source:
     data = read_footer(store, ObjectInfo(file.path, file.size_bytes, file.version))
     with decoding_errors(store, file.path):
         metadata = parse_footer(data)
-    footer = _load_footer(data, place)
+    footer = _load_footer(data, metadata.num_columns, place)
+    footer_start = file.size_bytes - len(data) - 8
+    with _refusals("its footer"):
+        _check_positions(footer, footer_start, place)
     counts = row_counts(metadata)
     if not counts or min(counts) < 1:
         raise NotSpliceableError("it has an empty row group" if counts else "it has no row group")
     if sum(counts) != metadata.num_rows:
         raise CorruptFileError(f"{place} is damaged: its row groups do not add up to its rows; write it again")
-    footer_start = file.size_bytes - len(data) - 8
-    _check_positions(metadata, footer_start, place)
     return _Source(place, file.schema, footer, footer_start, metadata)
 
 
-def _load_footer(data: bytes, place: str) -> Struct:
+def _load_footer(data: bytes, num_columns: int, place: str) -> Struct:
     with _refusals("its footer"):
         try:
             footer = load_footer(data)
         except ThriftError:
-            # The footer of an encrypted file that is not itself encrypted has a signature behind it.
-            footer = loads(data[:-_SIGNATURE_BYTES], OLD_SHAPE)
-            if FILE_ENCRYPTION not in footer:
+            if not _is_signed(data):
                 raise
-        chunks = [chunk for group in footer.structs(FILE_ROW_GROUPS) for chunk in group.structs(GROUP_CHUNKS)]
+            raise UnsupportedError(f"{place} has encrypted columns; write it without encryption") from None
+        groups = [group.structs(GROUP_CHUNKS) for group in footer.structs(FILE_ROW_GROUPS)]
+    chunks = [chunk for group in groups for chunk in group]
     if FILE_ENCRYPTION in footer or any(CHUNK_CRYPTO in chunk or CHUNK_ENCRYPTED_METADATA in chunk for chunk in chunks):
         raise UnsupportedError(f"{place} has encrypted columns; write it without encryption")
     if any(CHUNK_PATH in chunk for chunk in chunks):
         raise UnsupportedError(f"{place} keeps columns in other files; write it as one file")
+    # Arrow would end the interpreter when asked about a column that a row group does not have.
+    if any(len(group) != num_columns for group in groups) or any(CHUNK_METADATA not in chunk for chunk in chunks):
+        raise CorruptFileError(f"{place} is damaged: a row group in its footer lacks a column; write it again")
     return footer
 
 
-def _check_positions(metadata: pq.FileMetaData, footer_start: int, place: str) -> None:
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
-        for leaf in range(metadata.num_columns):
-            chunk = group.column(leaf)
-            start = chunk.dictionary_page_offset or chunk.data_page_offset
-            if start < _MAGIC_BYTES or start + chunk.total_compressed_size > footer_start:
+def _is_signed(data: bytes) -> bool:
+    """Whether it is the footer of an encrypted file that is not itself encrypted: a signature follows it."""
+    try:
+        return FILE_ENCRYPTION in loads(data[:-_SIGNATURE_BYTES], OLD_SHAPE)
+    except ThriftError:
+        return False
+
+
+def _check_positions(footer: Struct, footer_start: int, place: str) -> None:
+    for number, group in enumerate(footer.structs(FILE_ROW_GROUPS)):
+        if not group.integer(GROUP_ROWS):  # what has no pages is nowhere
+            continue
+        for leaf, chunk in enumerate(group.structs(GROUP_CHUNKS)):
+            about = loads_head(chunk.encoded(CHUNK_METADATA), METADATA_DICTIONARY)
+            dictionary = about.integer(METADATA_DICTIONARY) if METADATA_DICTIONARY in about else 0
+            start = dictionary or about.integer(METADATA_PAGES)
+            if not _MAGIC_BYTES <= start <= start + about.integer(METADATA_COMPRESSED_BYTES) <= footer_start:
                 raise CorruptFileError(
-                    f"{place} is damaged: its footer places column {chunk.path_in_schema!r} of row group {number} "
-                    "outside of the file; write it again"
+                    f"{place} is damaged: its footer places column {leaf + 1} of row group {number} outside of the "
+                    "file; write it again"
                 )
+
+
+def _usual_codec(footer: Struct) -> str:
+    """The codec of most columns."""
+    chunks = footer.structs(FILE_ROW_GROUPS)[0].structs(GROUP_CHUNKS)
+    heads = [loads_head(chunk.encoded(CHUNK_METADATA), METADATA_CODEC) for chunk in chunks]
+    codecs = Counter(CODECS.get(head.integer(METADATA_CODEC)) for head in heads)
+    return codecs.most_common(1)[0][0] or DEFAULT_CODEC
 
 
 def _spliceable(old: pa.Schema, added: pa.Schema) -> pa.Schema:

@@ -53,6 +53,13 @@ class Struct:
         _, start = _read_varint(cast(bytes, value), 0)
         return cast(bytes, value)[start:]
 
+    def encoded(self, number: int) -> bytes:
+        """The encoding of field `number`, which was not opened. Raises ThriftError if there is none."""
+        _, value = self._field(number)
+        if not isinstance(value, bytes):
+            raise ThriftError(f"was opened in field {number}")
+        return value
+
     def struct(self, number: int) -> Struct:
         """The struct that was opened in field `number`; changing it changes this one. Raises ThriftError if none."""
         _, value = self._field(number)
@@ -108,6 +115,19 @@ def loads(data: bytes, shape: Shape) -> Struct:
     return struct
 
 
+def loads_head(data: bytes, last: int) -> Struct:
+    """The fields up to number `last` of a struct that keeps them in order; later ones are not looked at.
+
+    Raises:
+        ThriftError: as `loads`.
+    """
+    try:
+        struct, _ = _read_struct(data, 0, {}, 0, last)
+    except IndexError:
+        raise ThriftError("ends in the middle of a value") from None
+    return struct
+
+
 def dumps(struct: Struct) -> bytes:
     """The inverse of `loads`, except that field and list headers are written in their shortest form."""
     out = bytearray()
@@ -115,7 +135,7 @@ def dumps(struct: Struct) -> bytes:
     return bytes(out)
 
 
-def _read_struct(data: bytes, at: int, shape: Shape, depth: int) -> tuple[Struct, int]:
+def _read_struct(data: bytes, at: int, shape: Shape, depth: int, last: int = 2**63) -> tuple[Struct, int]:
     fields: dict[int, tuple[int, bytes | Struct | list[Struct]]] = {}
     number = 0
     while head := data[at]:
@@ -125,6 +145,8 @@ def _read_struct(data: bytes, at: int, shape: Shape, depth: int) -> tuple[Struct
         else:
             unsigned, at = _read_varint(data, at)
             number = (unsigned >> 1) ^ -(unsigned & 1)
+        if number > last:
+            break
         if number in fields:
             raise ThriftError(f"has field {number} twice")
         value: bytes | Struct | list[Struct]
@@ -218,6 +240,12 @@ def _skip_values(data: bytes, at: int, kind: int, num_values: int, depth: int) -
         return at + num_values
     if kind in (BYTE, DOUBLE):
         return at + num_values * _num_fixed_bytes(kind)
+    if I16 <= kind <= I64:
+        for _ in range(num_values):
+            while data[at] > 127:
+                at += 1
+            at += 1
+        return at
     for _ in range(num_values):
         at = _skip(data, at, kind, depth)
     return at

@@ -27,6 +27,7 @@ from connectors._thrift import (
     ThriftError,
     dumps,
     loads,
+    loads_head,
 )
 
 FOOTER_SHAPE = {2: {}, 4: {1: {3: {12: {}}}}, 5: {}, 7: {}}
@@ -211,6 +212,14 @@ def test_fields_of_another_type_and_absent_ones_are_errors():
     ]:
         with pytest.raises(ThriftError, match=message):
             get(number)
+
+
+def test_the_head_of_a_struct_is_read_without_looking_at_the_rest():
+    data = encode(STRUCT, [(1, I32, 5), (4, BINARY, b"x"), (7, I64, 9)])
+    head = loads_head(data[:-2] + b"\xff", 4)
+    assert (head.integer(1), head.binary(4), 7 in head) == (5, b"x", False)
+    with pytest.raises(ThriftError, match="ends in the middle"):
+        loads_head(data[:3], 4)
 
 
 def test_fields_are_set_in_their_place():
