@@ -79,6 +79,7 @@ class _Source:
     footer: Struct
     footer_start: int
     metadata: pq.FileMetaData
+    codec: str
 
     @property
     def distance(self) -> int:
@@ -115,7 +116,7 @@ def splice_columns(
     first = next(tables)
     check_names(source.schema, first.schema, replace, source.place)
     added = _spliceable(source.schema, first.schema)
-    options = bloom_filter_options(bloom_filters, source.metadata) | {"compression": _usual_codec(source.footer)}
+    options = bloom_filter_options(bloom_filters, source.metadata) | {"compression": source.codec}
     listed = ObjectInfo(file.path, file.size_bytes, file.version)
     with extended_file(source_store, listed, source.footer_start, target_store, target_path) as sink:
         held = _write_chunks(sink, first, tables, added, options)
@@ -133,12 +134,13 @@ def _read_source(store: Store, file: ParquetFile) -> _Source:
     footer_start = file.size_bytes - len(data) - 8
     with _refusals("its footer"):
         _check_positions(footer, footer_start, place)
+        codec = _usual_codec(footer)
     counts = row_counts(metadata)
     if not counts or min(counts) < 1:
         raise NotSpliceableError("it has an empty row group" if counts else "it has no row group")
     if sum(counts) != metadata.num_rows:
         raise CorruptFileError(f"{place} is damaged: its row groups do not add up to its rows; write it again")
-    return _Source(place, file.schema, footer, footer_start, metadata)
+    return _Source(place, file.schema, footer, footer_start, metadata, codec)
 
 
 def _load_footer(data: bytes, num_columns: int, place: str) -> Struct:
@@ -175,8 +177,9 @@ def _check_positions(footer: Struct, footer_start: int, place: str) -> None:
             continue
         for leaf, chunk in enumerate(group.structs(GROUP_CHUNKS)):
             about = loads_head(chunk.encoded(CHUNK_METADATA), METADATA_DICTIONARY)
+            pages = about.integer(METADATA_PAGES)
             dictionary = about.integer(METADATA_DICTIONARY) if METADATA_DICTIONARY in about else 0
-            start = dictionary or about.integer(METADATA_PAGES)
+            start = min(dictionary or pages, pages)  # some writers give a dictionary where there is none
             if not _MAGIC_BYTES <= start <= start + about.integer(METADATA_COMPRESSED_BYTES) <= footer_start:
                 raise CorruptFileError(
                     f"{place} is damaged: its footer places column {leaf + 1} of row group {number} outside of the "
@@ -186,10 +189,10 @@ def _check_positions(footer: Struct, footer_start: int, place: str) -> None:
 
 def _usual_codec(footer: Struct) -> str:
     """The codec of most columns."""
-    chunks = footer.structs(FILE_ROW_GROUPS)[0].structs(GROUP_CHUNKS)
+    chunks = [chunk for group in footer.structs(FILE_ROW_GROUPS)[:1] for chunk in group.structs(GROUP_CHUNKS)]
     heads = [loads_head(chunk.encoded(CHUNK_METADATA), METADATA_CODEC) for chunk in chunks]
     codecs = Counter(CODECS.get(head.integer(METADATA_CODEC)) for head in heads)
-    return codecs.most_common(1)[0][0] or DEFAULT_CODEC
+    return (codecs.most_common(1)[0][0] if codecs else None) or DEFAULT_CODEC
 
 
 def _spliceable(old: pa.Schema, added: pa.Schema) -> pa.Schema:
