@@ -142,6 +142,10 @@ def decoding_errors(store: Store, path: str) -> Iterator[None]:
         yield
     except (NotImplementedError, pa.ArrowNotImplementedError) as error:
         raise UnsupportedError(f"{store.describe(path)}: Arrow cannot read it ({error})") from error
+    except UnicodeDecodeError as error:
+        raise CorruptFileError(
+            f"{store.describe(path)} has a column name that is not valid UTF-8; write it again"
+        ) from error
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and not _is_decoding_error(error):
             raise
@@ -159,6 +163,18 @@ def _is_decoding_error(error: OSError) -> bool:
 
 def read_metadata(store: Store, listed: ObjectInfo) -> pq.FileMetaData:
     """The footer as Arrow decodes it; errors are those of `read_parquet_info`."""
+    footer = read_footer(store, listed)
+    with decoding_errors(store, listed.path):
+        return parse_footer(footer)
+
+
+def read_footer(store: Store, listed: ObjectInfo) -> bytes:
+    """The footer's Thrift bytes, in one ranged read (two if it is over 64 KiB).
+
+    Raises:
+        CorruptFileError: not Parquet, or cut short.
+        UnsupportedError: an encrypted footer.
+    """
     place = store.describe(listed.path)
     tail = _read_tail(store, listed, _TAIL_BYTES)
     if listed.size_bytes < _MIN_FILE_BYTES or tail[-4:] not in (_MAGIC, _ENCRYPTED_MAGIC):
@@ -170,8 +186,17 @@ def read_metadata(store: Store, listed: ObjectInfo) -> pq.FileMetaData:
         raise CorruptFileError(f"{place} is damaged: its footer is longer than the file; write it again")
     if num_bytes > len(tail):
         tail = _read_tail(store, listed, num_bytes)
-    with decoding_errors(store, listed.path):
-        return pq.read_metadata(pa.BufferReader(tail[-num_bytes:]))
+    return tail[-num_bytes:-8]
+
+
+def parse_footer(footer: bytes) -> pq.FileMetaData:
+    """A footer's Thrift bytes as Arrow understands them; may raise whatever Arrow does."""
+    return pq.read_metadata(pa.BufferReader(framed_footer(footer)))
+
+
+def framed_footer(footer: bytes) -> bytes:
+    """A footer's Thrift bytes as they end a file: with their length and the magic."""
+    return footer + len(footer).to_bytes(4, "little") + _MAGIC
 
 
 def _read_tail(store: Store, listed: ObjectInfo, num_bytes: int) -> bytes:

@@ -1,30 +1,30 @@
 """A Parquet object copied with columns added, one row group at a time."""
 
-import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from connectors._new_columns import (
+    DEFAULT_CODEC,
+    ColumnSource,
+    bloom_filter_options,
+    check_names,
+    check_not_itself,
+    checked_tables,
+    merged_metadata,
+    row_counts,
+    with_field_ids,
+)
 from connectors._parquet_file import ParquetFile, check_unchanged, open_parquet, reading_errors
-from connectors.errors import InputError, SchemaError, UnsupportedError
+from connectors.errors import UnsupportedError
 from connectors.store import ObjectInfo, Store, staged_file, stat_object
 
-# (row group, first row of it in the file, number of rows in it) → the new columns of exactly those rows
-ColumnSource = Callable[[int, int, int], pa.Table]
-
-_DEFAULT_CODEC = "zstd"
 _DICTIONARY_ENCODINGS = {"RLE_DICTIONARY", "PLAIN_DICTIONARY"}
 _KEPT_ENCODINGS = {"BYTE_STREAM_SPLIT", "DELTA_BINARY_PACKED", "DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"}
-_HF_DTYPES = {
-    pa.float32(): "float32",
-    pa.float64(): "float64",
-    pa.string(): "string",
-    pa.large_string(): "large_string",
-}
 
 
 def rewrite_with_columns(
@@ -36,6 +36,7 @@ def rewrite_with_columns(
     *,
     footer_metadata: Mapping[str, str] | None = None,
     replace: Set[str] = frozenset(),
+    bloom_filters: Set[str] = frozenset(),
 ) -> ObjectInfo:
     """Atomic: the target appears whole, or not at all. The source is never changed.
 
@@ -52,6 +53,7 @@ def rewrite_with_columns(
         columns: called once per row group, in order; once with (0, 0, 0) for a file without any.
         footer_metadata: added to the key-value metadata.
         replace: names that may already exist; they are replaced at their position.
+        bloom_filters: the new columns that get one.
 
     Returns:
         The new object as the target lists it.
@@ -62,18 +64,15 @@ def rewrite_with_columns(
         CorruptFileError: the source cannot be decoded; nothing was written.
         ReadOnlyError: the target cannot be written.
     """
-    if (type(source_store.fs), source_store.full_path(file.path)) == (
-        type(target_store.fs),
-        target_store.full_path(target_path),
-    ):
-        raise InputError(f"{target_store.describe(target_path)} is the source itself; write the copy elsewhere")
+    check_not_itself(source_store, file, target_store, target_path)
     check_unchanged(source_store, file)
     with open_parquet(source_store, file) as source:
-        tables = _checked_tables(source, columns, source_store.describe(file.path))
+        tables = checked_tables(row_counts(source.metadata), columns, source_store.describe(file.path))
         first = next(tables)
         plan = _plan(source, first.schema, replace, footer_metadata or {}, source_store.describe(file.path))
         with staged_file(target_store, target_path) as sink:
-            with pq.ParquetWriter(sink, plan.schema, **plan.writer_options) as writer:
+            options = plan.writer_options | bloom_filter_options(bloom_filters, source.metadata)
+            with pq.ParquetWriter(sink, plan.schema, **options) as writer:
                 for group in range(source.num_row_groups):
                     added = first if group == 0 else next(tables)
                     with reading_errors(source_store, file.path):
@@ -91,31 +90,15 @@ class _Plan:
     writer_options: dict[str, Any]
 
 
-def _checked_tables(source: pq.ParquetFile, columns: ColumnSource, place: str) -> Iterator[pa.Table]:
-    first_row, schema = 0, None
-    for group in range(max(1, source.num_row_groups)):
-        num_rows = source.metadata.row_group(group).num_rows if source.num_row_groups else 0
-        table = columns(group, first_row, num_rows)
-        if table.num_rows != num_rows:
-            raise InputError(
-                f"row group {group} of {place} has {num_rows} rows but {table.num_rows} new values were given"
-            )
-        if schema is not None and table.schema != schema:
-            raise InputError(f"the new columns of row group {group} of {place} differ in type from those before it")
-        first_row, schema = first_row + num_rows, table.schema
-        yield table
-
-
 def _plan(source: pq.ParquetFile, added: pa.Schema, replace: Set[str], footer: Mapping[str, str], place: str) -> _Plan:
     old = source.schema_arrow
     if len(set(old.names)) != len(old.names):
         raise UnsupportedError(f"{place} has two columns of the same name; rename one of them")
-    clash = [name for name in added.names if name in old.names and name not in replace]
-    if clash:
-        raise SchemaError(f"{place} has a column {clash[0]!r} already; choose another column prefix or replace it")
+    check_names(old, added, replace, place)
+    added = with_field_ids(added, old)
     fields = [added.field(f.name) if f.name in added.names else f for f in old]
     fields += [f for f in added if f.name not in old.names]
-    metadata = _merged_metadata(source.metadata.metadata or {}, added, footer)
+    metadata = merged_metadata(source.metadata.metadata or {}, added, footer)
     schema = pa.schema(fields, metadata=metadata)
     kept = [name for name in old.names if name not in added.names]
     return _Plan(
@@ -149,7 +132,7 @@ def _writer_options(source: pq.ParquetFile, schema: pa.Schema, added: set[str]) 
                 dictionary.append(path)
             elif used & _KEPT_ENCODINGS:
                 encodings[path] = min(used & _KEPT_ENCODINGS)
-    usual = Counter(codecs.values()).most_common(1)[0][0] if codecs else _DEFAULT_CODEC
+    usual = Counter(codecs.values()).most_common(1)[0][0] if codecs else DEFAULT_CODEC
     codecs |= {path: usual for name in added for path in new_leaves[name]}
     return {
         "compression": codecs,
@@ -165,8 +148,8 @@ def _codec_and_encodings(metadata: pq.FileMetaData, leaf: int) -> tuple[str, set
         chunk = metadata.row_group(group).column(leaf)
         if chunk.num_values:
             codec = str(chunk.compression).lower().split("_")[0]  # lz4_hadoop, lz4_raw → lz4
-            return {"uncompressed": "none", "lzo": _DEFAULT_CODEC}.get(codec, codec), set(chunk.encodings)
-    return _DEFAULT_CODEC, set()
+            return {"uncompressed": "none", "lzo": DEFAULT_CODEC}.get(codec, codec), set(chunk.encodings)
+    return DEFAULT_CODEC, set()
 
 
 def _leaves_by_field(schema: pa.Schema, leaves: Any) -> dict[str, list[Any]]:
@@ -188,42 +171,3 @@ def _leaf_paths(schema: pa.Schema, *, compliant: bool) -> list[str]:
     pq.ParquetWriter(sink, schema, use_compliant_nested_type=compliant).close()
     written = pq.read_metadata(pa.BufferReader(sink.getvalue())).schema
     return [written.column(i).path for i in range(len(written))]
-
-
-def _merged_metadata(old: Mapping[bytes, bytes], added: pa.Schema, footer: Mapping[str, str]) -> dict[bytes, bytes]:
-    metadata = {name: value for name, value in old.items() if name != b"ARROW:schema"}
-    if b"huggingface" in metadata:
-        metadata[b"huggingface"] = _extend_features(metadata[b"huggingface"], added)
-    if b"pandas" in metadata:
-        metadata[b"pandas"] = _without_columns(metadata[b"pandas"], set(added.names))
-    return metadata | {name.encode(): value.encode() for name, value in footer.items()}
-
-
-def _extend_features(block: bytes, added: pa.Schema) -> bytes:
-    """Hugging Face checks its declared features against the columns, so new columns must be declared too."""
-    described = _json_object(block)
-    features = described.get("info", {}).get("features") if isinstance(described.get("info"), dict) else None
-    if not isinstance(features, dict):
-        return block
-    for column in added:
-        dtype = _HF_DTYPES.get(column.type, str(column.type))
-        features[column.name] = {"dtype": dtype, "_type": "Value"}
-    return json.dumps(described).encode()
-
-
-def _without_columns(block: bytes, names: set[str]) -> bytes:
-    """pandas reads undeclared columns as they are; a stale declaration of a replaced column would mislead it."""
-    described = _json_object(block)
-    listed = described.get("columns")
-    if not isinstance(listed, list) or not any(isinstance(c, dict) and c.get("name") in names for c in listed):
-        return block
-    described["columns"] = [c for c in listed if not (isinstance(c, dict) and c.get("name") in names)]
-    return json.dumps(described).encode()
-
-
-def _json_object(block: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(block)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}

@@ -36,7 +36,7 @@ from connectors.errors import (
     UnsupportedError,
 )
 from connectors.manifest import Manifest, PublishedFile, build, manifest_to_json
-from connectors.parquet import ParquetFile, parse_partition, read_parquet_info, rewrite_with_columns
+from connectors.parquet import ParquetFile, add_columns, parse_partition, read_parquet_info
 from connectors.plain import Corpus
 from connectors.store import ObjectInfo, Store, check_put_if_absent, exists, list_objects, stat_object, write_object
 
@@ -212,7 +212,7 @@ class DeltaConnector:
             def nulls(_group: int, _first_row: int, num_rows: int) -> pa.Table:
                 return pa.table([pa.nulls(num_rows, column.type) for column in columns], schema=columns)
 
-            rewrite_with_columns(self.data, file, self.data, path, nulls, replace=self.replaceable)
+            add_columns(self.data, file, self.data, path, nulls, replace=self.replaceable)
         return _published(file, path, stat_object(self.data, path).size_bytes)
 
     def _commit_after(self, table: Table, manifest: Manifest, commit_id: str, key: str) -> None:

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from connectors.errors import NotFoundError
 from connectors.manifest import Manifest, PublishedFile
-from connectors.parquet import ParquetFile, rewrite_with_columns
+from connectors.parquet import ParquetFile, add_columns
 from connectors.store import stat_object
 from curator.catalog import WEIGHT_COLUMNS, check_published_files
 from curator.errors import InputError
@@ -181,7 +181,7 @@ def _stage(
         path = lake.connector.published_path(folder, file)
         if not _is_staged(lake, path):
             if mode == "copy":
-                _rewrite(lake, run, file, weights.of(file), path)
+                _add_weights(lake, run, file, weights.of(file), path)
             else:
                 write_sidecar(lake, file, weights.beside(file), path, run.run_id)
         staged.append(
@@ -207,12 +207,12 @@ def _is_staged(lake: Lake, path: str) -> bool:
         return False
 
 
-def _rewrite(lake: Lake, run: Run, file: ParquetFile, weights: pa.Table, path: str) -> None:
+def _add_weights(lake: Lake, run: Run, file: ParquetFile, weights: pa.Table, path: str) -> None:
     def columns(_: int, first_row: int, num_rows: int) -> pa.Table:
         return weights.slice(first_row, num_rows)
 
     footer = {"lake-curator": f'{{"run_id": "{run.run_id}", "schema_version": 1}}'}
-    rewrite_with_columns(
+    add_columns(
         lake.corpus.store,
         file,
         lake.connector.data,

@@ -14,7 +14,7 @@ import pyarrow as pa
 from connectors import _delta_log
 from connectors.connector import open_connector
 from connectors.manifest import Manifest, PublishedFile
-from connectors.parquet import rewrite_with_columns
+from connectors.parquet import add_columns
 from connectors.store import exists, open_store, stat_object, substore
 
 COLUMNS = {"sample_weight": pa.float32(), "weight_run_id": pa.string()}
@@ -37,7 +37,7 @@ def prepare(connector, run_id):
             return pa.table({"sample_weight": weights, "weight_run_id": pa.array([run_id] * num_rows, pa.string())})
 
         if not exists(connector.data, path):
-            rewrite_with_columns(connector.data, file, connector.data, path, columns, replace=connector.replaceable)
+            add_columns(connector.data, file, connector.data, path, columns, replace=connector.replaceable)
         size = stat_object(connector.data, path).size_bytes
         files.append(
             PublishedFile(

@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from connectors._rewrite import rewrite_with_columns
 from connectors.errors import ConflictError, CorruptFileError, InputError, SchemaError
-from connectors.parquet import read_parquet_info, rewrite_with_columns
+from connectors.parquet import read_parquet_info
 from connectors.store import list_objects, open_store, read_bytes, stat_object, write_object
 
 NUM_ROWS = 7

@@ -1,0 +1,710 @@
+"""Columns spliced into Parquet files of several writers: the old bytes stay, every reader sees old and new."""
+
+import decimal
+import errno
+import io
+import json
+import os
+import time
+
+import duckdb
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from fsspec.asyn import sync
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from s3fs import S3FileSystem
+
+from connectors import _s3_extend
+from connectors._footer import OLD_SHAPE
+from connectors._thrift import dumps, loads
+from connectors.errors import (
+    ConflictError,
+    ConnectorError,
+    CorruptFileError,
+    InputError,
+    SchemaError,
+    UnsupportedError,
+)
+from connectors.parquet import add_columns, read_parquet_info
+from connectors.store import Store, list_objects, open_store, read_bytes, stat_object, write_object
+
+NUM_ROWS = 60
+ADDED = ["sample_weight", "rank", "keep", "run"]
+
+
+def new_columns(_, first_row, num_rows):
+    rows = range(first_row, first_row + num_rows)
+    columns = [
+        pa.array([row / 2 for row in rows], pa.float32()),
+        pa.array([None if row % 3 == 0 else row for row in rows], pa.int64()),
+        pa.array([row % 2 == 0 for row in rows], pa.bool_()),
+        pa.array([None if row % 5 == 0 else f"run {row % 2}" for row in rows], pa.string()),
+    ]
+    return pa.table(columns, names=ADDED)
+
+
+def arrow(table, **options):
+    sink = io.BytesIO()
+    pq.write_table(table, sink, **options)
+    return sink.getvalue()
+
+
+def put(store, path, data):
+    write_object(store, path, data)
+    return read_parquet_info(store, stat_object(store, path))
+
+
+def footer_start(data):
+    return len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return open_store(str(tmp_path))
+
+
+def spliced(store, data, columns=new_columns, **options):
+    """The file with columns added, which has to be a splice."""
+    added = add_columns(store, put(store, "a.parquet", data), store, "b.parquet", columns, **options)
+    assert added.rewritten_because is None
+    result = read_bytes(store, "b.parquet")
+    assert added.written == stat_object(store, "b.parquet")
+    assert result[: footer_start(data)] == data[: footer_start(data)]
+    return result
+
+
+def check_contents(before, after, columns=new_columns):
+    """Arrow reads the old columns and what it says of their chunks as before, and the new columns behind them."""
+    old, new = pq.ParquetFile(io.BytesIO(before)), pq.ParquetFile(io.BytesIO(after))
+    expected = columns(0, 0, old.metadata.num_rows)
+    seen = new.read()
+    num_old = len(old.schema_arrow)
+    assert seen.select(range(num_old)).equals(old.read(), check_metadata=False)
+    assert all(a.equals(b, check_metadata=True) for a, b in zip(old.schema_arrow, new.schema_arrow, strict=False))
+    assert seen.select(range(num_old, seen.num_columns)).equals(expected)
+    assert new.metadata.num_row_groups == old.metadata.num_row_groups
+    first = 0
+    for number in range(old.metadata.num_row_groups):
+        group, wider = old.metadata.row_group(number), new.metadata.row_group(number)
+        assert wider.num_rows == group.num_rows
+        for leaf in range(old.metadata.num_columns):
+            assert wider.column(leaf).to_dict() == group.column(leaf).to_dict()
+        chunks = [wider.column(leaf) for leaf in range(old.metadata.num_columns, wider.num_columns)]
+        if old.metadata.created_by and "fastparquet" not in old.metadata.created_by:
+            assert wider.total_byte_size == group.total_byte_size + sum(c.total_uncompressed_size for c in chunks)
+        part = expected.slice(first, group.num_rows)
+        for chunk, values in zip(chunks, part.columns, strict=True):
+            assert chunk.has_column_index
+            assert chunk.has_offset_index
+            assert chunk.statistics.null_count == values.null_count
+        first += group.num_rows
+
+
+# writers --------------------------------------------------------------------------------------------------------
+
+STRUCT = pa.struct({"x": pa.list_(pa.int32()), "y": pa.string()})
+KINDS = {
+    pa.string(): st.text(max_size=8).filter(lambda s: "\0" not in s),
+    pa.large_string(): st.sampled_from(["", "ü", "x" * 300]),
+    pa.binary(): st.binary(max_size=5),
+    pa.int16(): st.integers(-(2**15), 2**15 - 1),
+    pa.int64(): st.integers(-(2**63), 2**63 - 1),
+    pa.float32(): st.floats(width=32, allow_nan=False),
+    pa.float64(): st.floats(allow_nan=False),
+    pa.bool_(): st.booleans(),
+    pa.decimal128(12, 2): st.integers(-(10**9), 10**9).map(lambda i: decimal.Decimal(i).scaleb(-2)),
+    pa.timestamp("us", tz="Europe/Berlin"): st.integers(0, 2**50),
+    pa.timestamp("ns"): st.integers(0, 2**50).map(lambda us: us * 1000),  # version 2.4 has no nanoseconds
+    pa.date32(): st.dates(),
+    pa.dictionary(pa.int8(), pa.string()): st.sampled_from(["web", "code", ""]),
+    pa.list_(pa.string()): st.lists(st.none() | st.text("ab", max_size=3), max_size=3),
+    pa.list_(STRUCT): st.lists(
+        st.fixed_dictionaries({"x": st.lists(st.integers(0, 9), max_size=2), "y": st.none() | st.just("z")}), max_size=2
+    ),
+    pa.map_(pa.string(), pa.int64()): st.lists(st.tuples(st.just("k"), st.integers(0, 9)), max_size=2),
+    pa.null(): st.none(),
+}
+
+
+@st.composite
+def tables(draw):
+    kinds = draw(st.lists(st.sampled_from(list(KINDS)), min_size=1, max_size=4))
+    num_rows = draw(st.integers(1, 12))
+    arrays = []
+    for kind in kinds:
+        values = draw(st.lists(st.none() | KINDS[kind], min_size=num_rows, max_size=num_rows))
+        arrays.append(
+            pa.array(values, pa.string()).cast(kind) if pa.types.is_dictionary(kind) else pa.array(values, kind)
+        )
+    fields = [
+        pa.field(f"{'ü.' * (n % 2)}column {n}", kind, metadata={"note": "x", "PARQUET:field_id": str(n + 7)})
+        for n, kind in enumerate(kinds)
+    ]
+    return pa.Table.from_arrays(arrays, schema=pa.schema(fields, metadata={"own": "metadata"}))
+
+
+OPTIONS = st.fixed_dictionaries(
+    {
+        "compression": st.sampled_from(["none", "snappy", "gzip", "brotli", "lz4", "zstd"]),
+        "data_page_version": st.sampled_from(["1.0", "2.0"]),
+        "version": st.sampled_from(["2.4", "2.6"]),
+        "use_dictionary": st.booleans(),
+        "write_statistics": st.booleans(),
+        "write_page_index": st.booleans(),
+        "write_page_checksum": st.booleans(),
+        "store_schema": st.booleans(),
+        "use_compliant_nested_type": st.booleans(),
+        "row_group_size": st.integers(1, 13),
+        "data_page_size": st.sampled_from([64, 1024 * 1024]),
+    }
+)
+
+
+# Shrinking a failure would take minutes, each try being two files.
+QUICK = [Phase.explicit, Phase.reuse, Phase.generate]
+
+
+@settings(max_examples=60, deadline=None, phases=QUICK, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(table=tables(), options=OPTIONS)
+def test_any_arrow_file_keeps_all_it_had(tmp_path, table, options):
+    data = arrow(table, **options)
+    after = spliced(open_store("memory://splice"), data)
+    check_contents(data, after)
+    assert own_metadata(after) == own_metadata(data) == ({b"own": b"metadata"} if options["store_schema"] else {})
+    (tmp_path / "b.parquet").write_bytes(after)
+    found = duckdb.sql(f"SELECT count(*), sum(rank)::BIGINT FROM '{tmp_path}/b.parquet'").fetchall()
+    assert found == [expected_sums(table.num_rows)]
+
+
+def own_metadata(data):
+    metadata = pq.read_metadata(io.BytesIO(data)).metadata or {}
+    return {name: value for name, value in metadata.items() if name != b"ARROW:schema"}
+
+
+def expected_sums(num_rows):
+    ranks = new_columns(0, 0, num_rows)["rank"].drop_null().to_pylist()
+    return (num_rows, sum(ranks) if ranks else None)
+
+
+TABLE = pa.table(
+    {
+        "id": list(range(NUM_ROWS)),
+        "text": [None if i % 7 == 0 else f"text {i}" for i in range(NUM_ROWS)],
+        "score": [i / 3 for i in range(NUM_ROWS)],
+        "tags": [[f"t{i % 3}"] * (i % 3) for i in range(NUM_ROWS)],
+        "source": pa.array([f"s{i % 4}" for i in range(NUM_ROWS)]).dictionary_encode(),
+    }
+)
+
+
+def by_pyarrow(path):
+    pq.write_table(
+        TABLE,
+        path,
+        row_group_size=17,
+        use_dictionary=["source"],
+        column_encoding={
+            "id": "DELTA_BINARY_PACKED",
+            "text": "DELTA_LENGTH_BYTE_ARRAY",
+            "score": "BYTE_STREAM_SPLIT",
+            "tags.list.element": "DELTA_BYTE_ARRAY",
+        },
+        sorting_columns=[pq.SortingColumn(0)],
+        bloom_filter_options={"id": {"ndv": NUM_ROWS, "fpp": 0.01}},
+        write_page_index=True,
+        write_page_checksum=True,
+    )
+
+
+def by_polars(path):
+    pl.from_arrow(TABLE).write_parquet(path, row_group_size=17)
+
+
+def by_duckdb(path, version="v1"):
+    rows = TABLE  # noqa: F841  # DuckDB finds it by its name
+    duckdb.sql(
+        f"COPY (SELECT t.* FROM rows AS t, range(100)) TO '{path}' (FORMAT parquet, ROW_GROUP_SIZE 2048, "
+        f"PARQUET_VERSION {version}, KV_METADATA {{own: 'x'}}, FIELD_IDS 'auto')"
+    )
+
+
+def by_duckdb_v2(path):
+    by_duckdb(path, "v2")
+
+
+def by_fastparquet(path):
+    fastparquet = pytest.importorskip("fastparquet", reason="fastparquet is not installed")
+    fastparquet.write(str(path), TABLE.drop_columns(["tags"]).to_pandas(), row_group_offsets=[0, 17, 40])
+
+
+WRITERS = {f.__name__: f for f in (by_pyarrow, by_polars, by_duckdb, by_duckdb_v2, by_fastparquet)}
+
+
+@pytest.fixture(params=WRITERS)
+def written(request, tmp_path):
+    """A file of some writer with columns spliced in, and its table as Arrow reads it."""
+    path = tmp_path / "a.parquet"
+    WRITERS[request.param](path)
+    data = path.read_bytes()
+    (tmp_path / "b.parquet").write_bytes(spliced(open_store(str(tmp_path)), data))
+    check_contents(data, (tmp_path / "b.parquet").read_bytes())
+    return tmp_path / "b.parquet", pq.read_table(path)
+
+
+def expected_answer(table, keep=lambda row: True):
+    """(number of rows, sum of ids, sum of weights, number of runs) of the rows to keep."""
+    rows = [row for row in range(len(table)) if keep(row)]
+    ids = table["id"].to_pylist()
+    runs = new_columns(0, 0, len(table))["run"].to_pylist()
+    return (len(rows), sum(ids[r] for r in rows), sum(r / 2 for r in rows), sum(runs[r] is not None for r in rows))
+
+
+ANSWER = "count(*), sum(id)::BIGINT, sum(sample_weight::DOUBLE), count(run)"
+FILTER, KEEP = "sample_weight > 20 AND sample_weight < 25", lambda row: 20 < row / 2 < 25
+
+
+def test_duckdb_reads_and_filters_files_of_every_writer(written):
+    path, table = written
+    assert duckdb.sql(f"SELECT {ANSWER} FROM '{path}'").fetchall() == [expected_answer(table)]
+    assert duckdb.sql(f"SELECT {ANSWER} FROM '{path}' WHERE {FILTER}").fetchall() == [expected_answer(table, KEEP)]
+
+
+def test_polars_reads_and_filters_files_of_every_writer(written):
+    path, table = written
+    weight = pl.col("sample_weight")
+    answer = [pl.len(), pl.col("id").sum(), weight.cast(pl.Float64).sum(), pl.col("run").count()]
+    scan = pl.scan_parquet(path)
+    assert scan.select(a=answer[0], b=answer[1], c=answer[2], d=answer[3]).collect().row(0) == expected_answer(table)
+    kept = scan.filter((weight > 20) & (weight < 25)).select(a=answer[0], b=answer[1], c=answer[2], d=answer[3])
+    assert kept.collect().row(0) == expected_answer(table, KEEP)
+
+
+def test_datafusion_reads_and_filters_files_of_every_writer(written):
+    datafusion = pytest.importorskip("datafusion", reason="datafusion is not installed")
+    path, table = written
+    context = datafusion.SessionContext()
+    context.register_parquet("t", str(path))
+    query = "SELECT count(*) AS a, sum(id) AS b, sum(CAST(sample_weight AS DOUBLE)) AS c, count(run) AS d FROM t"
+    for where, keep in [("true", lambda row: True), (FILTER, KEEP)]:
+        (answer,) = context.sql(f"{query} WHERE {where}").to_pylist()
+        assert tuple(answer.values()) == expected_answer(table, keep)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # fastparquet leaves files open
+def test_fastparquet_reads_files_of_every_writer(written):
+    fastparquet = pytest.importorskip("fastparquet", reason="fastparquet is not installed")
+    path, table = written
+    frame = fastparquet.ParquetFile(str(path)).to_pandas(columns=["id", "sample_weight", "run"])
+    answer = (len(frame), int(frame["id"].sum()), float(frame["sample_weight"].sum()), int(frame["run"].count()))
+    assert answer == expected_answer(table)
+
+
+def test_arrow_and_duckdb_skip_row_groups_by_the_new_column(written):
+    path, table = written
+    metadata = pq.read_metadata(path)
+    leaf = metadata.schema.names.index("sample_weight")
+    first = 0
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        statistics = group.column(leaf).statistics
+        assert (statistics.min, statistics.max) == (first / 2, (first + group.num_rows - 1) / 2)
+        first += group.num_rows
+    bounds = duckdb.sql(
+        "SELECT count(*), min(stats_min_value::FLOAT), max(stats_max_value::FLOAT) "
+        f"FROM parquet_metadata('{path}') WHERE path_in_schema = 'sample_weight'"
+    ).fetchall()
+    assert bounds == [(metadata.num_row_groups, 0.0, (len(table) - 1) / 2)]
+
+
+def test_old_and_new_bloom_filters_are_where_the_footer_says(tmp_path):
+    by_pyarrow(tmp_path / "a.parquet")
+    store = open_store(str(tmp_path))
+    spliced(store, (tmp_path / "a.parquet").read_bytes(), bloom_filters={"rank", "run"})
+    for column, there, absent in [("id", "5", "99999"), ("rank", "5", "99999"), ("run", "'run 1'", "'run 9'")]:
+        probe = f"SELECT bool_or(bloom_filter_excludes) FROM parquet_bloom_probe('{tmp_path}/b.parquet', '{column}', "
+        groups = f"SELECT bool_and(bloom_filter_excludes) FROM parquet_bloom_probe('{tmp_path}/b.parquet', '{column}', "
+        assert duckdb.sql(f"{groups}{absent})").fetchall() == [(True,)]
+        assert duckdb.sql(f"{probe}{there})").fetchall() != [(None,)]
+        assert duckdb.sql(f"{groups}{there})").fetchall() == [(False,)]
+
+
+# what the footer says ---------------------------------------------------------------------------------------------
+
+
+def test_metadata_of_arrow_pandas_and_hugging_face_is_extended(folder):
+    features = {"text": {"dtype": "string", "_type": "Value"}}
+    blocks = {
+        "huggingface": json.dumps({"info": {"features": features}}),
+        "pandas": json.dumps({"columns": [{"name": "text"}], "index_columns": []}),
+        "lake-curator": "old",
+    }
+    schema = pa.schema([pa.field("text", pa.large_string(), metadata={"note": "x"})], metadata=blocks)
+    table = pa.Table.from_arrays([pa.array(["a", "b"], pa.large_string())], schema=schema)
+    after = pq.ParquetFile(
+        io.BytesIO(spliced(folder, arrow(table), footer_metadata={"lake-curator": "{}", "more": "ü"}))
+    )
+    metadata = after.metadata.metadata
+    assert metadata[b"lake-curator"] == b"{}"
+    assert metadata[b"more"] == "ü".encode()
+    assert metadata[b"pandas"] == blocks["pandas"].encode()
+    described = json.loads(metadata[b"huggingface"])["info"]["features"]
+    assert described["text"] == features["text"]
+    assert described["rank"] == {"dtype": "int64", "_type": "Value"}
+    assert after.schema_arrow.field("text").type == pa.large_string()
+    assert after.schema_arrow.field("text").metadata[b"note"] == b"x"
+    assert json.loads(after.schema_arrow.metadata[b"huggingface"])["info"]["features"] == described
+
+
+@pytest.mark.parametrize("rewritten", [False, True])
+def test_new_columns_are_numbered_where_the_old_ones_are(folder, rewritten):
+    ids = [pa.field("a", pa.int64(), metadata={"PARQUET:field_id": "3"})]
+    inner = pa.field("element", pa.int64(), metadata={"PARQUET:field_id": "9"})
+    ids.append(pa.field("b", pa.list_(inner), metadata={"PARQUET:field_id": "4"}))
+    table = pa.Table.from_arrays([pa.array([1]), pa.array([[2]], pa.list_(inner))], schema=pa.schema(ids))
+    own = pa.field("y", pa.int64(), metadata={"PARQUET:field_id": "50"})
+    plain = pa.field("z", pa.int64())
+    new = [pa.field("x", pa.list_(pa.int64()) if rewritten else pa.int64()), own, plain]
+    values = pa.Table.from_arrays(
+        [pa.array([[7]] if rewritten else [7]), pa.array([8]), pa.array([9])], schema=pa.schema(new)
+    )
+    added = add_columns(folder, put(folder, "a.parquet", arrow(table)), folder, "b.parquet", lambda *_: values)
+    assert (added.rewritten_because is not None) == rewritten
+    schema = read_parquet_info(folder, added.written).schema
+    assert [int(schema.field(n).metadata[b"PARQUET:field_id"]) for n in "abxyz"] == [3, 4, 10, 50, 11]
+
+
+def test_new_columns_take_the_codec_of_most_others(folder):
+    table = pa.table({"a": [1], "b": [2], "c": [3]})
+    after = spliced(folder, arrow(table, compression={"a": "gzip", "b": "zstd", "c": "gzip"}))
+    group = pq.read_metadata(io.BytesIO(after)).row_group(0)
+    assert [group.column(i).compression for i in range(7)] == ["GZIP", "ZSTD", *["GZIP"] * 5]
+
+
+def test_a_spliced_file_can_be_spliced_again(folder):
+    once = spliced(folder, arrow(TABLE, row_group_size=7, write_page_index=True))
+
+    def more(_, first_row, num_rows):
+        return pa.table({"more": range(first_row, first_row + num_rows)})
+
+    check_contents(once, spliced(folder, once, more), more)
+
+
+def test_a_footer_of_many_row_groups_and_columns_costs_less_than_a_second(folder):
+    table = pa.table({f"column {number}": range(1000) for number in range(20)})
+    data = arrow(table, row_group_size=1)
+    file = put(folder, "a.parquet", data)
+    seconds = []
+    for _ in range(2):
+        started = time.process_time()
+        add_columns(folder, file, folder, "b.parquet", lambda g, first, n: pa.table({"w": pa.array([float(first)])}))
+        seconds.append(time.process_time() - started)
+    assert min(seconds) < 1
+    assert pq.read_table(io.BytesIO(read_bytes(folder, "b.parquet")))["w"].to_pylist() == list(range(1000))
+
+
+# what is not spliced ----------------------------------------------------------------------------------------------
+
+
+def grouped(*sizes):
+    sink = io.BytesIO()
+    with pq.ParquetWriter(sink, TABLE.schema) as writer:
+        for size in sizes:
+            writer.write_table(TABLE.slice(0, size))
+    return sink.getvalue()
+
+
+def with_footer(data, change):
+    """The file with its footer changed."""
+    start = footer_start(data)
+    footer = change(data[start:-8])
+    return data[:start] + footer + len(footer).to_bytes(4, "little") + b"PAR1"
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "reason"),
+    [
+        (grouped(), {}, "it has no row group"),
+        (grouped(3, 0, 2), {}, "it has an empty row group"),
+        (arrow(pa.table({"rank": [1], "a": [2]})), {"replace": {"rank"}}, "column 'rank' is replaced"),
+        # the version in the long form of a field header, which no writer uses
+        (with_footer(grouped(4), lambda f: b"\x05\x02" + f[1:]), {}, "would not come back byte for byte"),
+        (with_footer(grouped(4), lambda f: f + b"\0\0"), {}, "its footer has 2 bytes too many"),
+    ],
+)
+def test_other_files_are_rewritten_and_the_reason_is_told(folder, data, options, reason):
+    added = add_columns(folder, put(folder, "a.parquet", data), folder, "b.parquet", new_columns, **options)
+    assert reason in added.rewritten_because
+    seen = pq.read_table(io.BytesIO(read_bytes(folder, "b.parquet")))
+    assert seen.select(ADDED).equals(new_columns(0, 0, seen.num_rows))
+    old = [name for name in pq.read_schema(io.BytesIO(data)).names if name not in ADDED]
+    assert seen.select(old).equals(pq.read_table(io.BytesIO(data)).select(old))
+
+
+def test_a_nested_new_column_is_rewritten(folder):
+    added = add_columns(
+        folder, put(folder, "a.parquet", grouped(2)), folder, "b.parquet", lambda *_: pa.table({"x": [[1], [2]]})
+    )
+    assert added.rewritten_because == "new column 'x' is nested"
+    assert pq.read_table(io.BytesIO(read_bytes(folder, "b.parquet")))["x"].to_pylist() == [[1], [2]]
+
+
+def refused(store, data, error, message, columns=new_columns, **options):
+    file = put(store, "a.parquet", data)
+    with pytest.raises(error, match=message):
+        add_columns(store, file, store, "b.parquet", columns, **options)
+    assert [info.path for info in list_objects(store)] == ["a.parquet"]
+
+
+def test_an_existing_column_and_wrong_new_ones_are_refused_and_nothing_appears(folder):
+    refused(folder, arrow(pa.table({"rank": [1]})), SchemaError, r"a\.parquet has a column 'rank' already")
+    refused(folder, grouped(3), InputError, "has 3 rows but 4", lambda g, f, n: new_columns(g, f, n + 1))
+    refused(
+        folder,
+        grouped(3, 3),
+        InputError,
+        "row group 1 .* differ in type",
+        lambda g, f, n: pa.table({"w": [float(g)] * n if g else [g] * n}),
+    )
+    refused(
+        folder,
+        grouped(3),
+        InputError,
+        "names that differ",
+        lambda g, f, n: (
+            pa.table({}).slice(0).select([])
+            if n == 0
+            else pa.Table.from_arrays([pa.array([1] * n)] * 2, names=["w", "w"])
+        ),
+    )
+
+
+def test_columns_outside_of_the_file_are_damage(folder):
+    """A footer that is sound but lies: the pages it tells of are not there."""
+    data = grouped(50)
+    start = footer_start(data)
+    refused(folder, data[:100] + data[start:], CorruptFileError, "places column .* outside of the file")
+
+
+def test_columns_in_other_files_and_missing_ones_are_refused(folder):
+    def change(footer, action):
+        read = loads(footer, OLD_SHAPE)
+        action(read.structs(4)[0].structs(1))
+        return dumps(read)
+
+    elsewhere = with_footer(grouped(4), lambda f: change(f, lambda chunks: chunks[0].set_binary(1, b"other.parquet")))
+    refused(folder, elsewhere, UnsupportedError, "keeps columns in other files")
+    missing = with_footer(grouped(4), lambda f: change(f, lambda chunks: chunks.pop()))
+    refused(folder, missing, CorruptFileError, "row group in its footer lacks a column")
+    empty = with_footer(grouped(4), lambda f: change(f, lambda chunks: chunks[0].fields.pop(3)))
+    refused(folder, empty, CorruptFileError, "row group in its footer lacks a column")
+
+
+@pytest.mark.parametrize("plaintext_footer", [True, False])
+def test_encrypted_files_are_refused(folder, tmp_path, plaintext_footer):
+    encryption = pytest.importorskip("pyarrow.parquet.encryption", reason="this pyarrow has no encryption")
+
+    class Client(encryption.KmsClient):
+        def __init__(self, _):
+            encryption.KmsClient.__init__(self)
+
+        def wrap_key(self, key_bytes, _):
+            return key_bytes.hex().encode()
+
+        def unwrap_key(self, wrapped_key, _):
+            return bytes.fromhex(wrapped_key.decode())
+
+    factory = encryption.CryptoFactory(Client)
+    properties = factory.file_encryption_properties(
+        encryption.KmsConnectionConfig(),
+        encryption.EncryptionConfiguration(
+            footer_key="f", column_keys={"k": ["text"]}, plaintext_footer=plaintext_footer
+        ),
+    )
+    with pq.ParquetWriter(tmp_path / "x.parquet", TABLE.schema, encryption_properties=properties) as writer:
+        writer.write_table(TABLE)
+    data = (tmp_path / "x.parquet").read_bytes()
+    (tmp_path / "x.parquet").unlink()
+    if plaintext_footer:
+        refused(folder, data, UnsupportedError, "has encrypted columns; write it without encryption")
+    else:
+        with pytest.raises(UnsupportedError, match="encrypted footer; write it without encryption"):
+            put(folder, "a.parquet", data)
+
+
+@settings(max_examples=100, deadline=None, phases=QUICK)
+@given(st.data())
+def test_a_damaged_footer_is_a_connector_error_or_harmless(data):
+    """Whatever a footer says, the outcome is a file that Arrow opens, or one of our own errors."""
+    store = open_store("memory://damaged")
+    footer = bytearray(DAMAGED[footer_start(DAMAGED) : -8])
+    for _ in range(data.draw(st.integers(1, 3))):
+        footer[data.draw(st.integers(0, len(footer) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        file = put(store, "a.parquet", with_footer(DAMAGED, lambda _: bytes(footer)))
+        added = add_columns(store, file, store, "b.parquet", new_columns)
+    except ConnectorError:
+        return
+    assert read_parquet_info(store, added.written).num_rows == file.num_rows
+
+
+DAMAGED = arrow(TABLE.slice(0, 6), row_group_size=3, store_schema=False)
+
+
+# storage ----------------------------------------------------------------------------------------------------------
+
+# Random text: 5.3 MiB on disk, so that S3 copies it on its side.
+LARGE = arrow(pa.table({"text": [os.urandom(3500).hex() for _ in range(800)]}), row_group_size=400, compression="none")
+
+
+def test_every_storage_gives_the_same_bytes(store):
+    check_contents(LARGE, spliced(store, LARGE))
+
+
+def test_a_changed_source_is_a_conflict_and_nothing_appears(store):
+    for data in (grouped(5), LARGE):
+        file = put(store, "a.parquet", data)
+        write_object(store, "a.parquet", grouped(7))
+        with pytest.raises(ConflictError, match="changed since it was listed"):
+            add_columns(store, file, store, "b.parquet", new_columns)
+        assert [info.path for info in list_objects(store)] == ["a.parquet"]
+
+
+def test_a_source_changed_during_the_copy_is_a_conflict_and_nothing_appears(store):
+    for data in (grouped(5, 5), LARGE):
+        file = put(store, "a.parquet", data)
+
+        def columns(group, first_row, num_rows):
+            if group == 1:
+                write_object(store, "a.parquet", grouped(7))
+            return new_columns(group, first_row, num_rows)
+
+        with pytest.raises(ConflictError, match="changed since it was listed"):
+            add_columns(store, file, store, "b.parquet", columns)
+        assert [info.path for info in list_objects(store)] == ["a.parquet"]
+
+
+def test_the_source_cannot_be_the_target(folder):
+    file = put(folder, "a.parquet", grouped(5))
+    with pytest.raises(InputError, match="is the source itself"):
+        add_columns(folder, file, folder, "a.parquet", new_columns)
+    assert read_bytes(folder, "a.parquet") == grouped(5)
+
+
+@pytest.mark.parametrize("number", [errno.EXDEV, errno.EIO])
+def test_local_files_are_copied_by_hand_where_the_kernel_does_not(folder, monkeypatch, number):
+    real = os.copy_file_range
+
+    def limited(source, target, count, start, end):
+        if start:
+            raise OSError(number, "not here")
+        return real(source, target, min(count, 1000), start, end)
+
+    monkeypatch.setattr(os, "copy_file_range", limited)
+    if number == errno.EXDEV:
+        check_contents(LARGE, spliced(folder, LARGE))
+    else:
+        refused(folder, LARGE, ConnectorError, "not here")
+
+
+class CountingS3(S3FileSystem):
+    """Notes the requests it makes and the bytes it sends; fails at the `k`-th, before or after the server did it."""
+
+    cachable = False
+
+    def __init__(self, k=0, after=False, not_offered=False, **options):
+        super().__init__(**options)
+        self.k, self.after, self.not_offered = k, after, not_offered
+        self.requests, self.num_sent = [], 0
+
+    async def _call_s3(self, method, *arguments, **kwargs):
+        self.requests.append(method)
+        if self.not_offered and method == "upload_part_copy":
+            raise OSError(errno.ENOSYS, "not implemented")
+        fails = len(self.requests) == self.k
+        if fails and not self.after:
+            raise OSError(errno.EIO, "the request was lost")
+        self.num_sent += len(kwargs.get("Body", b""))
+        answer = await super()._call_s3(method, *arguments, **kwargs)
+        if fails:
+            raise OSError(errno.EIO, "the answer was lost")
+        return answer
+
+    def call_s3(self, method, *arguments, **kwargs):
+        return sync(self.loop, self._call_s3, method, *arguments, **kwargs)
+
+
+def counting(place, **faults):
+    store = place.store()
+    return Store(store.url, store.path, CountingS3(**faults, **place.options, use_listings_cache=False))
+
+
+def unfinished_uploads(place):
+    fs = place.store().fs
+    bucket, key, _ = fs.split_path(place.store().path)
+    return fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=key).get("Uploads", [])
+
+
+def test_s3_copies_the_old_bytes_itself_part_by_part(s3_place, monkeypatch):
+    monkeypatch.setattr(_s3_extend, "_COPY_PART_BYTES", 5 * 1024 * 1024 + 7)
+    large = arrow(pa.table({"text": [os.urandom(3500).hex() for _ in range(1600)]}), compression="none")
+    file = put(s3_place.store(), "a.parquet", large)
+    store = counting(s3_place)
+    added = add_columns(store, file, store, "b.parquet", new_columns)
+    assert added.rewritten_because is None
+    assert store.fs.requests.count("upload_part_copy") == 2
+    assert store.fs.num_sent < len(large) / 100
+    assert read_bytes(store, "b.parquet")[: footer_start(large)] == large[: footer_start(large)]
+    check_contents(large, read_bytes(store, "b.parquet"))
+    assert unfinished_uploads(s3_place) == []
+
+
+def test_many_new_bytes_go_up_in_parts(s3_place, monkeypatch):
+    monkeypatch.setattr(_s3_extend, "_NEW_PART_BYTES", 5 * 1024 * 1024)
+    store = counting(s3_place)
+
+    def columns(group, first_row, num_rows):
+        return pa.table({"large": [os.urandom(4500).hex() for _ in range(num_rows)]})
+
+    add_columns(store, put(store, "a.parquet", LARGE), store, "b.parquet", columns)
+    assert store.fs.requests.count("upload_part") == 2
+    assert pq.read_table(io.BytesIO(read_bytes(store, "b.parquet")))["large"].combine_chunks().nbytes > 7_000_000
+
+
+def test_where_s3_does_not_copy_the_bytes_pass_through(s3_place):
+    store = counting(s3_place, not_offered=True)
+    check_contents(LARGE, spliced(store, LARGE))
+    assert unfinished_uploads(s3_place) == []
+
+
+def test_between_storages_the_bytes_pass_through(s3_place, folder):
+    for source, target in [(folder, s3_place.store()), (s3_place.store(), folder)]:
+        file = put(source, "a.parquet", LARGE)
+        assert add_columns(source, file, target, "c.parquet", new_columns).rewritten_because is None
+        check_contents(LARGE, read_bytes(target, "c.parquet"))
+
+
+@pytest.mark.parametrize(
+    "after", [pytest.param(False, id="before", marks=pytest.mark.slow), pytest.param(True, id="after")]
+)
+def test_a_failed_request_leaves_the_whole_object_or_none_and_no_upload(s3_place, after):
+    file = put(s3_place.store(), "a.parquet", LARGE)
+    k, failures = 0, 0
+    while True:
+        k += 1
+        store = counting(s3_place, k=k, after=after)
+        path = f"{k}.parquet"
+        try:
+            add_columns(store, file, store, path, new_columns)
+        except ConnectorError:
+            failures += 1
+            there = [info.path for info in list_objects(s3_place.store())]
+            if path in there:
+                check_contents(LARGE, read_bytes(s3_place.store(), path))
+        if len(store.fs.requests) < k:
+            break
+    assert failures >= 6
+    # An upload whose number never reached the client cannot be aborted by it.
+    assert len(unfinished_uploads(s3_place)) == (1 if after else 0)
