@@ -66,8 +66,8 @@ class FileAction:
     stats: Mapping[str, Any]
 
 
-def delta_options(store: Store, given: Mapping[str, Any] | None) -> dict[str, str]:
-    """The `storage_options` of fsspec as deltalake names them; the environment's AWS_… it reads itself.
+def delta_options(store: Store) -> dict[str, str]:
+    """The options of the store's filesystem as deltalake names them; the environment's AWS_… it reads itself.
 
     Raises:
         UnsupportedError: storage on which Delta tables are not read.
@@ -76,7 +76,7 @@ def delta_options(store: Store, given: Mapping[str, Any] | None) -> dict[str, st
         return {}
     if "s3" not in store.fs.protocol:
         raise UnsupportedError(f"a Delta table is read from a local folder or s3://, not from {store.url}")
-    given = given or {}
+    given = store.fs.storage_options
     options = {ours: str(given[name]) for name, ours in _S3_OPTIONS.items() if given.get(name)}
     region = (given.get("client_kwargs") or {}).get("region_name")
     endpoint = options.get("aws_endpoint_url") or os.environ.get("AWS_ENDPOINT_URL", "")
@@ -200,7 +200,7 @@ def delta_errors(store: Store, options: Mapping[str, str]) -> Iterator[None]:
     try:
         yield
     except (DeltaError, OSError) as error:
-        secret = {**getattr(store.fs, "storage_options", {}), **options}
+        secret = {**store.fs.storage_options, **options}
         raise _translate(error, store.url, scrub(_COLORS.sub("", str(error)), secret)) from error
 
 

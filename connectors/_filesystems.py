@@ -69,7 +69,7 @@ def build_filesystem(protocol: str, options: Mapping[str, Any]) -> AbstractFileS
             f"{protocol}:// needs an optional dependency: pip install 'lake-curator[{extra}]'"
         ) from error
     settings = {"use_listings_cache": False, **options}
-    if PROTOCOLS[protocol] == "s3":
+    if PROTOCOLS[protocol] in ("s3", "azure"):
         # s3fs' default cache reads ahead: 8 times the bytes of a text scan, ~1900 times those of a narrow column.
         settings.setdefault("default_cache_type", "none")
     try:

@@ -120,12 +120,19 @@ def check_unchanged(store: Store, file: ParquetFile) -> None:
 
 @contextmanager
 def open_parquet(store: Store, file: ParquetFile) -> Iterator[pq.ParquetFile]:
-    """The object opened for reading; failures to decode it, also inside the body, leave as CorruptFileError."""
-    with open_object(store, file.path) as handle, decoding_errors(store, file.path):
-        # A local path lets Arrow read without the interpreter; elsewhere it asks for ranges ahead of use.
-        source = store.full_path(file.path) if store.is_local else handle
-        with pq.ParquetFile(source, pre_buffer=not store.is_local) as opened:
-            yield opened
+    """The object opened for reading; failures to decode it, also inside the body, leave as CorruptFileError.
+
+    If it is not the listed one any more, they are a ConflictError instead: not every storage tells in the middle.
+    """
+    try:
+        with open_object(store, file.path) as handle, decoding_errors(store, file.path):
+            # A local path lets Arrow read without the interpreter; elsewhere it asks for ranges ahead of use.
+            source = store.full_path(file.path) if store.is_local else handle
+            with pq.ParquetFile(source, pre_buffer=not store.is_local) as opened:
+                yield opened
+    except CorruptFileError:
+        check_unchanged(store, file)
+        raise
 
 
 @contextmanager
@@ -176,8 +183,8 @@ def read_footer(store: Store, listed: ObjectInfo) -> bytes:
         UnsupportedError: an encrypted footer.
     """
     place = store.describe(listed.path)
-    tail = _read_tail(store, listed, _TAIL_BYTES)
-    if listed.size_bytes < _MIN_FILE_BYTES or tail[-4:] not in (_MAGIC, _ENCRYPTED_MAGIC):
+    tail = _read_tail(store, listed, _TAIL_BYTES) if listed.size_bytes >= _MIN_FILE_BYTES else b""
+    if tail[-4:] not in (_MAGIC, _ENCRYPTED_MAGIC):
         raise CorruptFileError(f"{place} is not a Parquet file or was cut short; remove it or write it again")
     if tail[-4:] == _ENCRYPTED_MAGIC:
         raise UnsupportedError(f"{place} has an encrypted footer; write it without encryption")

@@ -111,7 +111,7 @@ def open_connector(
         return PlainConnector(url, storage_options, destination)
     from connectors.delta import DeltaConnector
 
-    return DeltaConnector(lake_root(url, storage_options), storage_options, destination, columns)
+    return DeltaConnector(lake_root(url, storage_options), destination, columns)
 
 
 def read_corpus(url: str, storage_options: Mapping[str, Any] | None = None) -> Corpus:

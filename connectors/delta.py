@@ -11,7 +11,7 @@ import json
 import random
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -41,7 +41,7 @@ from connectors.plain import Corpus
 from connectors.store import ObjectInfo, Store, check_put_if_absent, exists, list_objects, stat_object, write_object
 
 _FOLDER = "curator"
-_COPY = re.compile(rf"({_FOLDER}/[^/]+/)+")
+_COPY = re.compile(rf"^(?:{_FOLDER}/[^/]+/(?:from-[0-9a-f]{{16}}/)?)+")
 _MAX_ATTEMPTS = 10
 _REMOTE_THREADS = 16
 
@@ -59,13 +59,11 @@ class DeltaConnector:
 
     owns_log = False
 
-    def __init__(
-        self, root: Store, storage_options: Mapping[str, Any] | None, destination: Store, columns: Sequence[str]
-    ) -> None:
+    def __init__(self, root: Store, destination: Store, columns: Sequence[str]) -> None:
         self.data = root
         self.replaceable = frozenset(columns)
         self._destination = destination
-        self._options = delta_log.delta_options(root, storage_options)
+        self._options = delta_log.delta_options(root)
 
     def read_corpus(self) -> Corpus:
         """The sources of the newest snapshot's files, their footers read; columns that we added are not shown.
@@ -113,8 +111,18 @@ class DeltaConnector:
         return self._versions(self._open())
 
     def read_manifest(self, version: Version) -> Manifest:
-        """See `connectors.commit.read_manifest`."""
-        return read_manifest(self._destination, version)
+        """What a commit of ours consists of, checked against the hash in the table's log.
+
+        Raises:
+            CorruptFileError: the manifest is missing or is not the one that was committed.
+        """
+        try:
+            return read_manifest(self._destination, version)
+        except CorruptFileError as error:
+            raise CorruptFileError(
+                f"{self._destination.describe(version.manifest_path)} is not what version {version.number} of the Delta"
+                f" table {self.data.url} was committed with; restore it from a backup (the table itself can be read)"
+            ) from error
 
     def current(self, corpus: Corpus) -> Manifest | None:
         """The snapshot's files that have the columns, also those that another writer made of ours (OPTIMIZE)."""
@@ -130,8 +138,15 @@ class DeltaConnector:
             is_copy = action.path != info.path
             if file and (is_copy or own <= set(read_parquet_info(self.data, info).schema.names)):
                 held.append(_published(file, action.path, action.size_bytes))
-        newest = self.read_manifest(versions[-1])
-        return replace(newest, files=tuple(held), extra={**newest.extra, "folder": ""}) if held else None
+        if not held:
+            return None
+        return Manifest(
+            run_id=versions[-1].run_id,
+            snapshot_id=versions[-1].snapshot_id,
+            columns=tuple(sorted(own)),
+            files=tuple(held),
+            extra={"folder": ""},
+        )
 
     def diff(self, since: int) -> TableDiff:
         """What the table has gained and lost since its version `since`.

@@ -71,7 +71,7 @@ def die(when):
 
 
 def append(url, options, num_rows):
-    storage = _delta_log.delta_options(open_store(url, options), options)
+    storage = _delta_log.delta_options(open_store(url, options))
     for number in range(num_rows):
         rows = pa.table({"text": [f"appended {number}"], "domain": ["x"]})
         deltalake.write_deltalake(url, rows, mode="append", schema_mode="merge", storage_options=storage or None)
