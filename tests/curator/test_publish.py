@@ -70,6 +70,9 @@ def test_copies_keep_rows_row_groups_types_and_metadata_and_have_three_columns_m
         assert kept[b"owner"] == f"team {copy.stem}".encode()
         assert kept.items() <= new.metadata.metadata.items()
         assert json.loads(new.metadata.metadata[b"lake-curator"])["run_id"] == learned.run_id
+        data = (learned.lake / copy.name).read_bytes()
+        pages = data[: -8 - int.from_bytes(data[-8:-4], "little")]
+        assert copy.read_bytes().startswith(pages)
 
 
 def test_the_columns_hold_the_weights_of_the_run(learned):

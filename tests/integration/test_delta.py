@@ -5,7 +5,7 @@ import pytest
 from lake_cases import LANGUAGES, curator, refusal, sentences, values_of
 
 import curator as sdk
-from curator.errors import InputError
+from curator.errors import InputError, UsageError
 
 deltalake = pytest.importorskip("deltalake", reason="needs the extra [delta]")
 pytest.importorskip("megatron.core", reason="needs the extra [train]")
@@ -76,6 +76,33 @@ def test_the_same_from_python_as_rows_are_appended_and_taken_back(here, table):
         deltalake.DeltaTable(table).restore(0)
         lake.ingest()
         assert lake.sql(QUERY).fetchall() == [(domain, 24, 0) for domain in sorted(LANGUAGES)]
+
+
+def test_versions_of_a_table_are_read_checked_and_gone_back_to(here, table):
+    with sdk.open_lake(f"delta:{table}") as lake:
+        settings = {"method": "dsir", "vocab_size": 300, "line_search": {"places": []}}
+        target = str(here / "target.parquet")
+        first, second = (lake.learn(target, seed=seed, **settings) for seed in (0, 1))
+        assert [lake.publish(run).version for run in (first, second)] == [1, 2]
+
+        def run_of(**version):
+            return lake.sql("SELECT DISTINCT weight_run_id FROM samples", **version).fetchall()
+
+        assert (run_of(), run_of(version=1)) == ([(second.run_id,)], [(first.run_id,)])
+        assert lake.fetch("SELECT count(sample_weight) FROM samples", confined=True)[1] == [(72,)]
+        lake.release()
+        assert all(lake.verify(number).is_sound for number in (1, 2))
+        assert lake.rollback(1, dry_run=True).created is False
+        back = lake.rollback(1)
+        assert (back.version, back.restores, back.created) == (3, 1, True)
+        assert run_of() == [(first.run_id,)]
+        assert lake.rollback(1).created is False
+        assert [version.restores for version in lake.history()] == [None, None, 1]
+        assert set(lake.scan().collect()["weight_run_id"]) == {first.run_id}
+        with pytest.raises(UsageError, match="VACUUM removes the copies"):
+            lake.gc()
+        with pytest.raises(UsageError, match="sidecars are for plain Parquet"):
+            lake.publish(first, mode="sidecar")
 
 
 def test_a_table_with_columns_of_these_names_is_refused(here):
