@@ -21,6 +21,7 @@ EXTRAS = {
     "s3": ("s3fs",),
     "gcs": ("gcsfs",),
     "azure": ("adlfs",),
+    "delta": ("deltalake",),
 }
 INTRUDERS = ("elasticsearch-curator", "optim", "connectors", "curator")
 """Distributions on PyPI that install packages of our names; beside them, `import curator` may find theirs."""
