@@ -70,8 +70,11 @@ class Connector(Protocol):
         """
         ...
 
-    def restore(self, number: int) -> int:
-        """Atomic: make the content of version `number` the newest again; the number of the newest version then.
+    def restore(self, number: int) -> Version:
+        """Atomic: make the content of version `number` of the log the newest again, by one more version.
+
+        Returns:
+            The newest version; `created` is False if it had that content already.
 
         Raises:
             NotFoundError: there is no such version, or its files are gone.

@@ -184,7 +184,12 @@ class DeltaConnector:
                 time.sleep(random.random() * 0.05 * attempt)  # noqa: S311
         raise failure
 
-    def restore(self, number: int) -> int:
+    def restore(self, number: int) -> Version:
+        """See `restore_snapshot`; of a version of ours."""
+        made = self.restore_snapshot(number)
+        return next(version for version in self.read_log() if version.number == made)
+
+    def restore_snapshot(self, number: int) -> int:
         """Atomic: one more commit, whose snapshot and schema are those of version `number` of the table; its number.
 
         Raises:

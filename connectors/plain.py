@@ -108,9 +108,9 @@ class PlainConnector:
         """See `connectors.commit.commit`."""
         return commit(self.data, manifest, idempotency_key=idempotency_key)
 
-    def restore(self, number: int) -> int:
+    def restore(self, number: int) -> Version:
         """See `connectors.commit.restore`."""
-        return restore(self.data, number).number
+        return restore(self.data, number)
 
 
 def list_parquet(url: str, storage_options: Mapping[str, Any] | None = None) -> Corpus:

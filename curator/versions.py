@@ -111,8 +111,8 @@ def rollback(lake: Lake, version: int, *, dry_run: bool = False) -> Rollback:
     else:
         lake.check_destination()
         with lake.writing():
-            made = lake.connector.restore(version)
-        created = made != log[-1].number
+            restored = lake.connector.restore(version)
+        made, created = restored.number, restored.created
         lake.forget_views()
     return Rollback(
         version=made,

@@ -389,15 +389,15 @@ def test_restore_brings_back_rows_and_schema_of_any_version(local):
     connector = local.connector()
     publish(connector, "one")
     publish(connector, "two")
-    assert connector.restore(1) == 3
+    assert connector.restore_snapshot(1) == 3
     assert {row["weight_run_id"] for row in local.rows()} == {"one"}
     assert [version.run_id for version in connector.read_log()] == ["one", "two", "one"]
     assert connector.current(connector.read_corpus()).run_id == "one"
-    assert connector.restore(0) == 4
+    assert connector.restore_snapshot(0) == 4
     assert local.rows() == ROWS.to_pylist()
     assert connector.current(connector.read_corpus()) is None
     with pytest.raises(NotFoundError, match="no version 99; the newest is 4"):
-        connector.restore(99)
+        connector.restore_snapshot(99)
 
 
 def test_a_published_version_whose_manifest_is_gone_is_read_as_it_is(local):
