@@ -77,7 +77,7 @@ def export(
     heading = f"domain weights of {run.lake.url}, run {run.run_id}, for {known.reader}\nunit: {known.unit}"
     text = known.render(weighted, heading)
     if path.exists() and not overwrite:
-        raise ConfigError(f"{path} is there already; name another file, or say that it may be overwritten")
+        raise ConfigError(f"{path} is there already; name another file, or allow it to be replaced (--overwrite)")
     if not path.parent.is_dir():
         raise ConfigError(f"{path} cannot be written: its folder does not exist")
     if not dry_run:
