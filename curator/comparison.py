@@ -73,11 +73,12 @@ class MixtureResult:
     def cells(self) -> list[str]:
         """Its row of a table with `COLUMNS`."""
         is_reference = self.judgement == "reference"
+        is_judged = self.judgement not in ("reference", "not judged")
         return [
             self.mixture,
             f"{self.test_loss:.4f}",
             "" if is_reference else f"{self.difference:+.4f}",
-            "" if is_reference else f"{self.difference_low:+.4f} … {self.difference_high:+.4f}",
+            f"{self.difference_low:+.4f} … {self.difference_high:+.4f}" if is_judged else "",
             self.judgement,
             f"{self.max_epochs:.2f} ({self.most_repeated})",
             f"{self.learn_seconds:,.0f}" if self.run_id else "",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from curator.files import write_atomically
@@ -35,7 +36,8 @@ class Stopwatch:
         now = time.monotonic()
         if now - self._last >= _SECONDS_BETWEEN_NOTES:
             self._last = now
-            write_atomically(self._path, f"{self.seconds:.3f}")
+            with suppress(OSError):  # a full disk ends a run where it matters, not here
+                write_atomically(self._path, f"{self.seconds:.3f}")
         self._tell(progress)
 
     @property

@@ -277,6 +277,13 @@ def result(name="mine", **changed):
     return MixtureResult(**values | changed)
 
 
+def test_an_interval_that_is_none_is_not_shown():
+    nan = float("nan")
+    cells = result(difference_low=nan, difference_high=nan, judgement="not judged").cells
+    assert cells[2:5] == ["-0.2500", "", "not judged"]
+    assert result().cells[3] == "-0.5000 … -0.1250"
+
+
 @pytest.mark.parametrize(
     ("low", "high", "judgement", "said"),
     [

@@ -164,6 +164,8 @@ def test_a_file_that_is_there_is_kept_unless_it_may_go(tmp_path):
 def test_the_command_writes_a_runs_weights(learned, tmp_path):
     (tmp_path / "places.json").write_text(json.dumps({"north": "n", "south": "s", "east": "e"}))
     asked = ["export", learned.lake, "--out", tmp_path / "blend", "--places", tmp_path / "places.json"]
+    told = command(tmp_path, "export", "--help", COLUMNS="400").stdout
+    assert all(name in told for name in FORMATS)
     dry = values_of(command(tmp_path, *asked, "--dry-run", "--json"))
     assert not (tmp_path / "blend").exists()
     done = values_of(command(tmp_path, *asked, "--budget-tokens", "1000", "--json"))

@@ -26,3 +26,10 @@ def test_time_goes_on_from_what_was_noted_when_progress_was_last_told(tmp_path, 
 def test_a_damaged_note_counts_for_nothing(tmp_path):
     (tmp_path / "seconds").write_text("half")
     assert Stopwatch(tmp_path, lambda _: None).seconds < 1
+
+
+def test_a_place_that_cannot_be_written_ends_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(stopwatch, "_SECONDS_BETWEEN_NOTES", 0.0)
+    told = []
+    Stopwatch(tmp_path / "gone", told.append)(TOLD)
+    assert told == [TOLD]
