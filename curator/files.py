@@ -37,6 +37,24 @@ def write_atomically(path: Path, text: str) -> None:
     place.replace(path)
 
 
+def write_result(path: Path, text: str, *, overwrite: bool, dry_run: bool) -> None:
+    """Write a file that the user asked for, wholly or not at all; a dry run only finds out whether it could be.
+
+    Raises:
+        ConfigError: it is there already and may not be replaced, or cannot be written.
+    """
+    if path.exists() and not overwrite:
+        raise ConfigError(f"{path} is there already; name another file, or allow it to be replaced (--overwrite)")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path} cannot be written: its folder does not exist")
+    if dry_run:
+        return
+    try:
+        write_atomically(path, text)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written ({error.strerror}); name another file") from error
+
+
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     names = [name for name, _ in pairs]
     twice = next((name for name in names if names.count(name) > 1), None)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from curator.errors import ConfigError
 from curator.export.formats import FORMATS, Format
 from curator.export.shares import MAX_EPOCHS, Share, shares
-from curator.files import write_atomically
+from curator.files import write_result
 
 if TYPE_CHECKING:
     from curator.run import Run
@@ -76,15 +76,7 @@ def export(
     _check_distinct(weighted)
     heading = f"domain weights of {run.lake.url}, run {run.run_id}, for {known.reader}\nunit: {known.unit}"
     text = known.render(weighted, heading)
-    if path.exists() and not overwrite:
-        raise ConfigError(f"{path} is there already; name another file, or allow it to be replaced (--overwrite)")
-    if not path.parent.is_dir():
-        raise ConfigError(f"{path} cannot be written: its folder does not exist")
-    if not dry_run:
-        try:
-            write_atomically(path, text)
-        except OSError as error:
-            raise ConfigError(f"{path} cannot be written ({error.strerror}); name another file") from error
+    write_result(path, text, overwrite=overwrite, dry_run=dry_run)
     return Export(
         run_id=run.run_id,
         format=format,
