@@ -19,7 +19,8 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from connectors import _local
-from connectors._failures import Action, redact_url, storage_errors
+from connectors._failures import Action, storage_errors
+from connectors._failures import redact_url as redact_url
 from connectors._filesystems import IsolatedMemoryFileSystem, build_filesystem
 from connectors.errors import ConflictError, ConnectorError, InputError, NotFoundError, UnsupportedError
 

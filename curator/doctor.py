@@ -15,7 +15,7 @@ from typing import Literal
 from connectors.errors import ConnectorError
 from connectors.store import check_put_if_absent, open_store
 
-CORE = ("duckdb", "pyarrow", "polars", "fsspec", "numpy", "pydantic", "xxhash")
+CORE = ("duckdb", "pyarrow", "polars", "fsspec", "numpy", "pydantic", "xxhash", "jinja2")
 EXTRAS = {
     "train": ("torch", "transformers", "tokenizers", "safetensors", "megatron-core"),
     "s3": ("s3fs",),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from curator.export import Export
     from curator.lake import Lake
     from curator.leaks import LeakReport
+    from curator.report import Report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +97,12 @@ class Run:
         from curator.export import export
 
         return export(self, format, path, **settings)
+
+    def report(self, path: str | Path = "report.html", *, overwrite: bool = False, dry_run: bool = False) -> Report:
+        """Write one HTML file about the run that opens anywhere (see `curator.report.report`)."""
+        from curator.report import report
+
+        return report(self, path, overwrite=overwrite, dry_run=dry_run)
 
     def __repr__(self) -> str:
         top = sorted(self.record["domains"], key=lambda row: -row["domain_weight"])[:3]

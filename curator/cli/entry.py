@@ -69,6 +69,7 @@ for _command in (
     versions.verify,
     versions.views,
     exports.export,
+    exports.report,
     learning.plan,
     setup.doctor,
 ):

@@ -1,4 +1,4 @@
-"""The command that writes a run's weights for a trainer."""
+"""The commands that write a run for others: its weights for a trainer, a page about it for people."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from curator.cli.options import ConfigOption, DestinationOption, JsonOption, LakeArgument, open_given, read_settings
+from curator.cli.options import (
+    ConfigOption,
+    DestinationOption,
+    JsonOption,
+    LakeArgument,
+    open_given,
+    print_next,
+    read_settings,
+)
 
 
 def export(
@@ -66,3 +74,35 @@ def export(
             f"repeated more than four times at that budget: {console.printable(', '.join(done.repeated))}; "
             "learn with learn.weights.budget_tokens, which caps them"
         )
+
+
+def report(
+    lake_url: LakeArgument = None,
+    out: Annotated[Path, typer.Option("--out", help="The file to write.")] = Path("report.html"),
+    run: Annotated[str, typer.Option("--run", help="The run that is reported on.")] = "latest",
+    destination: DestinationOption = None,
+    config: ConfigOption = None,
+    *,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what the report says; write nothing.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write one HTML file about a run: weights, verdict, losses, comparisons, provenance, what to do next."""
+    import dataclasses
+
+    from curator import console
+
+    with open_given(read_settings(lake_url, config), destination=destination) as lake:
+        done = lake.run(run).report(out, overwrite=overwrite, dry_run=dry_run)
+    if as_json:
+        console.print_json({"status": "ok", "dry_run": dry_run, **dataclasses.asdict(done)})
+        return
+    print_ = console.out().print
+    print_(console.printable(f"{done.headline}."))
+    for sentence in done.next_steps:
+        print_(console.printable(sentence))
+    written = "would write" if dry_run else "wrote"
+    size = f"{done.size_bytes / 1000:,.0f} kB"
+    print_(f"\n{written} {console.printable(done.path)}, {size}, about run {console.printable(done.run_id)}")
+    if done.commands:
+        print_next(*map(console.printable, done.commands))

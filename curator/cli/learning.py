@@ -134,7 +134,8 @@ def learn(
             f"\nVerdict   {run.verdict}\nLeaks     {run.leaks}\nRun       {run.run_id} in {run.run_dir}"
         )
         place = f" --destination {shlex.quote(lake.config.destination)}" if lake.config.destination else ""
-        print_next(f"curator publish {shlex.quote(lake.config.url)}{place} --run {run.run_id}")
+        named = f"{shlex.quote(lake.config.url)}{place} --run {run.run_id}"
+        print_next(f"curator report {named}", f"curator publish {named}")
 
 
 def _prepare(lake: Lake, goal: TargetConfig, chosen: LearnConfig, run_dir: Path | None, *, as_json: bool) -> None:

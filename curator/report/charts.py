@@ -1,0 +1,148 @@
+"""The charts of a report: rows of bars or intervals, and lines over the steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from curator.report.svg import WIDTH, Axis, drawing, element
+from curator.report.text import brief
+
+COLOURS = 8
+"""Lines that have a colour of their own, `c0` … in the page's style; others are grey."""
+_ROW = 24.0
+_TOP = 10.0
+_LABELS = 172.0
+_VALUES = 76.0
+_NAMES = 148.0
+_COLUMNS = 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row: a value, the ends of its interval and a mark to compare it with, where there are such.
+
+    `said` is what a pointer that rests on the row is told; `colour` a class of the page's style.
+    """
+
+    label: str
+    value: float
+    shown: str
+    said: str
+    low: float | None = None
+    high: float | None = None
+    mark: float | None = None
+    colour: str = "c0"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One line through its points; where y is no number it has a gap. Only a line with a colour has a name shown."""
+
+    label: str
+    points: Sequence[tuple[float, float]]
+    colour: str | None
+    dotted: bool = False
+
+
+def rows_chart(name: str, title: str, description: str, rows: Sequence[Row], *, bars: bool) -> Markup:
+    """Each row a bar from 0 or a point, with its interval as a whisker and its mark as an upright line."""
+    bottom = _TOP + _ROW * len(rows)
+    ends = [value for row in rows for value in (row.value, row.low, row.high, row.mark) if value is not None]
+    x = Axis.over([0.0, *ends], _LABELS, WIDTH - _VALUES)
+    parts = [_upright(x, tick, bottom) for tick in x.ticks()]
+    parts.append(element("line", class_="zero", x1=x(0), x2=x(0), y1=_TOP, y2=bottom))
+    parts += [_row(row, x, _TOP + _ROW * (place + 0.5), bars=bars) for place, row in enumerate(rows)]
+    return drawing(name, title, description, bottom + 24, parts)
+
+
+def lines_chart(
+    name: str, title: str, description: str, lines: Sequence[Line], *, x_name: str, y_name: str, from_zero: bool = False
+) -> Markup:
+    """Lines with their names at their right ends."""
+    top, bottom, left, right = 26.0, 296.0, 48.0, WIDTH - _NAMES
+    points = [point for line in lines for point in line.points]
+    x = Axis.over([point[0] for point in points], left, right)
+    y = Axis.over([*([0.0] if from_zero else []), *(point[1] for point in points)], bottom, top)
+    if not from_zero:
+        y = y.widened(0.06)
+    parts = [element("text", y_name, class_="axis", x=0, y=12)]
+    parts.append(element("text", x_name, class_="axis", x=right, y=bottom + 32, text_anchor="end"))
+    for tick in y.ticks():
+        parts.append(element("line", class_="grid", x1=left, x2=right, y1=y(tick), y2=y(tick)))
+        parts.append(element("text", f"{tick:g}", class_="axis", x=left - 8, y=y(tick) + 4, text_anchor="end"))
+    parts += [_below(x, tick, bottom) for tick in x.ticks()]
+    parts += [part for line in lines for part in _line(line, x, y)]
+    parts += _names(lines, y, right + 10, bottom)
+    return drawing(name, title, description, bottom + 40, parts)
+
+
+def _upright(x: Axis, tick: float, bottom: float) -> Markup:
+    return element(
+        "g",
+        element("line", class_="grid", x1=x(tick), x2=x(tick), y1=_TOP, y2=bottom),
+        _below(x, tick, bottom),
+    )
+
+
+def _below(x: Axis, tick: float, bottom: float) -> Markup:
+    return element("text", f"{tick:g}", class_="axis", x=x(tick), y=bottom + 17, text_anchor="middle")
+
+
+def _row(row: Row, x: Axis, y: float, *, bars: bool) -> Markup:
+    parts = [
+        element("title", row.said),
+        element("text", brief(row.label, _COLUMNS), x=_LABELS - 10, y=y + 4, text_anchor="end"),
+        element("text", row.shown, class_="value", x=WIDTH, y=y + 4, text_anchor="end"),
+    ]
+    if bars:
+        start, end = sorted((x(0), x(row.value)))
+        width = max(end - start, 1.0)
+        parts.append(element("rect", class_=f"bar {row.colour}", x=start, y=y - 7, width=width, height=14))
+    if row.low is not None and row.high is not None and math.isfinite(row.low + row.high):
+        low, high = x(row.low), x(row.high)
+        path = f"M{low:.1f} {y - 4}V{y + 4}M{low:.1f} {y}H{high:.1f}M{high:.1f} {y - 4}V{y + 4}"
+        parts.append(element("path", class_=f"whisker {'' if bars else row.colour}".strip(), d=path))
+    if not bars:
+        parts.append(element("circle", class_=f"point {row.colour}", cx=x(row.value), cy=y, r=4.5))
+    if row.mark is not None:
+        parts.append(element("path", class_="mark", d=f"M{x(row.mark):.1f} {y - 9}V{y + 9}"))
+    return element("g", *parts)
+
+
+def _line(line: Line, x: Axis, y: Axis) -> list[Markup]:
+    drawn, pen = [], "M"
+    for across, up in line.points:
+        if math.isfinite(up):
+            drawn.append(f"{pen}{x(across):.1f} {y(up):.1f}")
+        pen = "L" if math.isfinite(up) else "M"
+    colour = line.colour or "other"
+    parts = [element("path", class_=f"line {colour}", d="".join(drawn))] if drawn else []
+    if line.dotted:
+        known = [(across, up) for across, up in line.points if math.isfinite(up)]
+        parts += [element("circle", class_=f"point {colour}", cx=x(across), cy=y(up), r=3.5) for across, up in known]
+    return parts
+
+
+def _names(lines: Sequence[Line], y: Axis, left: float, bottom: float) -> list[Markup]:
+    """The names beside the ends of their lines, moved apart where they would lie on each other."""
+    ends = [(y(up), line) for line in lines if line.colour for up in [_last(line)] if math.isfinite(up)]
+    parts: list[Markup] = []
+    ends.sort(key=lambda end: end[0])
+    places: list[float] = []
+    for place, _ in ends:
+        places.append(max(place, places[-1] + 16) if places else place)
+    for number in range(len(places) - 1, -1, -1):
+        limit = places[number + 1] - 16 if number + 1 < len(places) else bottom
+        places[number] = min(places[number], limit)
+    for place, (_, line) in zip(places, ends, strict=True):
+        parts.append(element("rect", class_=f"bar {line.colour}", x=left, y=place - 5, width=10, height=10))
+        parts.append(element("text", brief(line.label, _COLUMNS - 6), x=left + 16, y=place + 4))
+    return parts
+
+
+def _last(line: Line) -> float:
+    return next((up for _, up in reversed(line.points) if math.isfinite(up)), math.nan)
