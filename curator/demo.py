@@ -37,6 +37,7 @@ class DemoResult:
     target: Path
     run: Run
     publication: Publication
+    report: Path
     related: str = demo_corpus.RELATED
     corrupted: str = demo_corpus.CORRUPTED
 
@@ -47,7 +48,7 @@ class DemoResult:
 
 
 def run_demo(folder: Path, *, seed: int = 0, steps: int = STEPS, on_progress: ProgressCallback = silent) -> DemoResult:
-    """Build the lake in `folder`, then ingest → learn → publish as any user would.
+    """Build the lake in `folder`, then ingest → learn → publish → report as any user would.
 
     The folder must be new, empty, or one that an earlier demo made: that one is replaced.
 
@@ -75,4 +76,5 @@ def run_demo(folder: Path, *, seed: int = 0, steps: int = STEPS, on_progress: Pr
             on_progress=on_progress,
         )
         publication = lake.publish(run, on_progress=on_progress)
-    return DemoResult(lake=corpus.lake, target=corpus.target, run=run, publication=publication)
+        report = Path(run.report(folder / "report.html").path)
+    return DemoResult(lake=corpus.lake, target=corpus.target, run=run, publication=publication, report=report)

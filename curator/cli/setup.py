@@ -31,6 +31,7 @@ def demo(
         console.print_json(
             learn_values(record)
             | {"version": result.publication.version, "lake": str(result.lake), "target": str(result.target)}
+            | {"report": str(result.report)}
             | {"related": result.related, "corrupted": result.corrupted}
         )
         return
@@ -45,6 +46,7 @@ def demo(
     )
     print_(f"\nLake      {result.lake}\nTarget    {result.target}\nRun       {result.run.run_dir}")
     print_(f"Version   {result.publication.version} in {result.publication.location}")
+    print_(f"Report    {result.report}")
     query = (
         "SELECT domain, count(*) AS num_rows, avg(sample_weight) AS sample_weight FROM samples GROUP BY ALL ORDER BY 3"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +36,8 @@ def test_the_demo_says_where_everything_lies_and_what_to_try_next(tmp_path):
     shown = curator("demo", "--dir", tmp_path / "demo", "--steps", 4)
     for word in ("natural share", "learned weight", "ratio", "Verdict", "Lake", "Target", "Run", "Version", "Next:"):
         assert word in shown
+    (report,) = [line.split()[-1] for line in shown.splitlines() if line.startswith("Report")]
+    assert "<h1>" in Path(report).read_text(encoding="utf-8")
     commands = [line.strip() for line in shown.partition("Next:")[2].splitlines() if line.strip()]
     assert len(commands) == 3
     assert all(command.startswith("curator ") for command in commands)
