@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
-from typing import Any, TypeAlias
+from typing import Any
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -23,6 +23,7 @@ except ImportError as error:
     raise MissingExtraError("delta: needs an optional dependency: pip install 'lake-curator[delta]'") from error
 
 from connectors._failures import scrub
+from connectors._table import OURS, Table
 from connectors.errors import (
     ConflictError,
     ConnectorError,
@@ -33,10 +34,6 @@ from connectors.errors import (
 )
 from connectors.store import Store
 
-# A deltalake.DeltaTable; types are not to depend on whether the extra is installed.
-Table: TypeAlias = Any
-OURS = "lake-curator"
-"""Key of our entry in a commit's metadata, and in the metadata of a column that we added."""
 # fsspec's names of the options of S3 → those of deltalake
 _S3_OPTIONS = {
     "key": "aws_access_key_id",

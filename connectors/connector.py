@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import pyarrow as pa
+
 from connectors import plain
 from connectors.commit import Version
 from connectors.manifest import Manifest
@@ -37,6 +39,10 @@ class Connector(Protocol):
 
     def published_path(self, folder: str, file: ParquetFile) -> str:
         """Where in `folder` the copy of a source goes."""
+        ...
+
+    def staged_schema(self, folder: str, file: ParquetFile, columns: pa.Schema) -> pa.Schema:
+        """`columns` as the copy of `file` in `folder` is to have them: a table may number its columns."""
         ...
 
     def check_writable(self) -> None:

@@ -87,6 +87,10 @@ class PlainConnector:
         """The source's own path, below the folder."""
         return f"{folder}/{file.path}"
 
+    def staged_schema(self, folder: str, file: ParquetFile, columns: pa.Schema) -> pa.Schema:  # noqa: ARG002
+        """The columns as they are."""
+        return columns
+
     def check_writable(self) -> None:
         """See `check_put_if_absent`."""
         check_put_if_absent(self.data)

@@ -181,7 +181,8 @@ def _stage(
         path = lake.connector.published_path(folder, file)
         if not _is_staged(lake, path):
             if mode == "copy":
-                _add_weights(lake, run, file, weights.of(file), path)
+                schema = lake.connector.staged_schema(folder, file, WEIGHT_SCHEMA)
+                _add_weights(lake, run, file, weights.of(file).cast(schema), path)
             else:
                 write_sidecar(lake, file, weights.beside(file), path, run.run_id)
         staged.append(
