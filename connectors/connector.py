@@ -13,6 +13,7 @@ from connectors.plain import Corpus, PlainConnector
 from connectors.store import Store, open_store
 
 DELTA = "delta:"
+ICEBERG = "iceberg:"
 
 
 class Connector(Protocol):
@@ -91,23 +92,28 @@ class Connector(Protocol):
 
 def is_table(url: str) -> bool:
     """Whether `url` names a table, whose files its own log lists, rather than Parquet files to be listed."""
-    return url.startswith(DELTA)
+    return url.startswith((DELTA, ICEBERG))
 
 
 def lake_root(url: str, storage_options: Mapping[str, Any] | None = None) -> Store:
-    """The store that the paths of the lake's files are relative to; at most one object is looked up."""
-    if is_table(url):
+    """The store that the paths of the lake's files are relative to; at most one object or catalog is looked up."""
+    if url.startswith(DELTA):
         return open_store(url.removeprefix(DELTA), storage_options)
+    if url.startswith(ICEBERG):
+        from connectors.iceberg import table_root
+
+        return table_root(url, storage_options)
     return plain.lake_root(url, storage_options)
 
 
 def open_connector(
     url: str, storage_options: Mapping[str, Any] | None, *, destination: Store, columns: tuple[str, ...]
 ) -> Connector:
-    """The connector of the lake at `url`; nothing is read yet.
+    """The connector of the lake at `url`; nothing is read yet but where an Iceberg table lies.
 
     Args:
-        url: of Parquet files, or `delta:` and the path or URL of a Delta table.
+        url: of Parquet files, `delta:` and the path or URL of a Delta table, or `iceberg:` and the name of a table in
+            a catalog (`iceberg:[URI#]CATALOG.NAMESPACE.TABLE`).
         storage_options: as for `open_store`.
         destination: where manifests go, and for plain Parquet the published files.
         columns: names of the columns that are published.
@@ -116,11 +122,15 @@ def open_connector(
         MissingExtraError: a package of the format's extra is not installed.
         UnsupportedError: the format cannot be read on this storage.
     """
-    if not is_table(url):
-        return PlainConnector(url, storage_options, destination)
-    from connectors.delta import DeltaConnector
+    if url.startswith(DELTA):
+        from connectors.delta import DeltaConnector
 
-    return DeltaConnector(lake_root(url, storage_options), destination, columns)
+        return DeltaConnector(lake_root(url, storage_options), destination, columns)
+    if url.startswith(ICEBERG):
+        from connectors.iceberg import IcebergConnector
+
+        return IcebergConnector(url, storage_options, destination, columns)
+    return PlainConnector(url, storage_options, destination)
 
 
 def read_corpus(url: str, storage_options: Mapping[str, Any] | None = None) -> Corpus:

@@ -30,7 +30,7 @@ class _Section(BaseModel):
 class LakeConfig(_Section):
     """Where the corpus is and which columns matter."""
 
-    url: str = Field("", description="folder, file or glob of Parquet files, any fsspec URL; or delta: and a table")
+    url: str = Field("", description="files (folder, file, glob; any fsspec URL), delta: or iceberg: and a table")
     text: str = Field("text", description="column with the text of a row")
     domain: str = Field("domain", description="column (or hive partition) with the domain of a row")
     key: str | None = Field(None, description="column with a unique, stable key; None: a hash of domain and text")

@@ -69,7 +69,8 @@ def open_lake(
     """Open a corpus; nothing is read or written yet but the settings it was last used with.
 
     Args:
-        url: folder, file or glob of Parquet files, any fsspec URL; or `delta:` and the path or URL of a Delta table.
+        url: folder, file or glob of Parquet files, any fsspec URL; `delta:` and the path or URL of a Delta table; or
+            `iceberg:` and the name of an Iceberg table, with its catalog's (`iceberg:[URI#]CATALOG.NAMESPACE.TABLE`).
         text: column with the text; by default as last used, else "text".
         domain: column or hive partition with the domain; by default as last used, else "domain".
         key: column with a unique, stable key; by default a hash of domain and text identifies a row.
@@ -497,13 +498,16 @@ class Lake:
             dry_run: say what would be removed.
 
         Raises:
-            UsageError: `grace` is not a duration, or the lake is a table, which VACUUM cleans.
+            UsageError: `grace` is not a duration, or the lake is a table, which its own tools clean.
             StorageError: the log is damaged, or the destination cannot be written.
         """
         from curator.garbage import collect
 
         with translated():
-            self._check_owns_log("garbage collection is", "VACUUM removes the copies that no snapshot names")
+            self._check_owns_log(
+                "garbage collection is",
+                "VACUUM (Delta) or removing orphan files (Iceberg) removes the copies that no snapshot names",
+            )
             return collect(self, grace, dry_run=dry_run)
 
     def sql(

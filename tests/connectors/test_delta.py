@@ -17,7 +17,8 @@ from connectors.store import delete, list_objects, open_store, read_bytes
 
 deltalake = pytest.importorskip("deltalake", reason="needs the extra [delta]")
 
-from delta_writer import connect, prepare, publish  # noqa: E402  # they need it, too
+from delta_writer import connect  # noqa: E402  # it needs it, too
+from table_cases import prepare, publish  # noqa: E402
 
 from connectors._delta_log import delta_options  # noqa: E402
 
