@@ -20,8 +20,9 @@ from connectors.connector import Connector
 from connectors.manifest import Manifest
 from connectors.plain import Corpus
 from connectors.store import Store, list_objects, read_bytes
-from curator import trajectory
+from curator import macros, trajectory
 from curator.errors import StorageError
+from curator.weights import WEIGHTS
 
 RUN_FOLDER = "runs"
 COMPARISON_FOLDER = "comparisons"
@@ -196,14 +197,21 @@ def _create_diagnostics(connection: duck.Connection, destination: Store, run_ids
     connection.execute(f"CREATE OR REPLACE TEMP VIEW diagnostics AS SELECT * FROM {source}")
 
 
-def create_samples(connection: duck.Connection, corpus: Corpus, connector: Connector) -> None:
+def create_samples(connection: duck.Connection, corpus: Corpus, connector: Connector, destination: Store) -> None:
     """Make the view `samples`: every row of the lake with its id, domain, own columns, and published weights.
 
     The three weight columns come from the newest version, for files that are still as they were when it was made;
-    NULL elsewhere.
+    NULL elsewhere. The macros that select rows by their weights come with it.
     """
-    published: dict[str, str] = {}
     manifest = connector.current(corpus)
+    _create_samples(connection, corpus, connector, manifest)
+    create_selections(connection, destination, manifest.run_id if manifest else None)
+
+
+def _create_samples(
+    connection: duck.Connection, corpus: Corpus, connector: Connector, manifest: Manifest | None
+) -> None:
+    published: dict[str, str] = {}
     if manifest:
         check_published_files(connector.data, manifest)
         published = unchanged_files(corpus, manifest)
@@ -219,6 +227,45 @@ def create_samples(connection: duck.Connection, corpus: Corpus, connector: Conne
     connection.execute(
         f"CREATE OR REPLACE TEMP VIEW samples AS SELECT {own}, {weights} "
         "FROM lake_rows r LEFT JOIN published_weights p ON r.file_id = p.file_id AND r.row = p.row"
+    )
+
+
+def create_selections(connection: duck.Connection, destination: Store, run_id: str | None) -> None:
+    """Make the view `sample_tokens` and the macros of `curator.macros`, over `samples` with the weights of a run.
+
+    `sample_tokens` can be made and fails when it is read if no run was published, or its record of tokens is gone.
+    """
+    name = macros.TOKENS
+    if run_id is None:
+        _create_failing_tokens(connection, "no run was published yet, so that rows have no weights")
+    else:
+        duck.register_store(connection, destination)
+        try:
+            connection.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS {tokens_query(destination, run_id)}")
+        except (duck.Error, OSError):
+            place = destination.describe(weights_path(run_id))
+            _create_failing_tokens(connection, f"{place}, with the tokens of every row, cannot be read; restore it")
+    macros.create_macros(connection)
+    connection.execute(
+        "CREATE OR REPLACE TEMP MACRO at_version(number) AS TABLE FROM query_table('version_' || number)"
+    )
+
+
+def tokens_query(destination: Store, run_id: str) -> str:
+    """A SELECT of the target tokens (sample_id, num_tokens) that a run counted in every row it weighed."""
+    place = duck.quote_literal(duck.duck_path(destination, weights_path(run_id)))
+    return f"SELECT sample_id, num_tokens FROM read_parquet({place}, hive_partitioning = false)"
+
+
+def weights_path(run_id: str) -> str:
+    """In the destination: the row weights of a run."""
+    return f"{RUN_FOLDER}/{run_id}/{WEIGHTS}"
+
+
+def _create_failing_tokens(connection: duck.Connection, reason: str) -> None:
+    connection.execute(
+        f"CREATE OR REPLACE TEMP VIEW {macros.TOKENS} AS "
+        f"SELECT CAST(error({duck.quote_literal(reason)}) AS VARCHAR) AS sample_id, CAST(NULL AS BIGINT) AS num_tokens"
     )
 
 

@@ -46,8 +46,10 @@ if TYPE_CHECKING:
     from curator.compare import ComparisonPlan
     from curator.comparison import Comparison
     from curator.garbage import Removal
+    from curator.materialize import Materialization
     from curator.mixtures import Spec
     from curator.publish import Publication
+    from curator.selection import Selection
     from curator.sidecar import Mode
     from curator.tokens import RowBatch
     from curator.verify import Verification
@@ -168,6 +170,12 @@ class Lake:
             with translated():
                 self._corpus = self.connector.read_corpus()
         return self._corpus
+
+    @property
+    def text_name(self) -> str:
+        """The text's column in `samples`, where the lake's own columns with names of the index are `original_…`."""
+        taken = ("sample_id", "file_id", "row", "usable")
+        return f"original_{self.config.text}" if self.config.text.casefold() in taken else self.config.text
 
     @property
     def snapshot_id(self) -> str:
@@ -521,7 +529,8 @@ class Lake:
         """Ask the lake: `samples`, `domain_weights`, `runs`, `diagnostics`, `comparisons`, `versions` are its tables.
 
         The relation is lazy and lives until the lake is closed, ingested or published again; fetch it with `.pl()`,
-        `.df()`, `.to_arrow_table()` or `.fetchall()`.
+        `.df()`, `.to_arrow_table()` or `.fetchall()`. Macros select rows by weight, `FROM token_budget(…)` and others
+        (`curator.macros`), and `FROM at_version(3)` is `samples` as that version was published.
 
         Args:
             query: DuckDB SQL.
@@ -535,8 +544,11 @@ class Lake:
             UsageError: the query is not valid, in DuckDB's words.
             NotFoundError: no such version.
         """
+        from curator.versions import create_versions_asked
+
         with translated():
             connection = self._session(version, as_of)
+            create_versions_asked(connection, self, query)
             try:
                 relation = connection.sql(query, params=dict(params) if params else None)
             except duck.Error as error:
@@ -573,6 +585,71 @@ class Lake:
             except duck.Error as error:
                 raise UsageError(f"the query failed: {one_line(error)}") from error
         return table.schema.names, list(zip(*(column.to_pylist() for column in table.columns), strict=True))
+
+    def select(
+        self, selection: Selection, *, version: int | None = None, as_of: str | datetime | None = None
+    ) -> duck.Relation:
+        """The rows of a selection (`curator.selection`) as a lazy relation; arguments and errors are those of `sql`."""
+        return self.sql(f"FROM {selection.call}", version=version, as_of=as_of)
+
+    def materialize(
+        self,
+        selection: Selection,
+        out: str | os.PathLike[str],
+        *,
+        version: int | None = None,
+        as_of: str | datetime | None = None,
+        repeat_rows: bool = True,
+        overwrite: bool = False,
+        dry_run: bool = False,
+        storage_options: Mapping[str, Any] | None = None,
+        on_progress: ProgressCallback = silent,
+    ) -> Materialization:
+        """Write the rows of a selection as Parquet with a manifest, a batch at a time.
+
+        A local folder appears whole or not at all; elsewhere the manifest is written last, and names the files.
+
+        Args:
+            selection: of a published version.
+            out: folder or URL, empty or not there.
+            version: its number; by default the newest.
+            as_of: as for `sql`.
+            repeat_rows: write a row as often as it is selected; otherwise once, with the column `repeats`.
+            overwrite: replace what an earlier call wrote to `out`.
+            dry_run: count rows and tokens by domain; write nothing.
+            storage_options: for `out`; by default the lake's, if it is of the same kind.
+            on_progress: told how far the work is.
+
+        Raises:
+            NotFoundError: nothing was published yet, or no such version.
+            UsageError: `out` is not empty, is not of an earlier call, or lies in the lake; or no row is selected.
+            InputError: rows of the version have no id any more, since the lake's files have changed.
+            StorageError: `out` cannot be written, or a published file is gone.
+        """
+        from curator.materialize import materialize
+        from curator.versions import find_version
+
+        with translated():
+            url = os.fspath(out)
+            options = storage_options
+            if options is None and "://" in url and url.partition("://")[0] == self._root.url.partition("://")[0]:
+                options = self.config.storage_options
+            place = open_store(url, options)
+            if would_be_read_as_lake(self._root, self.config.url, place):
+                raise UsageError(
+                    f"{place.url} lies inside the lake {self.url}, which would take what is written there for more of "
+                    "its rows; choose a folder elsewhere, or one whose name starts with '_'"
+                )
+            return materialize(
+                self,
+                selection,
+                place,
+                find_version(self, version, as_of),
+                on_progress,
+                repeat_rows=repeat_rows,
+                overwrite=overwrite,
+                dry_run=dry_run,
+            )
 
     def scan(self, *, version: int | None = None, as_of: str | datetime | None = None) -> pl.LazyFrame:
         """A published version as a polars LazyFrame: all columns of the lake and the three weight columns.
@@ -661,7 +738,7 @@ class Lake:
         connection = self.connection
         if not self._has_views:
             catalog.register_records(connection, self.destination, self.connector)
-            catalog.create_samples(connection, self.corpus, self.connector)
+            catalog.create_samples(connection, self.corpus, self.connector, self.destination)
             self._has_views = True
         return connection
 
@@ -677,6 +754,7 @@ class Lake:
             session = self.connection.cursor()
             catalog.register_records(session, self.destination, self.connector)
             create_samples_at(session, self, found)
+            catalog.create_selections(session, self.destination, found.run_id)
             self._past[found.number] = session
         return self._past[found.number]
 
@@ -756,7 +834,8 @@ class Lake:
 
     def record_run(self, folder: Path, record: Mapping[str, Any]) -> None:
         """Make a finished run known to the lake: weights and steps first, the record that names it last."""
-        from curator.learn import RECORD, WEIGHTS
+        from curator.learn import RECORD
+        from curator.weights import WEIGHTS
 
         home = f"{catalog.RUN_FOLDER}/{record['run_id']}"
         for name in (WEIGHTS, trajectory.TABLE, RECORD):
@@ -767,9 +846,7 @@ class Lake:
         self.release()
 
     def _stream(self, condition: str, batch_rows: int) -> Iterator[pa.RecordBatch]:
-        taken = ("sample_id", "file_id", "row", "usable")  # the index's; the lake's own are shown as original_…
-        name = f"original_{self.config.text}" if self.config.text.casefold() in taken else self.config.text
-        text = duck.quote_identifier(name)
+        text = duck.quote_identifier(self.text_name)
         relation = self.connection.sql(
             f"SELECT sample_id, domain, {text} AS text FROM lake_rows WHERE usable {condition}"
         )

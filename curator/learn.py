@@ -25,7 +25,7 @@ from curator.prepare import check_machine, check_model, check_solver, distinct_t
 from curator.progress import Progress, ProgressCallback
 from curator.stopwatch import Stopwatch
 from curator.tokens import TokenCache
-from curator.weights import WeightTable, from_domain_weights
+from curator.weights import WEIGHTS, WeightTable, from_domain_weights
 from optim import launch
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 RECORD = "run.json"
-WEIGHTS = "weights.parquet"
 _CHECKPOINT_GRACE_SECONDS = 600.0
 """How long workers may take to write a checkpoint when a run is stopped; stopping it once more ends them at once."""
 _LONGEST_RECORD = 1 << 20

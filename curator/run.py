@@ -78,8 +78,7 @@ class Run:
 
     def samples(self) -> pa.Table:
         """The weight of every row (`curator.weights.SCHEMA`), its identities checked."""
-        from curator.learn import WEIGHTS
-        from curator.weights import SCHEMA, DomainWeight, WeightTable
+        from curator.weights import SCHEMA, WEIGHTS, DomainWeight, WeightTable
 
         path = f"{catalog.RUN_FOLDER}/{self.run_id}/{WEIGHTS}"
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -13,6 +14,8 @@ from curator.sidecar import check_fresh, check_no_views, is_sidecar
 
 if TYPE_CHECKING:
     from curator.lake import Lake
+
+_AT_VERSION = re.compile(r"\bat_version\s*\(\s*(\d+)\s*\)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +61,8 @@ def find_version(lake: Lake, version: int | None = None, as_of: str | datetime |
     return found
 
 
-def create_samples_at(connection: duck.Connection, lake: Lake, version: commit.Version) -> None:
-    """Make the view `samples` of a version: its rows as they were published, whatever the lake has become.
+def create_samples_at(connection: duck.Connection, lake: Lake, version: commit.Version, name: str = "samples") -> None:
+    """Make the view `name` of a version: its rows as they were published, whatever the lake has become.
 
     `sample_id` and `usable` are NULL in files that the lake has no longer as they were.
 
@@ -86,7 +89,24 @@ def create_samples_at(connection: duck.Connection, lake: Lake, version: commit.V
         domain=lake.config.domain,
         key=lake.config.key,
         sidecars=sidecars,
+        name=name,
     )
+
+
+def create_versions_asked(connection: duck.Connection, lake: Lake, query: str) -> None:
+    """Make the views `version_3` that a query with `at_version(3)` asks for, unless they are there.
+
+    Only then, since a view of every version would read the footers of all files that were ever published.
+
+    Raises:
+        NotFoundError: no such version.
+    """
+    asked = {int(number) for number in _AT_VERSION.findall(query)}
+    made = connection.execute("SELECT view_name FROM duckdb_views() WHERE temporary").fetchall() if asked else []
+    for number in sorted(asked):
+        name = f"version_{number}"
+        if (name,) not in made:
+            create_samples_at(connection, lake, find_version(lake, number), name)
 
 
 def rollback(lake: Lake, version: int, *, dry_run: bool = False) -> Rollback:

@@ -1,8 +1,8 @@
 """Views that last: a small DuckDB file that answers about the newest version without this package.
 
-`samples` is a view that names every Parquet file of the version; `domain_weights`, `runs` and `versions` are tables. A
-file, and not a script of SQL, because a reader opens it with no further step, read-only, from any language; it is
-replaced as a whole, so that readers see the old one or the new.
+`samples` is a view that names every Parquet file of the version; `domain_weights`, `runs` and `versions` are tables;
+the macros of `curator.macros` select rows. A file, and not a script of SQL, because a reader opens it with no further
+step, read-only, from any language; it is replaced as a whole, so that readers see the old one or the new.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from connectors import duck
-from curator import catalog
+from connectors.store import exists
+from curator import catalog, macros
 from curator.errors import StorageError, UsageError
 from curator.places import VIEWS
 from curator.sidecar import CANNOT_SHOW, is_sidecar
@@ -52,10 +53,28 @@ def write_views(lake: Lake, out: Path) -> int:
                 key=lake.config.key,
             )
             connection.execute(f"CREATE VIEW samples AS {rows}")
+            _create_macros(connection, lake, manifest.run_id)
         made.replace(out)
     finally:
         made.unlink(missing_ok=True)
     return version.number
+
+
+def _create_macros(connection: duck.Connection, lake: Lake, run_id: str) -> None:
+    """The selections of `curator.macros`, in the file.
+
+    Ids that are no column of the files are made of their content anew, and not those of the lake; without the lake's
+    ids the tokens that a run counted cannot be found, and no macro counts them.
+    """
+    has_ids = lake.config.key is not None
+    has_tokens = has_ids and exists(lake.destination, catalog.weights_path(run_id))
+    if has_tokens:
+        duck.register_store(connection, lake.destination)
+        tokens = catalog.tokens_query(lake.destination, run_id)
+        connection.execute(f"CREATE VIEW {macros.TOKENS} AS {tokens}")
+    content = f"md5(s.domain || chr(0) || s.{duck.quote_identifier(lake.text_name)})"
+    sample_id = "s.sample_id" if has_ids else content
+    macros.create_macros(connection, sample_id=sample_id, temporary=False, count_tokens=has_tokens)
 
 
 def renew_views(lake: Lake) -> None:

@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 
 from curator.errors import CuratorError
 
+WEIGHTS = "weights.parquet"
+"""In a run's folder: the row weights (`SCHEMA`)."""
 MEAN_TOLERANCE = 1e-5
 """Allowed |mean(sample_weight) − 1|; float32 rounding of the stored column is about 1e-7."""
 SHARE_TOLERANCE = 1e-5

@@ -1,0 +1,282 @@
+"""A selection as a dataset of its own: Parquet files that say where they come from, written as the rows stream by.
+
+A local folder is written beside its place and renamed: it appears whole or not at all. On object storage the files come
+first and `_manifest.json`, which names them, last; so a folder without one is unfinished. Replacing writes files of
+other names, then the manifest, then removes the old files; a local folder is renamed away and removed.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from connectors import duck
+from connectors.commit import Version
+from connectors.errors import ConnectorError
+from connectors.store import (
+    Store,
+    delete,
+    exists,
+    list_objects,
+    open_store,
+    read_bytes,
+    staged_file,
+    stat_object,
+    write_object,
+)
+from curator.errors import InputError, StorageError, UsageError, one_line
+from curator.macros import TOKENS
+from curator.progress import Progress, ProgressCallback
+
+if TYPE_CHECKING:
+    from curator.lake import Lake
+    from curator.selection import Selection
+
+MANIFEST = "_manifest.json"
+_FOOTER = "lake-curator"
+_BATCH_ROWS = 8192
+_FILE_BYTES = 256 << 20
+"""Size at which a file is finished and the next begun."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectedDomain:
+    """What a selection takes of one domain; `num_rows` and `num_tokens` count a row as often as it is repeated."""
+
+    domain: str
+    num_distinct: int
+    num_rows: int
+    num_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Materialization:
+    """A selection of a version's rows that was written, or with a dry run would be.
+
+    `num_rows` and `num_tokens` count a row as often as it is repeated, whether it was written so or once with its
+    `repeats`; tokens are those that the run counted. `size_bytes` and `num_files` are 0 for a dry run.
+    """
+
+    location: str
+    run_id: str
+    version: int
+    selection: dict[str, Any]
+    num_rows: int
+    num_tokens: int
+    num_files: int
+    size_bytes: int
+    domains: list[SelectedDomain]
+    created: bool
+
+
+def materialize(
+    lake: Lake,
+    selection: Selection,
+    place: Store,
+    version: Version,
+    on_progress: ProgressCallback,
+    *,
+    repeat_rows: bool,
+    overwrite: bool,
+    dry_run: bool,
+) -> Materialization:
+    """Write the selected rows of a version to `place`; see `Lake.materialize`."""
+    old = _check_free(place, overwrite=overwrite)
+    _check_ids(lake, version)
+    domains = _count(lake, selection, version)
+    if not dry_run:
+        if not domains:
+            raise UsageError(f"{selection.call} selects no row of version {version.number}; nothing was written")
+        token = secrets.token_hex(4)
+        with lake.writing(), _staging(place, token) as staged:
+            rows = _rows(lake, selection, version, repeat_rows=repeat_rows)
+            footer = {"schema_version": 1, **_provenance(lake, selection, version)}
+            total = sum(each.num_rows if repeat_rows else each.num_distinct for each in domains)
+            files = _write(staged, token, rows, json.dumps(footer), total, on_progress)
+            record = footer | {
+                "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+                "repeat_rows": repeat_rows,
+                "domains": [asdict(each) for each in domains],
+                "files": files,
+            }
+            write_object(staged, MANIFEST, json.dumps(record, indent=1, ensure_ascii=False).encode())
+        for path in old if staged is place else []:
+            delete(place, path)
+    return Materialization(
+        location=place.url,
+        run_id=version.run_id,
+        version=version.number,
+        selection=selection.values,
+        num_rows=sum(each.num_rows for each in domains),
+        num_tokens=sum(each.num_tokens for each in domains),
+        num_files=0 if dry_run else len(files),
+        size_bytes=0 if dry_run else sum(file["size_bytes"] for file in files),
+        domains=domains,
+        created=not dry_run,
+    )
+
+
+def _provenance(lake: Lake, selection: Selection, version: Version) -> dict[str, Any]:
+    return {
+        "lake": lake.url,
+        "run_id": version.run_id,
+        "version": version.number,
+        "snapshot_id": version.snapshot_id,
+        "selection": selection.values,
+        "sql": f"FROM {selection.call}",
+    }
+
+
+def _check_free(place: Store, *, overwrite: bool) -> list[str]:
+    """The files of an earlier materialization that are to be replaced.
+
+    Raises:
+        UsageError: there is anything else, or it may not be replaced.
+    """
+    if place.is_local and Path(place.path).is_file():
+        raise UsageError(f"{place.url} is a file; name a folder")
+    found = [info.path for info in list_objects(place, with_temporaries=True)]
+    if not found:
+        return []
+    if not exists(place, MANIFEST):
+        raise UsageError(
+            f"{place.url} is not empty and has no {MANIFEST} of an earlier call, so that it is not replaced; name "
+            "another folder, or remove what is there"
+        )
+    if not overwrite:
+        raise UsageError(f"{place.url} is there already; name another folder, or allow it to be replaced (--overwrite)")
+    try:
+        ours = {MANIFEST, *(file["path"] for file in json.loads(read_bytes(place, MANIFEST))["files"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{place.describe(MANIFEST)} cannot be read ({error}); name another folder, or remove this one"
+        ) from error
+    if foreign := sorted(set(found) - ours):
+        raise UsageError(
+            f"{place.describe(foreign[0])} is not of the earlier call that wrote {place.url}, so that the folder is "
+            "not replaced; move it away, or name another folder"
+        )
+    return sorted(ours - {MANIFEST})
+
+
+@contextmanager
+def _staging(place: Store, token: str) -> Iterator[Store]:
+    """Where to write so that a local folder appears whole; other storage is written in place, and tidied on failure."""
+    if not place.is_local:
+        try:
+            yield place
+        except BaseException:
+            with suppress(ConnectorError):  # the failure that brought us here matters more than what is left
+                for info in list_objects(place):
+                    if info.path.startswith(_part(token, "")):
+                        delete(place, info.path)
+            raise
+        return
+    folder = Path(place.path).resolve()
+    made = folder.with_name(f".{folder.name}-{token}")
+    made.mkdir(parents=True)
+    try:
+        yield open_store(str(made))
+        _rename_over(made, folder, folder.with_name(f".{folder.name}-{token}-old"))
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _rename_over(made: Path, folder: Path, aside: Path) -> None:
+    """Rename `made` to `folder`, of which an earlier one goes away for good once that was done."""
+    replaced = folder.exists()
+    if replaced:
+        folder.rename(aside)
+    try:
+        made.rename(folder)
+    except OSError:
+        if replaced:
+            aside.rename(folder)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _check_ids(lake: Lake, version: Version) -> None:
+    """Refuse a version whose weighted rows cannot all be told apart: a selection would pass them over in silence."""
+    query = "SELECT count(*) FROM samples WHERE sample_weight IS NOT NULL AND sample_id IS NULL"
+    (num_nameless,) = lake.sql(query, version=version.number).fetchall()[0]
+    if num_nameless:
+        raise InputError(
+            f"{num_nameless:,} rows of version {version.number} have no id any more, since their files in {lake.url} "
+            "have changed; publish the run again, or restore the files"
+        )
+
+
+def _rows(lake: Lake, selection: Selection, version: Version, *, repeat_rows: bool) -> duck.Relation:
+    """The selected rows with `num_tokens` and, if they are not repeated themselves, `repeats`."""
+    columns = lake.select(selection, version=version.number).columns
+    query = f"SELECT q.* FROM {selection.call} AS q"
+    if "num_tokens" not in columns:
+        query = f"SELECT q.*, t.num_tokens FROM {selection.call} AS q JOIN {TOKENS} AS t ON t.sample_id = q.sample_id"
+    if repeat_rows and "repeats" in columns:
+        copy = "copy"
+        while copy in map(str.casefold, columns):
+            copy = f"_{copy}"
+        query = f"SELECT * EXCLUDE (repeats, {copy}) FROM (SELECT *, unnest(range(repeats)) AS {copy} FROM ({query}))"
+    return lake.sql(f"SELECT * EXCLUDE (usable) FROM ({query})", version=version.number)
+
+
+def _count(lake: Lake, selection: Selection, version: Version) -> list[SelectedDomain]:
+    """By domain, sorted by name."""
+    rows = _rows(lake, selection, version, repeat_rows=False)
+    times = "repeats" if "repeats" in rows.columns else "1"
+    counted = rows.aggregate(
+        f"domain, count(*), CAST(sum({times}) AS BIGINT), CAST(sum({times} * num_tokens) AS BIGINT)", "domain"
+    )
+    return [
+        SelectedDomain(domain=domain, num_distinct=distinct, num_rows=num_rows, num_tokens=num_tokens)
+        for domain, distinct, num_rows, num_tokens in sorted(counted.fetchall())
+    ]
+
+
+def _write(
+    staged: Store, token: str, rows: duck.Relation, footer: str, total: int, on_progress: ProgressCallback
+) -> list[dict[str, Any]]:
+    """Write the rows into files of about `_FILE_BYTES`, one batch of them in memory; (path, num_rows, size_bytes)."""
+    files: list[dict[str, Any]] = []
+    done = 0
+    reader = rows.to_arrow_reader(_BATCH_ROWS)
+    schema = reader.schema.with_metadata({_FOOTER: footer})
+    batches = _batches(reader)
+    batch = next(batches, None)
+    while batch is not None:
+        path = _part(token, f"{len(files):05}.parquet")
+        before = done
+        with staged_file(staged, path) as sink, pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+            while batch is not None and sink.tell() < _FILE_BYTES:
+                writer.write_table(pa.Table.from_batches([batch]))
+                done += batch.num_rows
+                on_progress(Progress(stage="materialize", done=done, total=total, detail=path))
+                batch = next(batches, None)
+        size_bytes = stat_object(staged, path).size_bytes
+        files.append({"path": path, "num_rows": done - before, "size_bytes": size_bytes})
+    if done != total:
+        raise StorageError(f"{done:,} rows were read where {total:,} had been counted; the lake changed, try again")
+    return files
+
+
+def _batches(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+    """What cannot be read is told from what cannot be written."""
+    try:
+        yield from reader
+    except (pa.ArrowException, OSError) as error:
+        raise StorageError(f"the selected rows cannot be read: {one_line(error)}") from error
+
+
+def _part(token: str, rest: str) -> str:
+    return f"part-{token}-{rest}"
