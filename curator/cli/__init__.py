@@ -4,8 +4,8 @@
 1 failed, 2 usage or input, 75 try again (see `curator.errors`).
 
 `entry` starts a command and reports its failure; `options` has what several commands take. Commands are plain
-functions, by what they are about: `setup`, `lakes`, `learning`, `versions`, `exports`. Nothing heavy is imported before
-a command runs, so that `curator --help` is quick.
+functions, by what they are about: `setup`, `lakes`, `learning`, `versions`, `selections`, `exports`. Nothing heavy is
+imported before a command runs, so that `curator --help` is quick.
 """
 
 from curator.cli.entry import main

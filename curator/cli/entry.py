@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from curator.cli import exports, lakes, learning, setup, versions
+from curator.cli import exports, lakes, learning, selections, setup, versions
 
 
 class _Commands(TyperGroup):
@@ -68,6 +68,7 @@ for _command in (
     versions.gc,
     versions.verify,
     versions.views,
+    selections.materialize,
     exports.export,
     exports.report,
     learning.plan,

@@ -33,6 +33,12 @@ def export(
         int | None,
         typer.Option("--budget-tokens", help="Tokens that will be trained on; tells repetition.", show_default=False),
     ] = None,
+    quantiles: Annotated[
+        int | None,
+        typer.Option(
+            "--quantiles", help="So many buckets of every domain by row weight, domain/q1 …", show_default=False
+        ),
+    ] = None,
     destination: DestinationOption = None,
     config: ConfigOption = None,
     *,
@@ -52,7 +58,13 @@ def export(
     where = read_object(Path(places), "places", "{domain: place}") if places.endswith(".json") else places
     with open_given(read_settings(lake_url, config), destination=destination) as lake:
         done = lake.run(run).export(
-            format_, out, places=where, budget_tokens=budget_tokens, overwrite=overwrite, dry_run=dry_run
+            format_,
+            out,
+            places=where,
+            budget_tokens=budget_tokens,
+            quantiles=quantiles,
+            overwrite=overwrite,
+            dry_run=dry_run,
         )
     if as_json:
         console.print_json({"status": "ok", "dry_run": dry_run, **dataclasses.asdict(done)})

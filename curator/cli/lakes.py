@@ -69,7 +69,12 @@ def sql(
     *,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask SQL: `samples` (every row with its weights), `domain_weights`, `runs`, `diagnostics` and more."""
+    """Ask SQL: `samples` (every row with its weights), `domain_weights`, `runs`, `diagnostics` and more.
+
+    Rows by their weights: FROM curated(1.0), top_k(0.1), weighted_sample(1000, seed), repeats(1.0, 4, seed),
+    token_budget(1000000, 4, seed), mixture(MAP {'web': 0.7, 'code': 0.3}, 1000000, 4, seed), quantiles(4);
+    rows as an old version had them: FROM at_version(2).
+    """
     from curator import console
 
     with open_given(read_settings(lake_url, None), destination=destination) as lake:

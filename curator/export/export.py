@@ -12,6 +12,7 @@ from curator.errors import ConfigError
 from curator.export.formats import FORMATS, Format
 from curator.export.shares import MAX_EPOCHS, Share, shares
 from curator.files import write_result
+from curator.selection import bucket_domains
 
 if TYPE_CHECKING:
     from curator.run import Run
@@ -48,6 +49,7 @@ def export(
     *,
     places: str | Mapping[str, str] = "{domain}",
     budget_tokens: int | None = None,
+    quantiles: int | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
 ) -> Export:
@@ -59,19 +61,23 @@ def export(
         path: a local file; its folder must exist.
         places: where the trainer finds a domain: a template with `{domain}` in it, or a path for each domain.
         budget_tokens: tokens that will be trained on, to tell how often each domain is repeated.
+        quantiles: write so many buckets of every domain by row weight, "domain/q1" …, instead of domains
+            (`curator.selection.Quantiles`); the run must have been published.
         overwrite: whether a file that is there may be replaced.
         dry_run: write nothing.
 
     Raises:
         ConfigError: no such format, a domain without a place, a place that the format cannot hold, or a file that is
             there already.
+        NotFoundError: buckets of a run that was not published.
     """
     known = _format(format)
     path = Path(path)
     if budget_tokens is not None and budget_tokens < 1:
         raise ConfigError(f"budget_tokens={budget_tokens}: it must be at least 1")
-    found = shares(run.record["domains"])
-    left_out = sorted({row["domain"] for row in run.record["domains"]} - {share.domain for share in found})
+    domains = run.record["domains"] if quantiles is None else bucket_domains(run, quantiles)
+    found = shares(domains)
+    left_out = sorted({row["domain"] for row in domains} - {share.domain for share in found})
     weighted = [(_place(share, places, known), known.weight(share)) for share in found]
     _check_distinct(weighted)
     heading = f"domain weights of {run.lake.url}, run {run.run_id}, for {known.reader}\nunit: {known.unit}"
