@@ -15,18 +15,22 @@ from torch import Tensor
 
 from optim.objective import logit_grad
 
+SHRINKAGE = 25
+"""Gradients of 0 that dual averaging starts from."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataWeightSettings:
     """How λ moves.
 
     `optimizer`: `eg`, exponentiated gradient (mirror descent on the simplex: λ ← λ − lr·g_p); `scaled_eg`, the same in
-    units of the usual gradient, the root mean square over domains and updates so far; or `adam` on the logits
+    units of the usual gradient, the root mean square over domains and updates so far; `dual_averaging`, the prior
+    tilted by the mean of all gradients so far in the same units (λ ← log(prior) − lr·ḡ_p/σ); or `adam` on the logits
     (what the ScaleBiO paper uses). `prior_pull` in [0, 1) is the share of λ − log(prior) that every update takes
     away, a KL proximal term. `floor` is the least weight a domain can have; D·floor < 1.
     """
 
-    optimizer: Literal["eg", "scaled_eg", "adam"] = "eg"
+    optimizer: Literal["eg", "scaled_eg", "dual_averaging", "adam"] = "eg"
     learning_rate: float = 0.1
     prior_pull: float = 0.0
     floor: float = 0.0
@@ -90,7 +94,7 @@ def update(
     state: DataWeightState, weight_grad_D: Tensor, prior_D: Tensor, settings: DataWeightSettings
 ) -> DataWeightState:
     """One descent step of λ along `weight_grad_D`, the gradient in p; returns the new state, centred logits."""
-    moved = _MOVES[settings.optimizer](state, weight_grad_D.double(), settings)
+    moved = _MOVES[settings.optimizer](state, weight_grad_D.double(), prior_D, settings)
     pull = settings.prior_pull
     logits_D = (1 - pull) * moved.logits_D + pull * prior_D.double().log()
     return replace(moved, logits_D=logits_D - logits_D.logsumexp(0), num_updates=state.num_updates + 1)
@@ -104,17 +108,31 @@ def reachable_logit_range(settings: DataWeightSettings, num_updates: int) -> flo
     return settings.learning_rate * num_updates if settings.optimizer == "adam" else math.inf
 
 
+def tilt(settings: DataWeightSettings, state: DataWeightState) -> float | None:
+    """What the mean gradient is multiplied by in the logits; None unless they are the prior's tilted by it."""
+    if settings.optimizer != "dual_averaging":
+        return None
+    age = state.num_updates
+    sigma = state.second_D.mean().sqrt().clamp_min(settings.eps)
+    return (1 - settings.prior_pull) * settings.learning_rate * age / (age + SHRINKAGE) / float(sigma)
+
+
 def settling_updates(settings: DataWeightSettings) -> float:
     """Updates after which 1 − e⁻² of the way to where gradient and pull balance is done; 0 without a pull."""
     return 2.0 / settings.prior_pull if settings.prior_pull else 0.0
 
 
-def _exponentiated(state: DataWeightState, grad_D: Tensor, settings: DataWeightSettings) -> DataWeightState:
+def _exponentiated(
+    state: DataWeightState,
+    grad_D: Tensor,
+    _: Tensor,
+    settings: DataWeightSettings,
+) -> DataWeightState:
     """Kivinen & Warmuth 1997: p ∝ p·exp(−lr·g)."""
     return replace(state, logits_D=state.logits_D - settings.learning_rate * grad_D)
 
 
-def _scaled(state: DataWeightState, grad_D: Tensor, settings: DataWeightSettings) -> DataWeightState:
+def _scaled(state: DataWeightState, grad_D: Tensor, _: Tensor, settings: DataWeightSettings) -> DataWeightState:
     """p ∝ p·exp(−lr·g/σ), σ² the mean of (g_d − ḡ)² over domains and updates so far.
 
     The scale of AdaGrad-Norm (arXiv 1806.01811) with the mean in place of the sum: steps shrink as the gradient does,
@@ -127,7 +145,25 @@ def _scaled(state: DataWeightState, grad_D: Tensor, settings: DataWeightSettings
     return replace(state, logits_D=state.logits_D - settings.learning_rate * step_D, second_D=second_D)
 
 
-def _adam(state: DataWeightState, grad_D: Tensor, settings: DataWeightSettings) -> DataWeightState:
+def _dual_averaging(
+    state: DataWeightState, grad_D: Tensor, prior_D: Tensor, settings: DataWeightSettings
+) -> DataWeightState:
+    """λ = log(prior) − lr·Σg/((k + k₀)·σ) after k gradients, relative to their mean over the domains.
+
+    Nesterov's dual averaging (2009; Xiao 2010 with a regularizer, here KL(p‖prior)/lr): every gradient counts alike,
+    whenever it was seen. σ as in `scaled_eg`, so mere noise tilts the prior by lr/√k. The k₀ = `SHRINKAGE` gradients
+    of 0 keep the first few looks from deciding what the next ones see.
+    """
+    centred_D = grad_D - grad_D.mean()
+    age = state.num_updates + 1
+    first_D = state.first_D + (centred_D - state.first_D) / age
+    second_D = state.second_D + (centred_D.square().mean() - state.second_D) / age
+    tilt_D = age / (age + SHRINKAGE) * first_D / second_D.sqrt().clamp_min(settings.eps)
+    logits_D = prior_D.double().log() - settings.learning_rate * tilt_D
+    return replace(state, logits_D=logits_D, first_D=first_D, second_D=second_D)
+
+
+def _adam(state: DataWeightState, grad_D: Tensor, _: Tensor, settings: DataWeightSettings) -> DataWeightState:
     """Adam (arXiv 1412.6980) on the logits, without weight decay."""
     beta1, beta2 = settings.betas
     age = state.num_updates + 1
@@ -140,8 +176,9 @@ def _adam(state: DataWeightState, grad_D: Tensor, settings: DataWeightSettings) 
     )
 
 
-_MOVES: Mapping[str, Callable[[DataWeightState, Tensor, DataWeightSettings], DataWeightState]] = {
+_MOVES: Mapping[str, Callable[[DataWeightState, Tensor, Tensor, DataWeightSettings], DataWeightState]] = {
     "eg": _exponentiated,
     "scaled_eg": _scaled,
+    "dual_averaging": _dual_averaging,
     "adam": _adam,
 }

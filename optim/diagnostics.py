@@ -22,6 +22,8 @@ Status = Literal["converged", "not converged", "unstable", "no gain"]
 
 MAX_MOVEMENT = 0.05
 """Largest total variation between the averages of the last two quarters that still counts as settled."""
+MAX_UNCERTAINTY = 0.1
+"""Largest expected total variation between reported and noise-free weights that still counts as settled."""
 MAX_LOSS_RISE = 0.05
 """Largest relative rise of the target loss over its best stretch that still counts as stable."""
 MAX_SHARE_UNDER_WAY = 0.2
@@ -87,18 +89,21 @@ class Summary:
     measured; `train_gap_last` is L2(w) − L2(u).
 
     `movement` is the total variation between the mean weights of the third and the last quarter of the steps in which
-    λ moved, `travel` that between the start and the last quarter, `swing` the mean total variation of the averaged
-    iterates about their linear trend. `num_updates` says how often λ moved, `settling_updates` how often it has to, to
-    forget where it started. `logit_travel` is the largest change of a logit, `reachable_range` the most it could be.
+    λ moved, `travel` that between the start and the last quarter, `swing` the mean total variation of the iterates of
+    the later half about their linear trend. `uncertainty` is the expected total variation between the reported weights
+    and those that the same gradients without noise would give; None unless they are the prior tilted by their mean.
+    `num_updates` says how often λ moved, `settling_updates` how often it has to, to forget where it started.
+    `logit_travel` is the largest change of a logit, `reachable_range` the most it could be.
 
     `signal_to_noise` is the largest mean gradient in p (of ScaleBiO α times the gap), relative to the domains' mean,
     over its standard error (see `signal`), and `chance_signal` what it exceeds by chance in `CHANCE` of the runs.
-    `displacement` is the largest distance of a reported weight from where it started, over the half-width of intervals
-    that hold for all domains at once: at most 1 by chance in all but `CHANCE` of the runs.
+    `displacement` is the largest distance of a reported weight (dual averaging: of its logit) from where it started,
+    over the half-width of intervals that hold for all domains at once: at most 1 by chance in all but `CHANCE` of the
+    runs.
 
-    Of each domain: `ci_low` … `ci_high`, the interval of its reported weight (see `weight_intervals`), and `tokens`,
-    its target tokens that the run drew. `compute_tokens` is what the steps took, measurements apart (see
-    `learners.learner.StepResult`).
+    Of each domain: `ci_low` … `ci_high`, the interval of its reported weight (see `weight_intervals` and
+    `tilt_intervals`), and `tokens`, its target tokens that the run drew. `compute_tokens` is what the steps took,
+    measurements apart (see `learners.learner.StepResult`).
     """
 
     val_loss_first: float
@@ -110,6 +115,7 @@ class Summary:
     movement: float
     travel: float
     swing: float
+    uncertainty: float | None = None
     signal_to_noise: float
     chance_signal: float
     displacement: float
@@ -134,6 +140,7 @@ def summarize(
     reachable_range: float,
     tokens: list[float],
     settling_updates: float = 0.0,
+    tilt: float | None = None,
 ) -> Summary:
     """Figures of a finished run of at least one step.
 
@@ -145,13 +152,23 @@ def summarize(
         reachable_range: how far a logit could have travelled in those updates.
         tokens: target tokens that were drawn from each domain.
         settling_updates: updates that λ needs at least to forget where it started.
+        tilt: what the mean gradient in p since the warm-up times −1 was multiplied by to move the logits; None: they
+            were moved otherwise, and the reported weights are the average of the last `num_averaged`.
     """
     moving = [r for r in records if r.step >= warmup_steps] or list(records)
     weights_TD = np.array([r.weights for r in moving])
     averaged_TD = np.array([r.weights for r in records[-max(1, num_averaged) :]])
     val_loss_T = _known([r.val_loss for r in records])
-    low_D, high_D = weight_intervals(averaged_TD)
-    found, by_chance = signal(np.array([r.weight_grads for r in moving]))
+    grads_TD = np.array([r.weight_grads for r in moving])
+    found, by_chance = signal(grads_TD)
+    if tilt is None:
+        uncertainty = None
+        low_D, high_D = weight_intervals(averaged_TD)
+        displacement = _displacement(averaged_TD, np.array(records[0].weights))
+    else:
+        uncertainty = _uncertainty(weights_TD[-1], grads_TD, tilt)
+        low_D, high_D = tilt_intervals(weights_TD[-1], grads_TD, tilt)
+        displacement = _displacement(_relative(grads_TD), np.zeros(grads_TD.shape[1]))
     # A weight that has run below the smallest float64 is 0, and its logit's travel at least this.
     start_D, end_D = (np.log(np.maximum(r.weights, np.finfo(np.float64).tiny)) for r in (records[0], records[-1]))
     return Summary(
@@ -163,10 +180,11 @@ def summarize(
         weight_grad_norm_last=float(_tail(np.array([r.weight_grad_norm for r in records])).mean()),
         movement=_movement(weights_TD),
         travel=0.5 * float(np.abs(_tail(weights_TD, 4).mean(axis=0) - np.array(records[0].weights)).sum()),
-        swing=_swing(averaged_TD),
+        swing=_swing(weights_TD[len(weights_TD) // 2 :]),
+        uncertainty=uncertainty,
         signal_to_noise=found,
         chance_signal=by_chance,
-        displacement=_displacement(averaged_TD, np.array(records[0].weights)),
+        displacement=displacement,
         entropy=records[-1].entropy,
         clipped_share=float(np.mean([r.clipped for r in records])),
         logit_travel=float(np.abs((end_D - end_D.mean()) - (start_D - start_D.mean())).max()),
@@ -217,6 +235,8 @@ def judge(records: Sequence[StepRecord], summary: Summary) -> Verdict:
             reason=f"a logit moved {summary.logit_travel:.2f} of the {summary.reachable_range:.2f} that so many steps "
             "of Adam can move it, so the range decides the weights; take more steps or a higher rate",
         )
+    if summary.uncertainty is not None:
+        return _of_a_tilt(summary.uncertainty)
     if summary.movement > MAX_MOVEMENT:
         return Verdict(
             status="not converged",
@@ -237,6 +257,16 @@ def judge(records: Sequence[StepRecord], summary: Summary) -> Verdict:
     )
 
 
+def _of_a_tilt(uncertainty: float) -> Verdict:
+    """The mean of gradients does not settle where they change with training; it is known well, or it is not."""
+    said = (
+        f"noise of the draws leaves the weights uncertain by {uncertainty:.1%} (settled is below {MAX_UNCERTAINTY:.0%})"
+    )
+    if uncertainty > MAX_UNCERTAINTY:
+        return Verdict(status="not converged", reason=f"{said}; take more steps or rows")
+    return Verdict(status="converged", reason=said)
+
+
 def entropy(weights_D: Floats) -> float:
     """−Σ p·log p in nats, between 0 (one domain) and log D (uniform)."""
     positive = weights_D[weights_D > 0]
@@ -254,6 +284,33 @@ def weight_intervals(weights_TD: Floats) -> tuple[Floats, Floats]:
     return np.clip(mean_D - margin_D, 0, 1), np.clip(mean_D + margin_D, 0, 1)
 
 
+def tilt_intervals(weights_D: Floats, grads_TD: Floats, tilt: float) -> tuple[Floats, Floats]:
+    """(D,) ends of weights whose logits are the prior's minus `tilt` times the mean of these gradients.
+
+    At `INTERVAL_LEVEL`, by the delta method on the log-odds of a domain against all others, which move by `tilt` times
+    the difference of their mean gradients. They cover what the draws of this run's steps leave open, not other seeds,
+    models or samples of the target.
+    """
+    from scipy.special import expit, logit
+
+    share_D, against_rest_TD = _against_rest(weights_D, grads_TD)
+    margin_D = tilt * _half_width(against_rest_TD, INTERVAL_LEVEL)
+    return expit(logit(share_D) - margin_D), expit(logit(share_D) + margin_D)
+
+
+def _uncertainty(weights_D: Floats, grads_TD: Floats, tilt: float) -> float:
+    """Expected ½·Σ|p − p̂|, by the delta method and a normal distribution, whose mean deviation is √(2/π) errors."""
+    share_D, against_rest_TD = _against_rest(weights_D, grads_TD)
+    error_D, _ = _error_of_mean(against_rest_TD)
+    return float(0.5 * math.sqrt(2 / math.pi) * tilt * (share_D * (1 - share_D) * error_D).sum())
+
+
+def _against_rest(weights_D: Floats, grads_TD: Floats) -> tuple[Floats, Floats]:
+    """The weights kept inside (0, 1), and each domain's gradient less the mean of the others, weighted by them."""
+    share_D = np.clip(weights_D, np.finfo(float).tiny, 1 - np.finfo(float).eps)
+    return share_D, (grads_TD - grads_TD @ share_D[:, None]) / (1 - share_D)
+
+
 def signal(grads_TD: Floats) -> tuple[float, float]:
     """The largest mean gradient in p over its standard error, and what it exceeds by chance in `CHANCE` of the runs.
 
@@ -263,7 +320,7 @@ def signal(grads_TD: Floats) -> tuple[float, float]:
     """
     from scipy.special import ndtri
 
-    relative_TD = grads_TD - grads_TD.mean(axis=1, keepdims=True)
+    relative_TD = _relative(grads_TD)
     parts = [relative_TD[: len(relative_TD) // share] for share in (1, 2, 4)]
     ratios = []
     for part_TD in parts:
@@ -273,6 +330,12 @@ def signal(grads_TD: Floats) -> tuple[float, float]:
             ratios.append(np.divide(mean_D, error_D, out=np.where(mean_D > 0, np.inf, 0.0), where=error_D > 0))
     by_chance = float(-ndtri(CHANCE / (2 * len(parts) * grads_TD.shape[1])))
     return float(np.max(ratios, initial=0.0)), by_chance
+
+
+def _relative(grads_TD: Floats) -> Floats:
+    """The gradients relative to their mean over the domains: only differences move p."""
+    relative_TD: Floats = grads_TD - grads_TD.mean(axis=1, keepdims=True)
+    return relative_TD
 
 
 def _half_width(values_TD: Floats, level: float) -> Floats:

@@ -33,7 +33,8 @@ class SolverSettings:
     """One run of the solver.
 
     λ stands still for the first `warmup_steps` steps and then moves every `inner_steps` steps along the mean gradient
-    since its last move. The reported weights are the average of p over the last `average_share` of the steps.
+    since its last move. The reported weights are the average of p over the last `average_share` of the steps; with
+    dual averaging, which averages gradients instead, the last p.
     `learner` says what a step does. Every `eval_period` steps what it does not see itself is measured by extra forward
     passes: the target losses of w and of u, and ‖w − u‖.
     """
@@ -150,6 +151,8 @@ def _advance(state: SolverState, result: StepResult, prior_D: Tensor, settings: 
 
 
 def _average_from(settings: SolverSettings) -> int:
+    if settings.data_weights.optimizer == "dual_averaging":
+        return settings.num_steps - 1
     moving = settings.num_steps - settings.warmup_steps
     return settings.num_steps - max(1, round(settings.average_share * moving))
 
@@ -202,6 +205,7 @@ def _solution(state: SolverState, records: list[StepRecord], settings: SolverSet
         reachable_range=data_weights.reachable_logit_range(settings.data_weights, num_updates),
         tokens=state.tokens_D.tolist(),
         settling_updates=data_weights.settling_updates(settings.data_weights),
+        tilt=data_weights.tilt(settings.data_weights, state.data_weights),
     )
     return Solution(
         weights_D=state.average_D / state.average_D.sum(),

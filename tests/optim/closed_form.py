@@ -349,14 +349,15 @@ def solver_settings(
     rate: float = 0.5,
     num_layers: int = 1,
     block_size: int = 0,
+    data_weights: DataWeightSettings | None = None,
 ) -> SolverSettings:
-    """A run of exponentiated gradient at constant rates that reports the mean of its last half."""
+    """A run at constant rates; of exponentiated gradient that reports the mean of its last half unless told so."""
     return SolverSettings(
         num_steps=num_steps,
         warmup_steps=warmup_steps,
         learner=ScaleBiO(penalty=penalty),
         blocks=BlockSchedule(num_layers=num_layers, size=block_size, edges="frozen", seed=1),
         learning_rate=LearningRate(peak=rate, num_steps=num_steps, shape="constant"),
-        data_weights=DataWeightSettings(learning_rate=weight_rate, prior_pull=prior_pull),
+        data_weights=data_weights or DataWeightSettings(learning_rate=weight_rate, prior_pull=prior_pull),
         eval_period=100,
     )

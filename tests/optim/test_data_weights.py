@@ -11,11 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optim.data_weights import (
+    SHRINKAGE,
     DataWeightSettings,
     capped,
     initial_state,
     on_path,
     reachable_logit_range,
+    tilt,
     update,
     weights,
 )
@@ -53,8 +55,38 @@ def test_scaled_gradient_is_in_units_of_the_mean_square_so_far():
     torch.testing.assert_close(weights(state.logits_D), expected, rtol=1e-9, atol=0)
 
 
-def test_scaled_gradient_does_not_depend_on_the_units_of_the_losses():
-    settings = DataWeightSettings(optimizer="scaled_eg", learning_rate=0.3, prior_pull=0.05)
+def test_dual_averaging_tilts_the_prior_by_the_mean_gradient_in_units_of_the_usual_one():
+    settings = DataWeightSettings(optimizer="dual_averaging", learning_rate=2.5)
+    state, seen = initial_state(PRIOR), []
+    for grad in random_grads():
+        state = update(state, grad, PRIOR, settings)
+        seen.append(grad.numpy() - grad.numpy().mean())
+        sigma = np.sqrt(np.mean(np.square(seen)))
+        expected = PRIOR.numpy() * np.exp(-2.5 * np.sum(seen, 0) / ((len(seen) + SHRINKAGE) * sigma))
+        torch.testing.assert_close(weights(state.logits_D), torch.from_numpy(expected / expected.sum()))
+    factor = tilt(settings, state)
+    assert factor == pytest.approx(2.5 * len(seen) / (len(seen) + SHRINKAGE) / sigma)
+    centred = (state.logits_D - PRIOR.log()).numpy()
+    np.testing.assert_allclose(centred - centred.mean(), -factor * np.mean(seen, 0), rtol=1e-9)
+    assert tilt(DataWeightSettings(), state) is None
+
+
+def test_dual_averaging_counts_early_and_late_gradients_alike():
+    grads = random_grads(100)
+    found = []
+    for order in (range(100), reversed(range(100))):
+        state = initial_state(PRIOR)
+        for place in order:
+            state = update(
+                state, grads[place], PRIOR, DataWeightSettings(optimizer="dual_averaging", learning_rate=2.5)
+            )
+        found.append(weights(state.logits_D))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("optimizer", ["scaled_eg", "dual_averaging"])
+def test_scaled_gradient_does_not_depend_on_the_units_of_the_losses(optimizer):
+    settings = DataWeightSettings(optimizer=optimizer, learning_rate=0.3, prior_pull=0.05)
     found = []
     for unit in (1.0, 1e-3):
         state = initial_state(PRIOR)
@@ -88,7 +120,7 @@ def test_pull_settles_where_it_balances_the_gradient():
 
 
 def test_no_gradient_leaves_the_weights_where_they_are():
-    for optimizer in ("eg", "scaled_eg", "adam"):
+    for optimizer in ("eg", "scaled_eg", "dual_averaging", "adam"):
         state = initial_state(PRIOR)
         for _ in range(5):
             state = update(state, torch.zeros(4, dtype=torch.float64), PRIOR, DataWeightSettings(optimizer=optimizer))

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from optim.diagnostics import StepRecord, entropy, judge, summarize, weight_intervals
+from optim.diagnostics import StepRecord, entropy, judge, summarize, tilt_intervals, weight_intervals
 
 
 def make_records(weights_TD, val_loss_T):
@@ -128,6 +128,40 @@ def test_the_interval_of_a_mean_is_students_for_independent_values_and_wider_wit
         memory_TD[t] = 0.9 * memory_TD[t - 1] + 0.01 * rng.normal(size=200)
     low, high = weight_intervals(0.5 + memory_TD[50:])
     assert 0.88 <= float(((low <= 0.5) & (high >= 0.5)).mean()) <= 1.0
+
+
+def test_the_interval_of_a_tilt_is_that_of_the_mean_gradient_and_covers():
+    """1,000 runs of 200 noisy gradients whose mean tilts equal parts: the weights of the true mean lie inside."""
+    rng = np.random.default_rng(0)
+    mean_D, factor = np.array([-0.4, 0.1, 0.3]), 2.0
+    true_D = np.exp(-factor * mean_D) / np.exp(-factor * mean_D).sum()
+    inside = []
+    for _ in range(1000):
+        grads_TD = mean_D + rng.normal(size=(200, 3))
+        found_D = np.exp(-factor * grads_TD.mean(axis=0))
+        found_D /= found_D.sum()
+        low_D, high_D = tilt_intervals(found_D, grads_TD, factor)
+        assert (low_D < found_D).all()
+        assert (found_D < high_D).all()
+        inside.append((low_D <= true_D) & (true_D <= high_D))
+    assert 0.93 <= float(np.mean(inside)) <= 0.995
+    assert float((high_D - low_D).max()) < 0.3
+
+
+@pytest.mark.parametrize(("mean", "status"), [(0.0, "no gain"), (1.0, "converged")])
+def test_a_tilt_by_noise_is_no_gain_and_one_by_a_signal_is(mean, status):
+    rng = np.random.default_rng(1)
+    grads_TD = np.array([-mean, mean]) + rng.normal(size=(100, 2))
+    means_TD = np.cumsum(grads_TD, axis=0) / np.arange(1, 101)[:, None]
+    weights_TD = np.exp(-0.3 * means_TD)
+    records = [
+        StepRecord(**{**vars(r), "weight_grads": list(g)})
+        for r, g in zip(make_records(weights_TD / weights_TD.sum(1, keepdims=True), FALLING), grads_TD, strict=True)
+    ]
+    values = {"warmup_steps": 0, "num_averaged": 1, "num_updates": 100, "reachable_range": math.inf}
+    summary = summarize(records, **values, tokens=[1.0, 1.0], tilt=0.3)
+    assert judge(records, summary).status == status
+    assert (summary.displacement > 1) == bool(mean)
 
 
 def test_a_rise_of_the_target_loss_that_noise_explains_is_not_one():

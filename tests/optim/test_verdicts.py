@@ -6,13 +6,20 @@ import pytest
 import torch
 from closed_form import ClosedFormBackend, Draws, Quadratic, best_weights, quadratic, solver_settings, uniform
 
+from optim.data_weights import DataWeightSettings
 from optim.diagnostics import MAX_MOVEMENT
 from optim.solver import solve
+
+TILT = DataWeightSettings(optimizer="dual_averaging", learning_rate=2.5)
 
 
 def noisy_problem():
     centres = [[2, 0, 1, 0], [0, 2, -1, 1], [-2, -2, 0, -1]]
     return quadratic(centres=centres, target=[0.7, 0.4, 0.2, 0.3], seed=3, noise=0.5, rows=64)
+
+
+def one_sided_problem():
+    return quadratic(centres=[[2, 0], [-2, 0], [0, -2]], target=[1.8, 0], seed=3, noise=0.1, rows=64)
 
 
 def unrelated_target():
@@ -53,7 +60,7 @@ def test_a_penalty_that_drowns_the_gaps_in_rounding_is_unstable():
 
 def test_weights_that_move_too_slowly_are_not_converged():
     """Their movement is below the bound that a settled run keeps, but as large as everywhere on their way."""
-    problem = quadratic(centres=[[2, 0], [-2, 0], [0, -2]], target=[1.8, 0], seed=3, noise=0.1, rows=64)
+    problem = one_sided_problem()
     solution = run(problem, weight_rate=0.00005)
     assert solution.summary.movement < MAX_MOVEMENT
     assert solution.weights_D[0] < best_weights(problem)[0] - 0.2
@@ -66,6 +73,19 @@ def test_a_target_that_no_source_bears_on_is_no_gain(seed):
     solution = run(unrelated_target(), seed=seed, prior_pull=0.02)
     assert solution.verdict.status == "no gain", solution.verdict
     torch.testing.assert_close(solution.weights_D, uniform(unrelated_target()), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_dual_averaging_finds_no_gain_in_noise_and_converges_on_a_signal(seed):
+    """Its weights lie between the prior and the optimum: it is pulled to the prior for good."""
+    nothing = run(unrelated_target(), seed=seed, data_weights=TILT)
+    assert nothing.verdict.status == "no gain", nothing.verdict
+    torch.testing.assert_close(nothing.weights_D, uniform(unrelated_target()), atol=0.08, rtol=0)
+    problem = one_sided_problem()
+    found = run(problem, seed=seed, data_weights=TILT)
+    assert found.verdict.status == "converged", found.verdict
+    start_D, best_D = uniform(problem), best_weights(problem)
+    assert float((found.weights_D - best_D).abs().sum()) < 0.7 * float((start_D - best_D).abs().sum())
 
 
 @pytest.mark.parametrize("seed", range(2, 4))
