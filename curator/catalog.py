@@ -38,6 +38,7 @@ _FIGURES = (
     "entropy",
     "movement",
     "swing",
+    "uncertainty",
     "logit_travel",
     "reachable_range",
     "clipped_share",

@@ -53,25 +53,41 @@ class TargetConfig(_Section):
 class WeightsConfig(_Section):
     """How the domain weights move."""
 
-    optimizer: Literal["eg", "adam"] = Field("eg", description="exponentiated gradient, or Adam on the logits")
-    learning_rate: float = Field(0.1, gt=0, description="how far a gradient of the usual size moves a logit")
+    optimizer: Literal["dual_averaging", "eg", "adam"] = Field(
+        "dual_averaging",
+        description="the prior tilted by the mean of all gradients; exponentiated gradient; or Adam on the logits",
+    )
+    learning_rate: float | None = Field(
+        None,
+        gt=0,
+        description="how far a mean gradient (eg, adam: a gradient) of the usual size moves a logit; "
+        "None: 2.5 (eg, adam: .1)",
+    )
     prior: Literal["uniform", "natural"] = Field("uniform", description="where the weights start")
-    prior_pull: float = Field(0.02, ge=0, lt=1, description="share of the way back to the prior at every update")
+    prior_pull: float = Field(0.0, ge=0, lt=1, description="share of the way back to the prior at every update")
     floor: float = Field(0.0, ge=0, lt=1, description="least weight of a domain")
-    warmup_share: float = Field(0.15, ge=0, lt=1, description="share of the steps before the weights move")
-    average_share: float = Field(0.5, gt=0, le=1, description="share of the later steps that is averaged")
+    warmup_share: float = Field(0.0, ge=0, lt=1, description="share of the steps before gradients count")
+    average_share: float = Field(
+        0.5, gt=0, le=1, description="share of the later steps whose weights are averaged (eg, adam)"
+    )
     inner_steps: int = Field(1, ge=1, description="model steps for each step of the weights")
     budget_tokens: int | None = Field(
         None, ge=1, description="tokens that the weights are meant to train on; caps the share of small domains"
     )
     max_epochs: float = Field(4.0, gt=0, description="passes over a domain at the budget at most")
 
+    @property
+    def usual_rate(self) -> float:
+        """The learning rate that was asked for, or the optimizer's usual one."""
+        return self.learning_rate or (2.5 if self.optimizer == "dual_averaging" else 0.1)
+
 
 class LineSearchConfig(_Section):
     """How learned weights are judged on target rows that learning has not seen; off without places."""
 
     places: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        (0.5, 1.0, 1.5), description="places on the line from the prior (0) through the learned weights (1); []: off"
+        (0.5, 1.0, 2.0, 3.0),
+        description="places on the line from the prior (0) through the learned weights (1); []: off",
     )
     validation_share: float = Field(0.25, gt=0, lt=1, description="share of the target's rows kept out of learning")
     steps: int | None = Field(None, ge=1, description="steps of each training; by default two fifths of learn.steps")
@@ -109,7 +125,7 @@ class LearnConfig(_Section):
     rows_per_domain: int = Field(4, ge=1, description="sequences of each domain in a step")
     domains_per_step: int = Field(32, ge=2, description="domains in a step at most")
     target_rows: int = Field(16, ge=1, description="target sequences in a step")
-    penalty: float = Field(1.0, gt=0, description="α of the penalty objective")
+    penalty: float = Field(10.0, gt=0, description="α of the penalty objective")
     branch_steps: int = Field(25, ge=0, description="steps after which w starts again from u; 0: never")
     learning_rate: float | None = Field(
         None, gt=0, description="peak AdamW learning rate of both copies; None: 4e-3 (tiny), 2e-3 (small), else 2e-5"

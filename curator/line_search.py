@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import expit, logit
 
 from curator.intervals import Estimate, mean_token_loss
 from curator.progress import ProgressCallback
@@ -93,17 +94,23 @@ class LineSearch:
         )
 
     def _moved_intervals(self, result: WorkerResult) -> Summary | None:
-        """The summary with the weights' intervals taken along: a logit's way from its weight times the place."""
+        """The summary with the weights' intervals taken along: the log-odds' way from the weight times the place."""
         if result.summary is None:
             return None
-        learned_D, taken_D = np.array(result.weights), np.array(self.weights)
+        learned_D, taken_D = _log_odds(result.weights), _log_odds(self.weights)
 
-        def moved(end: list[float]) -> list[float]:
-            found = taken_D * (np.maximum(end, np.finfo(float).tiny) / learned_D) ** self.place
-            return [float(weight) for weight in np.clip(found, 0.0, 1.0)]
+        def moved(ends: list[float]) -> list[float]:
+            found: list[float] = expit(taken_D + self.place * (_log_odds(ends) - learned_D)).tolist()
+            return found
 
         summary = result.summary
         return dataclasses.replace(summary, ci_low=moved(summary.ci_low), ci_high=moved(summary.ci_high))
+
+
+def _log_odds(share_D: Sequence[float]) -> NDArray[np.float64]:
+    """log(p/(1 − p)), finite for shares of 0 and 1, too."""
+    found_D: NDArray[np.float64] = logit(np.clip(share_D, np.finfo(float).tiny, 1 - np.finfo(float).eps))
+    return found_D
 
 
 def line_search(

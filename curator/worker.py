@@ -180,7 +180,7 @@ def solver_settings(learn: LearnConfig, num_layers: int) -> SolverSettings:
         ),
         data_weights=DataWeightSettings(
             optimizer="scaled_eg" if learn.weights.optimizer == "eg" else learn.weights.optimizer,
-            learning_rate=learn.weights.learning_rate,
+            learning_rate=learn.weights.usual_rate,
             prior_pull=learn.weights.prior_pull,
             floor=learn.weights.floor,
         ),

@@ -90,7 +90,7 @@ def _findings(run: Run, source: Source) -> Findings:
         judgement=judgement_of(source.comparisons, run.run_id),
         num_leaks_kept=leaks.num_leaks if leaks and leaks.kept else 0,
         steps=learn["steps"],
-        weights_rate=weights.get("learning_rate", WeightsConfig().learning_rate),
+        weights_rate=WeightsConfig(**weights).usual_rate,
         budget_tokens=weights.get("budget_tokens"),
         versions=tuple(version.version for version in source.versions),
         lake=shlex.quote(source.lake_url) + place,

@@ -72,7 +72,8 @@ def trajectory(caches, tmp_path_factory, parallel):
         # At the presets' own rate of 2e-3 rounding is amplified from about the 16th step on (optim/README.md).
         learning_rate=5e-4,
         blocks=BlocksConfig(size=2, period=3, edges="sampled"),
-        weights=WeightsConfig(learning_rate=0.02, warmup_share=0.1),
+        penalty=1.0,
+        weights=WeightsConfig(optimizer="eg", learning_rate=0.02, warmup_share=0.1),
         **parallel,
     )
     run_dir = tmp_path_factory.mktemp("run")

@@ -124,10 +124,14 @@ STUDIES: dict[str, dict[str, Study]] = {
         )
     },
     "aux": {"languages": _LANGUAGES({"with u": DEFAULTS, "without u (seal)": {"method": "seal"}})},
-    "penalty": {"languages": _LANGUAGES({f"α = {alpha:g}": {"penalty": alpha} for alpha in (0.3, 1.0, 3.0, 10.0)})},
+    "penalty": {"languages": _LANGUAGES({f"α = {alpha:g}": {"penalty": alpha} for alpha in (1.0, 3.0, 10.0, 30.0)})},
     "optimizer": {
         "languages": _LANGUAGES(
-            {"exponentiated gradient": DEFAULTS, "Adam": {"weights": {"optimizer": "adam", "learning_rate": 0.05}}}
+            {
+                "dual averaging": DEFAULTS,
+                "exponentiated gradient": {"weights": {"optimizer": "eg", "prior_pull": 0.02, "warmup_share": 0.15}},
+                "Adam": {"weights": {"optimizer": "adam", "learning_rate": 0.05, "warmup_share": 0.15}},
+            }
         )
     },
     "restarts": {
