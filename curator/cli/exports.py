@@ -22,7 +22,12 @@ def export(
     lake_url: LakeArgument = None,
     out: Annotated[Path | None, typer.Option("--out", help="The file to write.", show_default=False)] = None,
     format_: Annotated[
-        str, typer.Option("--format", help="megatron, energon, datasets, llama-factory, levanter or data-juicer.")
+        str,
+        typer.Option(
+            "--format",
+            help="megatron, megatron-splits, energon, nanotron, olmo-core, torchtitan, levanter, streaming, torch, "
+            "datasets, trl, axolotl, llama-factory or data-juicer.",
+        ),
     ] = "megatron",
     run: Annotated[str, typer.Option("--run", help="The run whose weights are written.")] = "latest",
     places: Annotated[
@@ -37,6 +42,14 @@ def export(
         int | None,
         typer.Option(
             "--quantiles", help="So many buckets of every domain by row weight, domain/q1 …", show_default=False
+        ),
+    ] = None,
+    unit: Annotated[
+        str | None,
+        typer.Option(
+            "--unit",
+            help="rows or sequences: what the trainer counts, for energon, torchtitan, streaming and datasets.",
+            show_default=False,
         ),
     ] = None,
     destination: DestinationOption = None,
@@ -63,6 +76,7 @@ def export(
             places=where,
             budget_tokens=budget_tokens,
             quantiles=quantiles,
+            unit=unit,
             overwrite=overwrite,
             dry_run=dry_run,
         )

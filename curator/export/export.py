@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from curator.errors import ConfigError
-from curator.export.formats import FORMATS, Format
-from curator.export.shares import MAX_EPOCHS, Share, shares
+from curator.export.format import Entry, Format
+from curator.export.formats import FORMATS
+from curator.export.shares import MAX_EPOCHS, Share, Unit, shares
 from curator.files import write_result
 from curator.selection import bucket_domains
 
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 class Export:
     """What was written, or would be.
 
-    `weights` are those in the file, by domain, in the `unit` that `reader` means. `left_out` has no weight at all.
+    `weights` are those in the file, by domain, in the `unit` that `reader` means. `left_out` has no weight at all, and
+    is not in the file, unless its reader has to know of it.
     `epochs` are the passes over each domain at the budget that was named, else empty.
     """
 
@@ -50,6 +52,7 @@ def export(
     places: str | Mapping[str, str] = "{domain}",
     budget_tokens: int | None = None,
     quantiles: int | None = None,
+    unit: str | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
 ) -> Export:
@@ -63,35 +66,42 @@ def export(
         budget_tokens: tokens that will be trained on, to tell how often each domain is repeated.
         quantiles: write so many buckets of every domain by row weight, "domain/q1" …, instead of domains
             (`curator.selection.Quantiles`); the run must have been published.
+        unit: rows, sequences …: what the reader counts, where that depends on how the data was prepared; the format's
+            first one if None.
         overwrite: whether a file that is there may be replaced.
         dry_run: write nothing.
 
     Raises:
-        ConfigError: no such format, a domain without a place, a place that the format cannot hold, or a file that is
-            there already.
+        ConfigError: no such format, a unit that it does not have, a domain without a place, a place that the format
+            cannot hold, or a file that is there already.
         NotFoundError: buckets of a run that was not published.
     """
     known = _format(format)
     path = Path(path)
     if budget_tokens is not None and budget_tokens < 1:
         raise ConfigError(f"budget_tokens={budget_tokens}: it must be at least 1")
+    counted = _unit(known, format, unit)
     domains = run.record["domains"] if quantiles is None else bucket_domains(run, quantiles)
     found = shares(domains)
-    left_out = sorted({row["domain"] for row in domains} - {share.domain for share in found})
-    weighted = [(_place(share, places, known), known.weight(share)) for share in found]
-    _check_distinct(weighted)
-    heading = f"domain weights of {run.lake.url}, run {run.run_id}, for {known.reader}\nunit: {known.unit}"
-    text = known.render(weighted, heading)
+    left_out = sorted(share.domain for share in found if share.tokens == 0 and not known.zeros)
+    entries = [
+        Entry(place=_place(share, places, known), weight=counted.of(share), share=share)
+        for share in found
+        if share.tokens > 0 or known.zeros
+    ]
+    _check_distinct(entries)
+    heading = f"domain weights of {run.lake.url}, run {run.run_id}, for {known.reader}\nunit: {counted.meaning}"
+    text = known.render(entries, heading)
     write_result(path, text, overwrite=overwrite, dry_run=dry_run)
     return Export(
         run_id=run.run_id,
         format=format,
         reader=known.reader,
-        unit=known.unit,
+        unit=counted.meaning,
         path=str(path),
-        weights={share.domain: weight for share, (_, weight) in zip(found, weighted, strict=True)},
+        weights={entry.share.domain: entry.weight for entry in entries},
         left_out=left_out,
-        epochs={share.domain: share.epochs(budget_tokens) for share in found} if budget_tokens else {},
+        epochs={entry.share.domain: entry.share.epochs(budget_tokens) for entry in entries} if budget_tokens else {},
         text=text,
     )
 
@@ -102,6 +112,13 @@ def _format(name: str) -> Format:
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(FORMATS)}"
         raise ConfigError(f"no export format {name!r}; {hint}")
     return FORMATS[name]
+
+
+def _unit(known: Format, name: str, unit: str | None) -> Unit:
+    names = [each.name for each in known.units]
+    if unit is not None and unit not in names:
+        raise ConfigError(f"the format {name} has no unit {unit!r}; its weights are {' or '.join(names)}")
+    return known.units[0 if unit is None else names.index(unit)]
 
 
 def _place(share: Share, places: str | Mapping[str, str], known: Format) -> str:
@@ -116,9 +133,9 @@ def _place(share: Share, places: str | Mapping[str, str], known: Format) -> str:
     return str(places[share.domain])
 
 
-def _check_distinct(weighted: list[tuple[str, float]]) -> None:
+def _check_distinct(entries: list[Entry]) -> None:
     seen: set[str] = set()
-    for place, _ in weighted:
-        if place in seen:
-            raise ConfigError(f"the place {place!r} was named for two domains; name another for one of them")
-        seen.add(place)
+    for entry in entries:
+        if entry.place in seen:
+            raise ConfigError(f"the place {entry.place!r} was named for two domains; name another for one of them")
+        seen.add(entry.place)

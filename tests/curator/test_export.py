@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import yaml
+from export_replays import REPLAYS, replay
 from hypothesis import given
 from hypothesis import strategies as st
 from lake_cases import curator as command
@@ -56,6 +57,9 @@ def test_every_unit_gives_the_weights_as_shares_of_tokens(counts):
     np.testing.assert_allclose(drawn / drawn.sum(), wanted, rtol=1e-12)
     np.testing.assert_allclose(kept / kept.sum(), wanted, rtol=1e-12)
     assert sum(share.rows for share in found) == pytest.approx(1)
+    weighted = np.array([s.row_weight * sizes[s.domain][1] for s in found])
+    np.testing.assert_allclose(weighted / weighted.sum(), wanted, rtol=1e-12)
+    assert np.average([s.row_weight for s in found], weights=[s.num_rows for s in found]) == pytest.approx(1)
     assert max(share.kept for share in found) == 1
     epochs = np.array([share.epochs(10**6) * share.num_tokens for share in found])
     np.testing.assert_allclose(epochs, wanted * 10**6, rtol=1e-12)
@@ -103,7 +107,82 @@ def test_yaml_keeps_every_name(tmp_path, domain):
     (tmp_path / "out").unlink()
     _, text = written(tmp_path, "data-juicer", run)
     entries = yaml.safe_load(text)["dataset"]["configs"]
-    assert [(entry["path"], entry["weight"]) for entry in entries] == [(domain, 1.0), ("other", pytest.approx(1 / 42))]
+    assert [entry["path"] for entry in entries] == [domain, "other"]
+    for format_, keep in [("trl", "fraction"), ("axolotl", "split")]:
+        (tmp_path / "out").unlink()
+        _, text = written(tmp_path, format_, run)
+        entries = yaml.safe_load(text)["datasets"]
+        assert [(entry["path"], set(entry)) for entry in entries] == [(d, {"path", keep}) for d in (domain, "other")]
+    (tmp_path / "out").unlink()
+    _, text = written(tmp_path, "olmo-core", run)
+    sources = yaml.safe_load(text)["sources"]
+    assert [(each["source_name"], each["paths"]) for each in sources] == [(d, [d]) for d in (domain, "other")]
+    (tmp_path / "out").unlink()
+    _, text = written(tmp_path, "streaming", run)
+    assert yaml.safe_load(text)["streams"] == {
+        name: {"local": name, "proportion": weight} for name, weight in [(domain, 0.75), ("other", 0.25)]
+    }
+    (tmp_path / "out").unlink()
+    _, text = written(tmp_path, "nanotron", run)
+    values = yaml.safe_load(text)["data_stages"][0]["data"]["dataset"]
+    assert values == {"dataset_folder": [domain, "other"], "dataset_weights": [0.75, 0.25]}
+    (tmp_path / "out").unlink()
+    _, text = written(tmp_path, "torchtitan", run)
+    names = {}
+    exec(text, names)
+    assert names["WEIGHTS"] == {domain: 0.75, "other": 0.25}
+    (tmp_path / "out").unlink()
+    _, text = written(tmp_path, "torch", run)
+    assert list(json.loads(text)["row_weights"]) == [domain, "other"]
+
+
+@pytest.mark.parametrize("replayed", REPLAYS, ids=lambda case: "-".join(filter(None, case)))
+def test_what_a_trainer_draws_by_a_file_has_the_learned_shares_of_tokens(tmp_path, replayed):
+    format_, unit = replayed
+    done = replay(format_, tmp_path, unit=unit)
+    assert done.is_right, done
+    assert done.shares["spam"] == 0
+
+
+def test_weights_in_a_wrong_unit_would_not_have_them(tmp_path):
+    for format_, unit, reader in [
+        ("datasets", "sequences", ("datasets", None)),
+        ("streaming", None, ("streaming", "rows")),
+        ("torchtitan", "rows", ("torchtitan", None)),
+    ]:
+        done = replay(format_, tmp_path, unit=unit, as_=reader)
+        assert not done.is_right
+        assert done.difference > 0.1
+
+
+def test_the_splits_of_megatron_are_told_apart_by_their_places(tmp_path):
+    parser = pytest.importorskip("megatron.core.datasets.utils", reason="needs the extra [train]").get_blend_from_list
+    _, text = written(tmp_path, "megatron-splits", places="data/{split}/{domain}")
+    splits = json.loads(text)
+    assert list(splits) == ["train", "valid", "test"]
+    for split, blend in splits.items():
+        assert parser(blend) == ([f"data/{split}/{domain}" for domain in ("code", "news", "books")], [0.5, 0.25, 0.25])
+    (tmp_path / "out").unlink()
+    _, text = written(tmp_path, "megatron-splits", places="data/{domain}")
+    assert [parser(blend) is None for blend in json.loads(text).values()] == [False, True, True]
+
+
+def test_domains_without_weight_are_left_out_unless_the_reader_has_to_know_of_them(tmp_path):
+    for format_ in FORMATS:
+        done, text = written(tmp_path, format_, overwrite=True)
+        assert done.left_out == ([] if format_ == "torch" else ["mail"])
+        assert ("mail" in text) == (format_ == "torch")
+    assert done.weights.keys() == {"news", "code", "books"}
+
+
+def test_streams_are_local_folders_or_remote_ones(tmp_path):
+    _, text = written(tmp_path, "streaming", places={"news": "s3://b/n", "code": "/data/c", "books": "gs://b/k"})
+    streams = yaml.safe_load(text)["streams"]
+    assert {name: next(iter(values)) for name, values in streams.items()} == {
+        "news": "remote",
+        "code": "local",
+        "books": "remote",
+    }
 
 
 @given(by_weight)
@@ -141,6 +220,9 @@ def test_a_budget_tells_how_often_a_domain_is_repeated(tmp_path):
         ("megatron", {"places": {"code": "a"}}, "no place was named for domain 'news'"),
         ("megatron", {"places": {"code": "a", "news": "a", "books": "b"}}, "the place 'a' was named for two domains"),
         ("llama-factory", {"places": "a,{domain}"}, "the dataset name 'a,code' has a comma"),
+        ("megatron-splits", {"places": "{domain}.{split}.bin"}, "the prefix 'code.train.bin' must not end in .bin"),
+        ("megatron", {"unit": "rows"}, "the format megatron has no unit 'rows'; its weights are sequences"),
+        ("energon", {"unit": "x"}, "the format energon has no unit 'x'; its weights are rows or sequences"),
         ("megatron", {"budget_tokens": 0}, "budget_tokens=0: it must be at least 1"),
     ],
 )
@@ -175,6 +257,8 @@ def test_the_command_writes_a_runs_weights(learned, tmp_path):
     assert done["weights"] == weights
     shown = command(tmp_path, *asked, "--overwrite")
     assert "for Megatron-LM and Megatron-Bridge, --data-args-path FILE" in shown.stdout
+    rows = values_of(command(tmp_path, *asked, "--format", "energon", "--unit", "sequences", "--overwrite", "--json"))
+    assert rows["unit"] == "share of sequences, which is the share of tokens"
     assert refusal(command(tmp_path, "export", learned.lake), 2) == "no file was named; pass --out FILE"
     assert "is there already" in refusal(command(tmp_path, *asked), 2)
     assert "places file" in refusal(command(tmp_path, *asked[:-1], "gone.json"), 2)

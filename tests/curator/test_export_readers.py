@@ -1,0 +1,119 @@
+"""Exported files in the hands of the packages that they are for, where those are installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from export_replays import make_run
+
+from curator.export import export
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture
+def lake(tmp_path):
+    """A folder of Parquet files for each domain, with the lengths of the rows; and the run about it."""
+    run, lengths = make_run()
+    for name, values in lengths.items():
+        (tmp_path / name).mkdir()
+        pq.write_table(pa.table({"length": values, "domain": [name] * len(values)}), tmp_path / name / "train.parquet")
+    return run, tmp_path
+
+
+def token_shares(rows):
+    lengths, domains = np.array(rows["length"]), np.array(rows["domain"])
+    return {name: lengths[domains == name].sum() / lengths.sum() for name in np.unique(domains)}
+
+
+LEARNED = {"web": 0.30, "code": 0.25, "chat": 0.15, "books": 0.30}
+
+
+def test_datasets_interleaves_by_it(lake, tmp_path):
+    library = pytest.importorskip("datasets")
+    run, folder = lake
+    export(run, "datasets", tmp_path / "out", places=f"{folder}/{{domain}}")
+    values = json.loads((tmp_path / "out").read_text())
+    parts = [library.load_dataset(place, split="train", cache_dir=str(tmp_path / "c")) for place in values["datasets"]]
+    mixed = library.interleave_datasets(
+        parts,
+        probabilities=values["probabilities"],
+        stopping_strategy=values["stopping_strategy"],
+        seed=values["seed"],
+    )
+    assert len(mixed) > 10_000
+    assert token_shares(mixed[:]) == pytest.approx(LEARNED, abs=0.05)
+
+
+def test_trl_mixes_by_it(lake, tmp_path, monkeypatch):
+    trl = pytest.importorskip("trl.scripts.utils")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "c"))
+    run, folder = lake
+    export(run, "trl", tmp_path / "out.yaml", places=f"{folder}/{{domain}}")
+    values = yaml.safe_load((tmp_path / "out.yaml").read_text())
+    parts = [trl.DatasetConfig(**each) for each in values["datasets"]]
+    mixed = trl.get_dataset(trl.DatasetMixtureConfig(datasets=parts))["train"]
+    assert token_shares(mixed[:]) == pytest.approx(LEARNED, abs=0.02)
+
+
+def test_datasets_slices_by_what_axolotl_hands_to_it(lake, tmp_path):
+    library = pytest.importorskip("datasets")
+    run, folder = lake
+    export(run, "axolotl", tmp_path / "out", places=f"{folder}/{{domain}}")
+    entries = yaml.safe_load((tmp_path / "out").read_text())["datasets"]
+    parts = [library.load_dataset(each["path"], split=each["split"], cache_dir=str(tmp_path / "c")) for each in entries]
+    assert token_shares(library.concatenate_datasets(parts)[:]) == pytest.approx(LEARNED, abs=0.02)
+
+
+def test_olmo_core_selects_tokens_by_it(lake, tmp_path):
+    mixture = pytest.importorskip("olmo_core.data.source_mixture")
+    run, folder = lake
+    for row in run.record["domains"]:
+        np.zeros(row["num_tokens"], dtype=np.uint16).tofile(folder / f"{row['domain']}.npy")
+    export(run, "olmo-core", tmp_path / "out.yaml", places=f"{folder}/{{domain}}.npy")
+    sources = mixture.SourceMixtureList.from_yaml(str(tmp_path / "out.yaml"))
+    sources.validate()
+    config = mixture.SourceMixtureDatasetConfig(
+        source_list=sources, requested_tokens=2**19, global_batch_size=2**14, render_tables=False
+    )
+    from olmo_core.data.types import NumpyDatasetDType
+
+    built = config.build(npdtype=NumpyDatasetDType.uint16.as_np_dtype(), sequence_length=256)
+    counts = {each.name: sum(path.tokens for path in each.path_tokens) for each in built.sources}
+    total = sum(counts.values())
+    assert {name: count / total for name, count in counts.items()} == pytest.approx(LEARNED, abs=0.002)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchtitan") is None, reason="needs torchtitan")
+def test_torchtitan_interleaves_by_it(lake, tmp_path):
+    from torch.utils.data import IterableDataset
+    from torchtitan.hf_datasets.interleaved import InterleavedDataset
+
+    class Packed(IterableDataset):
+        def __init__(self, name):
+            self.name = name
+
+        def __iter__(self):
+            while True:
+                yield self.name
+
+        def state_dict(self):
+            return {}
+
+        def load_state_dict(self, state):
+            pass
+
+    export(lake[0], "torchtitan", tmp_path / "out.py")
+    names: dict = {}
+    exec((tmp_path / "out.py").read_text(), names)
+    mixed = iter(
+        InterleavedDataset([Packed(name) for name in names["WEIGHTS"]], list(names["WEIGHTS"].values()), seed=0)
+    )
+    drawn = [next(mixed) for _ in range(20_000)]
+    assert {name: drawn.count(name) / len(drawn) for name in LEARNED} == pytest.approx(LEARNED, abs=0.02)
