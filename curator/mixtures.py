@@ -8,7 +8,7 @@
 | `RUN,RUN,…` | one run for each seed of the comparison, whose models are trained on what it learned |
 | `domain:NAME` | that domain alone |
 | `oracle` | none of the lake: the rows of the target itself, as a bound |
-| `PATH.json` | an object {domain: weight}, scaled to sum to 1 |
+| `PATH.json`, `.yaml`, `.csv`, `.txt`, `.blend` | those of the file, scaled to sum to 1 (`curator.mixture_files`) |
 
 `NAME=SPEC` gives a mixture another name; a name has no "=", ":" or "/".
 """
@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from curator.errors import ConfigError, InputError, NotFoundError
-from curator.files import read_object
+from curator.mixture_files import SUFFIXES, read_mixtures
 from curator.tokens import TokenCache
 from optim.learners.fixed import proportional, uniform
 
@@ -83,7 +83,8 @@ def mixtures(lake: Lake, domains: Sequence[str], specs: Sequence[Spec], *, each_
     """
     alone: list[Spec] = [(f"domain:{name}", {name: 1.0}) for name in domains] if each_domain else []
     reference = Mixture(name=UNIFORM, weights=_uniform(domains))
-    found = [reference, *(_mixture(lake, domains, spec) for spec in [*specs, *alone] if spec != UNIFORM)]
+    given = [spec for spec in [*specs, *alone] if spec != UNIFORM]
+    found = [reference, *(mixture for spec in given for mixture in _mixtures(lake, domains, spec))]
     names = [mixture.name for mixture in found]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -91,13 +92,24 @@ def mixtures(lake: Lake, domains: Sequence[str], specs: Sequence[Spec], *, each_
     return found
 
 
-def _mixture(lake: Lake, domains: Sequence[str], spec: Spec) -> Mixture:
+def _mixtures(lake: Lake, domains: Sequence[str], spec: Spec) -> list[Mixture]:
+    """The mixtures of a spec: one, but for a file of several."""
     if not isinstance(spec, str):
         label, values = spec
-        return Mixture(name=label, weights=_weights(domains, values, f"mixture {label!r}"))
+        return [Mixture(name=label, weights=_weights(domains, values, f"mixture {label!r}"))]
     named = _NAMED.fullmatch(spec)
     name = named[1] if named else None
     what = named[2] if named else spec
+    if what.startswith("domain:") or not what.endswith(SUFFIXES):
+        return [_mixture(lake, domains, name, what)]
+    path = Path(what)
+    return [
+        Mixture(name=name + label.removeprefix(path.stem) if name else label, weights=_weights(domains, values, what))
+        for label, values in read_mixtures(path, domains).items()
+    ]
+
+
+def _mixture(lake: Lake, domains: Sequence[str], name: str | None, what: str) -> Mixture:
     if what == UNIFORM:
         return Mixture(name=name or what, weights=_uniform(domains))
     if what == NATURAL:
@@ -107,9 +119,6 @@ def _mixture(lake: Lake, domains: Sequence[str], spec: Spec) -> Mixture:
     if what.startswith("domain:"):
         alone = {what.removeprefix("domain:"): 1.0}
         return Mixture(name=name or what, weights=_weights(domains, alone, f"mixture {what!r}"))
-    if what.endswith(".json"):
-        given = read_object(Path(what), "mixture", "{domain: weight}")
-        return Mixture(name=name or Path(what).stem, weights=_weights(domains, given, what))
     runs = [_of_run(lake, domains, name, run_id) for run_id in what.split(",")]
     ids = [run.run_id for run in runs]
     twice = next((run_id for run_id in ids if ids.count(run_id) > 1), None)
@@ -143,7 +152,8 @@ def _of_run(lake: Lake, domains: Sequence[str], name: str | None, run_id: str) -
         run = lake.run(run_id)
     except NotFoundError as error:
         raise NotFoundError(
-            f"mixture {run_id!r} is neither uniform, natural, oracle, domain:NAME, a .json file nor a run: {error}"
+            f"mixture {run_id!r} is neither uniform, natural, oracle, domain:NAME, a file of mixtures "
+            f"({', '.join(SUFFIXES)}) nor a run: {error}"
         ) from error
     learned = {row["domain"]: float(row["domain_weight"]) for row in run.record["domains"]}
     other = sorted(set(domains) ^ learned.keys())

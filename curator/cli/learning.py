@@ -174,7 +174,8 @@ def compare(
         list[str] | None,
         typer.Option(
             "--mixture",
-            help="natural, latest, a run id, domain:NAME, oracle, FILE.json, or NAME=any of these; may be repeated. "
+            help="natural, latest, a run id, domain:NAME, oracle, a file (.json, .yaml, .csv, .txt, .blend), or "
+            "NAME=any of these; may be repeated. "
             "uniform is always compared.",
             show_default=False,
         ),

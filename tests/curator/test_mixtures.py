@@ -156,9 +156,7 @@ def test_a_file_that_is_not_there_is_named(lake, tmp_path):
 
 @pytest.mark.parametrize("spec", ["unifrom", "latest", "20260101T000000-abcdef", "mine=nothing", "=", ""])
 def test_what_is_no_mixture_and_no_run_is_refused(lake, spec):
-    with pytest.raises(
-        NotFoundError, match=r"is neither uniform, natural, oracle, domain:NAME, a \.json file nor a run: "
-    ):
+    with pytest.raises(NotFoundError, match=r"is neither uniform, natural, .*, a file of mixtures \(.*\) nor a run: "):
         named(lake, spec)
 
 
@@ -208,3 +206,84 @@ def test_a_run_over_other_domains_is_refused(learned):
         f"run {learned.run_id} was learned on other domains than {learned.lake} has now ('west' is on one side only); "
         "learn again"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("doremi.json", '{"train_domain_weights": {"north": 3, "south": 1}, "eval_domain_weights": {"east": 1}}'),
+        ("regmix.yaml", "train:\n  train_north: 0.75\n  train_south: 0.25\nvalid:\n  valid_east: 1.0\n"),
+        ("plain.yml", "train: {north: 3, south: 1}\n"),
+        ("climb.txt", "0.5 data/north_text_document 0.25 data/north\n0.25 /x/south_document\n"),
+        ("megatron.blend", "30 north\n10 south\n"),
+    ],
+)
+def test_files_of_other_tools_are_read(lake, tmp_path, name, content):
+    path = tmp_path / name
+    path.write_text(content)
+    assert named(lake, str(path))[path.stem].weights == pytest.approx((0.0, 0.75, 0.25))
+
+
+def test_a_table_has_a_mixture_a_row(lake, tmp_path):
+    path = tmp_path / "mix.csv"
+    path.write_text("index,train_north,train_east\n1,0.75,0.25\n7,0.0,1.0\n")
+    found = named(lake, str(path), f"mine={path}")
+    assert {name: mixture.weights for name, mixture in found.items()} == {
+        "uniform": (1 / 3, 1 / 3, 1 / 3),
+        "mix-1": (0.25, 0.75, 0.0),
+        "mix-7": (1.0, 0.0, 0.0),
+        "mine-1": (0.25, 0.75, 0.0),
+        "mine-7": (1.0, 0.0, 0.0),
+    }
+    path.write_text("north,south\n1,3\n")
+    assert named(lake, str(path))["mix-1"].weights == (0.0, 0.25, 0.75)
+
+
+def test_an_exported_blend_is_read_back(learned, tmp_path):
+    with curator.open_lake(str(learned.lake)) as lake:
+        run = lake.run("latest")
+        run.export("megatron", tmp_path / "mine.txt", places="data/{domain}_text_document")
+        found = named(lake, "latest", str(tmp_path / "mine.txt"))
+    assert found["mine"].weights == pytest.approx(found[run.run_id].weights, abs=1e-8)
+
+
+def test_a_prefix_is_of_the_domain_with_the_longest_name_that_it_ends_in(lake, tmp_path):
+    odd = ["b", "a/b", "c_text_document"]
+    path = tmp_path / "mine.txt"
+    path.write_text("1 x/a/b_text_document 2 x/ab/b 1 c_text_document")
+    assert mixtures(lake, odd, [str(path)])[1].weights == (0.5, 0.25, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.yaml", "train: [1]", " has no train: {train_DOMAIN: weight}, as RegMix writes it"),
+        ("a.yaml", "{", " cannot be read as YAML ("),
+        (
+            "a.yaml",
+            "train: {train_nort: 1}",
+            " names domain 'nort', which the lake does not have; did you mean 'north'?",
+        ),
+        (
+            "a.yaml",
+            "train: {train_north: x}",
+            " gives domain 'north' the weight 'x'; it must be a number of at least 0",
+        ),
+        ("a.csv", "", " is no table: it needs a line of names"),
+        ("a.csv", "index,north\n1\n", " is no table: "),
+        ("a.csv", "index,north\n1,x\n", " gives 'north' the weight 'x', which is no number"),
+        ("a.txt", "data/north data/south data/east", " is no blend of weights: it needs a weight before every prefix"),
+        ("a.txt", "data/north data/south", " gives 'data/south' the weight 'data/north', which is no number"),
+        ("a.txt", "", " is no blend of weights: "),
+        ("a.txt", "1 data/west_document", " names domain 'west', which the lake does not have; "),
+        ("a.txt", "nan data/north", " gives domain 'north' the weight nan; "),
+        ("a.blend", "\udcff", " cannot be read as UTF-8 ("),
+    ],
+)
+def test_a_damaged_file_of_another_tool_is_named(lake, tmp_path, name, content, said):
+    path = tmp_path / name
+    path.write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(ConfigError) as caught:
+        named(lake, str(path))
+    assert str(path) in str(caught.value)
+    assert said in str(caught.value)

@@ -95,6 +95,7 @@ def test_what_cannot_be_compared_is_refused_in_a_sentence(here, asked, changed, 
 def test_an_unknown_run_is_refused_in_a_sentence(here, asked):
     message = refusal(curator(here, "compare", *asked, "--mixture", "latest"), 2)
     assert message == (
-        "mixture 'latest' is neither uniform, natural, oracle, domain:NAME, a .json file nor a run: "
+        "mixture 'latest' is neither uniform, natural, oracle, domain:NAME, a file of mixtures (.json, .yaml, .yml, "
+        ".csv, .txt, .blend) nor a run: "
         f"{here / 'lake'} has no run 'latest'; it has no run yet: `curator learn` makes one"
     )
