@@ -87,7 +87,10 @@ class WeightedSampler(torch.utils.data.Sampler[int]):
     ) -> None:
         weights = np.asarray(weights_N, dtype=np.float64)
         if weights.ndim != 1 or not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
-            raise ConfigError("row weights must be one finite number of at least 0 for each row, not all 0")
+            raise ConfigError(
+                "row weights must be one finite number of at least 0 for each row, not all 0; "
+                "rows without a weight get 0"
+            )
         self._num_draws = len(weights) if num_draws is None else num_draws
         if not 0 <= rank < world_size <= self._num_draws:
             raise ConfigError(
@@ -195,7 +198,7 @@ class WeightedCollator:
         Raises:
             ConfigError: a row without a weight.
         """
-        if any(self._column not in row for row in rows):
+        if any(row.get(self._column) is None for row in rows):
             raise ConfigError(
                 f"a row has no {self._column!r}; with transformers' Trainer set remove_unused_columns=False, "
                 "or name the column that has the weights"

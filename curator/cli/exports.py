@@ -88,7 +88,11 @@ def export(
     console.print_rows(
         names,
         [
-            [domain, f"{weight:.6f}", *([f"{done.epochs[domain]:.2f}"] if done.epochs else [])]
+            [
+                domain,
+                f"{weight:.6f}" if weight < 1 else f"{weight:,.6g}",
+                *([f"{done.epochs[domain]:.2f}"] if done.epochs else []),
+            ]
             for domain, weight in done.weights.items()
         ],
     )

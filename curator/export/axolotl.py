@@ -1,7 +1,7 @@
 """Axolotl's datasets, each cut to the rows that the mixture keeps of it.
 
 The cut is a slice of the split, which every release hands to `datasets.load_dataset`; the key `weight` of its main
-branch (pull request 3690, the kept fraction) is in no release up to 0.19, which would pass over it without a word. The
+branch (pull request 3690, the kept fraction) is not in release 0.19, which would pass over it without a word. The
 first rows are kept, so shuffle what is sorted. Nothing is repeated. The key `type` is for the prompts and is to be
 added. Source: axolotl 0.19, `utils/data/shared.py` (load_dataset_with_config); "Slice splits" of datasets.
 """

@@ -1,7 +1,7 @@
 """Levanter's and Marin's weights of training data.
 
 Shares of packed sequences, normalised; `restart` begins a domain anew when it ends. Source: Levanter,
-`docs/reference/Data-Loader-Options.md` and `data/text.py` (LMMixtureDatasetConfig).
+`data/text.py` (LMMixtureDatasetConfig).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Nanotron's datasets of tokens with weights, as the first stage of the data.
 
-Shares of sequences, normalised; a dataset that ends begins anew. Source: nanotron, `docs/nanoset.md`,
-`config/config.py` (NanosetDatasetsArgs, DatasetStageArgs) and `data/nanoset.py`.
+Shares of sequences, normalised; a dataset that ends begins anew. Source: nanotron,
+`config/config.py` (NanosetDatasetsArgs, DatasetStageArgs) and `data/nanoset.py` (Nanoset).
 """
 
 from __future__ import annotations

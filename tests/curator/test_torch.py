@@ -285,3 +285,5 @@ def test_the_trainer_draws_by_the_sampler(tmp_path):
 def test_a_row_without_a_weight_is_named():
     with pytest.raises(ConfigError, match="a row has no 'sample_weight'; with transformers' Trainer set remove_"):
         WeightedCollator(padded)([{"input_ids": [1]}])
+    with pytest.raises(ConfigError, match="a row has no 'mine'"):
+        WeightedCollator(padded, column="mine")([{"input_ids": [1], "mine": None}])
