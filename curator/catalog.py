@@ -2,7 +2,7 @@
 
 The catalog file caches what ingest read (tables `files` and `sample_index`, see `connectors.duck`); it can be thrown
 away. Runs and versions are truth elsewhere, as records in the destination store, and become temporary tables of a
-session: `runs`, `domain_weights`, `comparisons`, `versions`, and the views `diagnostics` and `samples`.
+session: `runs`, `domain_weights`, `comparisons`, `versions`, and the views `diagnostics`, `row_gaps` and `samples`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from connectors.connector import Connector
 from connectors.manifest import Manifest
 from connectors.plain import Corpus
 from connectors.store import Store, list_objects, read_bytes
-from curator import macros, trajectory
+from curator import macros, row_gaps, trajectory
 from curator.errors import StorageError
 from curator.weights import WEIGHTS
 
@@ -160,11 +160,14 @@ def read_comparison_records(destination: Store) -> list[dict[str, Any]]:
 def register_records(connection: duck.Connection, destination: Store, connector: Connector) -> None:
     """Make the temporary tables `runs`, `domain_weights`, `comparisons` and `versions` out of the records.
 
-    And the view `diagnostics` over the steps of the runs (`curator.trajectory.SCHEMA`).
+    And the views `diagnostics` over the steps of the runs (`curator.trajectory.SCHEMA`) and `row_gaps` over the rows
+    that they measured (`curator.row_gaps.SCHEMA`).
     """
     records = read_run_records(destination)
     create_run_tables(connection, records)
-    _create_diagnostics(connection, destination, [record["run_id"] for record in records])
+    run_ids = [record["run_id"] for record in records]
+    _create_run_view(connection, destination, run_ids, "diagnostics", trajectory.TABLE, trajectory.SCHEMA)
+    _create_run_view(connection, destination, run_ids, "row_gaps", row_gaps.TABLE, row_gaps.SCHEMA)
     compared = [row for record in read_comparison_records(destination) for row in _comparison_rows(record)]
     _create_table(connection, "comparisons", _COMPARISONS, compared)
     create_versions_table(connection, connector)
@@ -184,18 +187,20 @@ def create_versions_table(connection: duck.Connection, connector: Connector, *, 
     _create_table(connection, "versions", _VERSIONS, version_rows(connector), temporary=temporary)
 
 
-def _create_diagnostics(connection: duck.Connection, destination: Store, run_ids: Sequence[str]) -> None:
-    """The view reads the runs' files when it is asked."""
-    listed = {info.path for info in list_objects(destination, f"/{trajectory.TABLE}", prefix=RUN_FOLDER)}
-    expected = [f"{RUN_FOLDER}/{run_id}/{trajectory.TABLE}" for run_id in run_ids]
+def _create_run_view(
+    connection: duck.Connection, destination: Store, run_ids: Sequence[str], view: str, file: str, schema: pa.Schema
+) -> None:
+    """A view over a file in the folders of the runs that have it; it reads them when it is asked."""
+    listed = {info.path for info in list_objects(destination, f"/{file}", prefix=RUN_FOLDER)}
+    expected = [f"{RUN_FOLDER}/{run_id}/{file}" for run_id in run_ids]
     paths = [duck.quote_literal(duck.duck_path(destination, path)) for path in expected if path in listed]
     if paths:
         duck.register_store(connection, destination)
         source = f"read_parquet([{', '.join(paths)}])"
     else:
-        source = "no_steps"
-        _create_table(connection, source, trajectory.SCHEMA, [])
-    connection.execute(f"CREATE OR REPLACE TEMP VIEW diagnostics AS SELECT * FROM {source}")
+        source = f"no_{view}"
+        _create_table(connection, source, schema, [])
+    connection.execute(f"CREATE OR REPLACE TEMP VIEW {view} AS SELECT * FROM {source}")
 
 
 def create_samples(connection: duck.Connection, corpus: Corpus, connector: Connector, destination: Store) -> None:

@@ -104,6 +104,18 @@ class BlocksConfig(_Section):
     moments: Literal["drop", "keep", "offload"] = Field("drop", description="Adam moments of a block that is left")
 
 
+class RowsConfig(_Section):
+    """How rows get weights within their domains; for granularity "sample"."""
+
+    snapshots: int = Field(6, ge=2, description="last branches at whose ends the losses of the rows are compared")
+    max_rows: int = Field(
+        10_000, ge=1, description="rows that are compared, about; of more, the same share of every domain is drawn"
+    )
+    sharpness: float = Field(
+        1.0, ge=0, description="how much a row of the usual distance from its domain gains or loses"
+    )
+
+
 class CheckpointConfig(_Section):
     """When a run writes down what it needs to be resumed; also when it is asked to stop."""
 
@@ -118,7 +130,9 @@ class LearnConfig(_Section):
         "scalebio", description="how the weights are found: scalebio, or a baseline of optim/learners"
     )
     model: str = Field("tiny", description="preset (tiny, small) or a Hugging Face model folder")
-    granularity: Literal["domain"] = Field("domain", description="what gets a learned weight")
+    granularity: Literal["domain", "sample"] = Field(
+        "domain", description="what gets a learned weight: domains alone, or the rows within them, too"
+    )
     steps: int = Field(300, ge=1, description="steps of the solver")
     seed: int = Field(0, ge=0, description="seed of initial weights, data order and blocks")
     sequence_length: int = Field(128, ge=8, description="target tokens of a sequence at most")
@@ -144,6 +158,7 @@ class LearnConfig(_Section):
     weights: WeightsConfig = Field(default_factory=lambda: WeightsConfig())
     blocks: BlocksConfig = Field(default_factory=lambda: BlocksConfig())
     line_search: LineSearchConfig = Field(default_factory=lambda: LineSearchConfig())
+    rows: RowsConfig = Field(default_factory=lambda: RowsConfig())
     checkpoint: CheckpointConfig = Field(default_factory=lambda: CheckpointConfig())
 
     @property
@@ -164,6 +179,13 @@ class LearnConfig(_Section):
     def num_fit_rows(self, num_rows: int) -> int:
         """Of `num_rows` target rows, how many learning sees: the first ones, in the order of their hashes."""
         return num_rows - max(2, round(self.line_search.validation_share * num_rows)) if self.is_judged else num_rows
+
+    @property
+    def probe_steps(self) -> tuple[int, ...]:
+        """The counts of steps after which the losses of rows are compared: the ends of the last whole branches."""
+        if self.granularity == "domain" or not self.branch_steps:
+            return ()
+        return tuple(range(self.branch_steps, self.steps + 1, self.branch_steps)[-self.rows.snapshots :])
 
     @property
     def is_stepwise(self) -> bool:

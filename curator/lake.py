@@ -25,7 +25,7 @@ from connectors.connector import Connector, lake_root, open_connector
 from connectors.parquet import check_schemas
 from connectors.plain import Corpus
 from connectors.store import Store, open_store, substore, write_object
-from curator import catalog, trajectory
+from curator import catalog, row_gaps, trajectory
 from curator.config import CompareConfig, LakeConfig, LearnConfig, TargetConfig, override, parse
 from curator.errors import ConfigError, InputError, NotFoundError, StorageError, UsageError, one_line, translated
 from curator.places import (
@@ -526,7 +526,7 @@ class Lake:
         version: int | None = None,
         as_of: str | datetime | None = None,
     ) -> duck.Relation:
-        """Ask the lake: `samples`, `domain_weights`, `runs`, `diagnostics`, `comparisons`, `versions` are its tables.
+        """Ask the lake: `samples`, `domain_weights`, `runs`, `diagnostics`, `row_gaps`, `comparisons`, `versions`.
 
         The relation is lazy and lives until the lake is closed, ingested or published again; fetch it with `.pl()`,
         `.df()`, `.to_arrow_table()` or `.fetchall()`. Macros select rows by weight, `FROM token_budget(…)` and others
@@ -838,7 +838,8 @@ class Lake:
         from curator.weights import WEIGHTS
 
         home = f"{catalog.RUN_FOLDER}/{record['run_id']}"
-        for name in (WEIGHTS, trajectory.TABLE, RECORD):
+        rows = (row_gaps.TABLE,) if record.get("rows") else ()
+        for name in (WEIGHTS, trajectory.TABLE, *rows, RECORD):
             path = f"{home}/{name}"
             if self.destination.is_local and Path(self.destination.full_path(path)) == folder / name:
                 continue

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from curator import trajectory
+from curator import row_gaps, trajectory
 from curator.begun import Begun, explaining_interruptions
 from curator.config import LearnConfig, TargetConfig, override
 from curator.errors import ConfigError, InputError
@@ -25,7 +26,7 @@ from curator.prepare import check_machine, check_model, check_solver, distinct_t
 from curator.progress import Progress, ProgressCallback
 from curator.stopwatch import Stopwatch
 from curator.tokens import TokenCache
-from curator.weights import WEIGHTS, WeightTable, from_domain_weights
+from curator.weights import WEIGHTS, WeightTable, weight_table
 from optim import launch
 
 if TYPE_CHECKING:
@@ -124,11 +125,17 @@ def _finish(lake: Lake, begun: Begun, watch: Stopwatch) -> None:
     else:
         search = _judge(lake, begun, result, watch)
         result = search.applied_to(result)
-    table = _weight_table(TokenCache.open(begun.job.corpus), result)
+    corpus, rows = TokenCache.open(begun.job.corpus), None
+    if begun.job.learn.granularity == "sample":
+        rows = row_gaps.weigh_rows(folder, begun.run_id, corpus, sharpness=begun.job.learn.rows.sharpness)
+        verdict = dataclasses.replace(result.verdict, reason=f"{result.verdict.reason}; {rows.sentence}")
+        result = dataclasses.replace(result, verdict=verdict)
+    table = _weight_table(corpus, result, rows.weights if rows else None)
     pq.write_table(table.samples, folder / WEIGHTS, compression="zstd")
     trajectory.write(folder, begun.run_id, [domain.domain for domain in table.domains])
     record = _record(lake, begun, result, table, watch.seconds)
     record["line_search"] = search and dataclasses.asdict(search)
+    record["rows"] = rows and rows.figures
     write_atomically(folder / RECORD, json.dumps(record, indent=1))
     with lake.writing():
         lake.record_run(folder, record)
@@ -179,9 +186,17 @@ def _search_mixtures(lake: Lake, begun: Begun, device: launch.Device, on_progres
 
 
 def _run_workers(job: WorkerJob, device: launch.Device, on_progress: ProgressCallback) -> None:
-    follow = _Follower(
+    from curator.row_probe import PROGRESS
+
+    follow_steps = _Follower(
         job.run_dir / trajectory.LINES, TokenCache.open(job.corpus).domains, job.learn.steps, on_progress
     )
+
+    def follow() -> None:
+        follow_steps()
+        if job.learn.granularity == "sample":
+            _tell_rows(job.run_dir / PROGRESS, on_progress)
+
     launch.launch(
         "curator.worker:run_worker",
         job,
@@ -193,6 +208,15 @@ def _run_workers(job: WorkerJob, device: launch.Device, on_progress: ProgressCal
         log=job.run_dir / "workers.log",
     )
     follow()
+
+
+def _tell_rows(path: Path, on_progress: ProgressCallback) -> None:
+    """Tell how far the measurements of rows are (`curator.row_probe`)."""
+    try:
+        done, total = map(int, path.read_text(encoding="utf-8").split())
+    except FileNotFoundError:
+        return
+    on_progress(Progress(stage="rows", done=done, total=total, detail="losses of rows"))
 
 
 class _Follower:
@@ -233,13 +257,14 @@ def _described(record: dict[str, Any], domains: Sequence[str]) -> str:
     return f"{loss}{speed:,.0f} tokens/s, {leading}"
 
 
-def _weight_table(corpus: TokenCache, result: WorkerResult) -> WeightTable:
-    table = from_domain_weights(
+def _weight_table(corpus: TokenCache, result: WorkerResult, row_weights: NDArray[np.float64] | None) -> WeightTable:
+    table = weight_table(
         corpus.sample_ids(),
         np.asarray(corpus.domain),
         np.asarray(corpus.num_targets),
         corpus.domains,
         np.array(result.weights),
+        row_weights,
     )
     found = result.summary
     if found is None:

@@ -210,6 +210,7 @@ def check_solver(config: LearnConfig, num_layers: int) -> None:
     from curator.worker import solver_settings
     from optim.learners.registry import PROBING
 
+    _check_granularity(config)
     if not config.is_stepwise:
         return
     if config.method in PROBING and config.dtype == "bfloat16":
@@ -221,6 +222,28 @@ def check_solver(config: LearnConfig, num_layers: int) -> None:
         solver_settings(config, num_layers)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def _check_granularity(config: LearnConfig) -> None:
+    """Refuse weights of rows where nothing would tell them apart."""
+    if config.granularity == "domain":
+        return
+    if config.method != "scalebio":
+        raise ConfigError(
+            f"learn.granularity = 'sample' compares the two copies of method 'scalebio', which {config.method!r} does "
+            "not train; set learn.granularity = 'domain', or leave the method out"
+        )
+    if not config.branch_steps:
+        raise ConfigError(
+            "learn.granularity = 'sample' compares the copies at the ends of branches, and with learn.branch_steps = 0 "
+            "no branch ends; set it to 25, or learn.granularity = 'domain'"
+        )
+    if len(config.probe_steps) < 2:
+        raise ConfigError(
+            f"learn.steps={config.steps} holds {len(config.probe_steps)} whole branches of learn.branch_steps="
+            f"{config.branch_steps} steps, and learn.granularity = 'sample' needs at least 2 to tell signal from "
+            "noise: take more steps, or shorter branches"
+        )
 
 
 def check_machine(config: LearnConfig | CompareConfig) -> launch.Device:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-Stage = Literal["ingest", "tokenize", "leaks", "test", "learn", "train", "publish", "verify", "materialize"]
+Stage = Literal["ingest", "tokenize", "leaks", "test", "learn", "rows", "train", "publish", "verify", "materialize"]
 
 
 @dataclass(frozen=True, kw_only=True)

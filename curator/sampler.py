@@ -7,7 +7,6 @@ loss. Everything is a function of (seed, step): the same on every rank, after a 
 
 from __future__ import annotations
 
-import dataclasses
 import heapq
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -113,7 +112,7 @@ class MixtureSampler:
         seed: int,
         data_share: float = 1.0,
     ) -> None:
-        part = corpus if data_share == 1 else _share_of_rows(corpus, data_share, seed)
+        part = corpus if data_share == 1 else corpus.only(share_of_rows(corpus, data_share, seed, "share"))
         self._windows = _Windows(part, sequence_length, f"{seed}:mixture")
         self._weights_D = weights_D
         self._tokens_per_step = tokens_per_step
@@ -142,17 +141,14 @@ class MixtureSampler:
         return _Due(float(budget), domain, place, given, window, length)
 
 
-def _share_of_rows(cache: TokenCache, share: float, seed: int) -> TokenCache:
-    """A part of each domain's rows, at least one; good for its tokens alone."""
+def share_of_rows(cache: TokenCache, share: float, seed: int, purpose: str) -> Indices:
+    """The places of a part of each domain's rows, at least one, ascending; another part for another purpose."""
     counts = np.bincount(cache.domain, minlength=len(cache.domains))
     wanted = np.maximum(1, np.ceil(share * counts)).astype(np.int64)
-    order = _generator(seed, "share").permutation(cache.num_rows)
+    order = _generator(seed, purpose).permutation(cache.num_rows)
     order = order[np.argsort(cache.domain[order], kind="stable")]  # by domain, random within
     place = np.arange(cache.num_rows) - np.repeat(np.cumsum(counts) - counts, counts)
-    kept = np.sort(order[place < wanted[cache.domain[order]]])
-    return dataclasses.replace(
-        cache, start=cache.start[kept], num_targets=cache.num_targets[kept], domain=cache.domain[kept]
-    )
+    return np.sort(order[place < wanted[cache.domain[order]]])
 
 
 class _Due(NamedTuple):
@@ -175,10 +171,14 @@ class RowSet:
 
     def batches(self, windows_per_batch: int = 256) -> Iterator[Batch]:
         """The windows in the order of the cache."""
-        total = int(self._windows.num_windows.sum())
-        for first in range(0, total, windows_per_batch):
-            windows = np.arange(first, min(total, first + windows_per_batch))
+        for first in range(0, self.num_windows, windows_per_batch):
+            windows = np.arange(first, min(self.num_windows, first + windows_per_batch))
             yield self._windows.batch(windows, np.full(len(windows), -1))
+
+    @property
+    def num_windows(self) -> int:
+        """Windows of all rows."""
+        return len(self._windows.row)
 
     def by_row(self, loss_N: NDArray[np.float64]) -> NDArray[np.float64]:
         """The windows' summed losses added up by row, in the order of the cache's rows."""

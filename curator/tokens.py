@@ -153,6 +153,12 @@ class TokenCache:
             first_row=self.first_row + first,
         )
 
+    def only(self, kept: NDArray[np.int64]) -> TokenCache:
+        """The rows at these places; good for its tokens alone, `sample_ids` knows nothing of it."""
+        return dataclasses.replace(
+            self, start=self.start[kept], num_targets=self.num_targets[kept], domain=self.domain[kept]
+        )
+
     @staticmethod
     def open(folder: Path) -> TokenCache:
         """A cache that `write_cache` finished."""

@@ -1,7 +1,7 @@
 """The artifact of a run: domain weights and row weights in one table, keyed by sample id, with checked identities.
 
 With p_d the weight of domain d (its share of the training tokens), v_i the in-domain weight of row i (mean 1 over its
-domain) and T_i its target tokens,
+domain's tokens; all 1 where only domains were weighed) and T_i its target tokens,
 
     sample_weight_i = c · p_d · v_i / Σ_{j∈d} v_j·T_j,      c such that the mean over all rows is 1,
 
@@ -96,14 +96,15 @@ class WeightTable:
                 )
 
 
-def from_domain_weights(
+def weight_table(
     sample_id: pa.Array,
     domain: NDArray[np.int32],
     num_tokens: NDArray[np.int64],
     names: Sequence[str],
     weights: NDArray[np.float64],
+    row_weights: NDArray[np.float64] | None = None,
 ) -> WeightTable:
-    """The table in which all rows of a domain weigh the same (v_i = 1); its identities are checked.
+    """The row weights out of domain weights and in-domain weights; its identities are checked.
 
     Args:
         sample_id: (N,) ids.
@@ -111,9 +112,11 @@ def from_domain_weights(
         num_tokens: (N,) target tokens T_i of each row, at least 1.
         names: the D domains.
         weights: (D,) domain weights p, summing to 1.
+        row_weights: (N,) in-domain weights v of any scale, positive; None: all rows of a domain weigh the same.
     """
     tokens = np.bincount(domain, weights=num_tokens, minlength=len(names)).astype(np.float64)
-    unscaled = (weights / tokens)[domain]
+    within = np.ones(len(domain)) if row_weights is None else row_weights
+    unscaled = within * (weights / np.bincount(domain, weights=within * num_tokens, minlength=len(names)))[domain]
     sample_weight = unscaled / unscaled.mean()
     label = pa.DictionaryArray.from_arrays(pa.array(domain), pa.array(list(names))).cast(pa.string())
     columns = [

@@ -32,12 +32,13 @@ from curator.config import LearnConfig
 from curator.errors import CuratorError, StorageError, TryAgainError, one_line
 from curator.files import write_atomically
 from curator.places import CHECKPOINTS, JOB, RESULT
+from curator.row_probe import RowProbe
 from curator.sampler import Sampler, SamplerSettings
 from curator.tokens import TokenCache
 from curator.trajectory import LINES
 from optim.backend import AdamWSettings, Backend, BackendInfo, ModelSource
 from optim.blocks import BlockSchedule
-from optim.checkpoint import Checkpoint, Checkpoints
+from optim.checkpoint import Checkpoint, Checkpoints, Saveable
 from optim.data_weights import DataWeightSettings
 from optim.diagnostics import StepRecord, Summary, Verdict
 from optim.errors import CheckpointError, OptimError, StoppedError
@@ -208,9 +209,9 @@ def run_worker(job: WorkerJob) -> None:
     from optim.mcore.backend import mcore_backend
 
     learn = job.learn
-    target = TokenCache.open(job.target)
+    corpus, target = TokenCache.open(job.corpus), TokenCache.open(job.target)
     sampler = Sampler(
-        TokenCache.open(job.corpus),
+        corpus,
         target.rows(0, learn.num_fit_rows(target.num_rows)),
         SamplerSettings(
             sequence_length=learn.sequence_length,
@@ -236,11 +237,21 @@ def run_worker(job: WorkerJob) -> None:
     ):
         settings = solver_settings(learn, backend.info.num_layers)
         prior_D = torch.tensor(job.prior, dtype=torch.float64)
+        probe = RowProbe(corpus, learn, backend, job.run_dir) if learn.granularity == "sample" else None
         found = checkpoints.newest()
         if found is not None:
             backend.load(found.folder)
+            if probe:
+                probe.load(found.folder)
         with _Trajectory.open(job.run_dir, found) as trajectory:
-            keeper = _Keeper(checkpoints, backend, trajectory, stop, 60 * learn.checkpoint.every_minutes)
+            saveable = _Together(backend, probe) if probe else backend
+            keeper = _Keeper(checkpoints, saveable, trajectory, stop, 60 * learn.checkpoint.every_minutes)
+
+            def after_step(state: SolverState) -> None:
+                if probe:
+                    probe(state)
+                keeper(state)
+
             solution = solve(
                 backend,
                 sampler,
@@ -249,16 +260,18 @@ def run_worker(job: WorkerJob) -> None:
                 start=found.state if found else None,
                 records=trajectory.records,
                 on_step=trajectory.write,
-                after_step=keeper,
+                after_step=after_step,
             )
         info = backend.info
+    if probe:
+        probe.save(job.run_dir)
     if dist.get_rank() == 0:
         result = WorkerResult(
             weights=solution.weights_D.tolist(),
             summary=solution.summary,
             verdict=solution.verdict,
             backend=info,
-            compute_tokens=solution.summary.compute_tokens,
+            compute_tokens=solution.summary.compute_tokens + (probe.compute_tokens if probe else 0.0),
         )
         result.write(job.run_dir)
 
@@ -373,14 +386,32 @@ def _records(path: Path, num_bytes: int) -> list[StepRecord]:
         return []
 
 
+@dataclass(frozen=True)
+class _Together:
+    """The parts of a run that a checkpoint holds."""
+
+    backend: Backend
+    probe: RowProbe
+
+    def save(self, folder: Path) -> None:
+        """Write both into an empty folder; collective."""
+        self.backend.save(folder)
+        self.probe.save(folder)
+
+
 class _Keeper:
     """Called after every step: writes a checkpoint when one is due, and one more before it stops the run."""
 
     def __init__(
-        self, checkpoints: Checkpoints, backend: Backend, trajectory: _Trajectory, stop: threading.Event, seconds: float
+        self,
+        checkpoints: Checkpoints,
+        saveable: Saveable,
+        trajectory: _Trajectory,
+        stop: threading.Event,
+        seconds: float,
     ) -> None:
         self._checkpoints = checkpoints
-        self._backend = backend
+        self._saveable = saveable
         self._trajectory = trajectory
         self._stop = stop
         self._seconds = seconds
@@ -389,7 +420,7 @@ class _Keeper:
     def __call__(self, state: SolverState) -> None:
         stop, due = self._agreed(self._stop.is_set(), time.monotonic() - self._last > self._seconds)
         if stop or due:
-            self._checkpoints.save(self._backend, state, {"trajectory_bytes": self._trajectory.sync()})
+            self._checkpoints.save(self._saveable, state, {"trajectory_bytes": self._trajectory.sync()})
             self._last = time.monotonic()
         if stop:
             raise StoppedError(f"stopped after step {state.step}, with a checkpoint; the run can be resumed")

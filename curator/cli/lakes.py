@@ -61,7 +61,9 @@ def sql(
     lake_url: Annotated[str, typer.Argument(metavar="LAKE_URL", help="The lake to ask.")],
     query: Annotated[
         str,
-        typer.Argument(help="DuckDB SQL over samples, domain_weights, runs, diagnostics, comparisons, versions."),
+        typer.Argument(
+            help="DuckDB SQL over samples, domain_weights, runs, diagnostics, row_gaps, comparisons, versions."
+        ),
     ],
     destination: DestinationOption = None,
     version: VersionOption = None,

@@ -54,6 +54,12 @@ def learn(
             "--method", help="scalebio (the default), or a baseline: seal, sama, doge, doremi, …", show_default=False
         ),
     ] = None,
+    granularity: Annotated[
+        str | None,
+        typer.Option(
+            "--granularity", help="domain (the default), or sample: rows get weights, too.", show_default=False
+        ),
+    ] = None,
     model: ModelOption = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Steps of the solver.", show_default=False)] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of everything random.", show_default=False)] = None,
@@ -87,7 +93,7 @@ def learn(
     skip_bad_rows: SkipOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Learn the weight of every domain for a target, with two copies of a model on Megatron-Core."""
+    """Learn the weight of every domain, and of the rows, for a target, with two copies of a model on Megatron-Core."""
     from curator import console
     from curator.config import override
 
@@ -96,6 +102,7 @@ def learn(
     chosen = override(
         settings.learn,
         method=method,
+        granularity=granularity,
         model=model,
         steps=steps,
         seed=seed,
@@ -107,6 +114,7 @@ def learn(
             "target": target,
             "target-text": target_text,
             "method": method,
+            "granularity": granularity,
             "model": model,
             "steps": steps,
             "seed": seed,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curator.weights import SCHEMA, WeightIdentityError, WeightTable, from_domain_weights
+from curator.weights import SCHEMA, WeightIdentityError, WeightTable, weight_table
 
 
 @st.composite
@@ -22,7 +22,7 @@ def corpora(draw):
 
 def make(domain, tokens, weights):
     ids = pa.array([f"{i:05}" for i in range(len(domain))])
-    return from_domain_weights(ids, domain, tokens, [f"d{i}" for i in range(len(weights))], weights)
+    return weight_table(ids, domain, tokens, [f"d{i}" for i in range(len(weights))], weights)
 
 
 @given(corpora())

@@ -1,0 +1,122 @@
+"""What single rows are worth: their losses under w and u at the ends of branches, and in-domain weights out of those.
+
+At the end of a branch w and u have come from the same place on the same batches, w along the target's gradient as well.
+So g_i = (ℓ_i(w) − ℓ_i(u))/T_i is low for a row whose loss the target's gradient lowers, the per-row form of the gap
+that moves the domain weights. One end is noisy: several are averaged, and how much they differ says how far their mean
+can be trusted. Shapes: R rows, D domains.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+MAX_RATIO = 8.0
+"""A row weighs at most this many times as much as one whose gap is its domain's mean, and at least the reciprocal."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowGaps:
+    """The gaps of R rows at `num_snapshots` ends of branches, as sums, (R,) in nats per target token.
+
+    `sum_R` is Σ_s g_i, `relative_R` and `square_R` are Σ_s x_i and Σ_s x_i² of the gap x_i relative to the mean of the
+    row's domain in the same snapshot, over its target tokens: what a whole domain moves by is no news of a row.
+    """
+
+    num_snapshots: int
+    sum_R: Floats
+    relative_R: Floats
+    square_R: Floats
+
+    @staticmethod
+    def none(num_rows: int) -> RowGaps:
+        """Before the first snapshot."""
+        return RowGaps(
+            num_snapshots=0,
+            sum_R=np.zeros(num_rows),
+            relative_R=np.zeros(num_rows),
+            square_R=np.zeros(num_rows),
+        )
+
+    def added(self, gap_R: Floats, domain_R: NDArray[np.int32], tokens_R: NDArray[np.int64]) -> RowGaps:
+        """With one more snapshot.
+
+        Args:
+            gap_R: (ℓ_i(w) − ℓ_i(u))/T_i.
+            domain_R: each row's domain, from 0.
+            tokens_R: target tokens T_i.
+        """
+        relative_R = gap_R - domain_means(gap_R, domain_R, tokens_R)[domain_R]
+        return RowGaps(
+            num_snapshots=self.num_snapshots + 1,
+            sum_R=self.sum_R + gap_R,
+            relative_R=self.relative_R + relative_R,
+            square_R=self.square_R + relative_R**2,
+        )
+
+    @property
+    def mean_R(self) -> Floats:
+        """The mean gap of each row."""
+        return self.sum_R / self.num_snapshots
+
+    @property
+    def mean_relative_R(self) -> Floats:
+        """The mean gap of each row less that of its domain."""
+        return self.relative_R / self.num_snapshots
+
+    @property
+    def standard_error_R(self) -> Floats:
+        """Of `mean_relative_R`, by how much the snapshots differ; needs at least two."""
+        scatter_R = self.square_R - self.relative_R**2 / self.num_snapshots
+        error_R: Floats = np.sqrt(np.maximum(scatter_R, 0) / (self.num_snapshots - 1) / self.num_snapshots)
+        return error_R
+
+
+def domain_means(value_R: Floats, domain_R: NDArray[np.int32], tokens_R: NDArray[np.int64]) -> Floats:
+    """The token-weighted mean of each domain, (D,); 0 for a domain without rows."""
+    total_D = np.bincount(domain_R, weights=tokens_R * value_R)
+    tokens_D = np.bincount(domain_R, weights=tokens_R)
+    mean_D: Floats = total_D / np.maximum(tokens_D, 1)
+    return mean_D
+
+
+def reliability(gaps: RowGaps, tokens_R: NDArray[np.int64]) -> float:
+    """The share of the rows' scatter about their domains' means that is not noise, in [0, 1].
+
+    1 − (noise of a row's mean by its snapshots)/(scatter between the rows), token-weighted, and 0 where that is below:
+    the factor by which James and Stein shrink many means to a common one.
+    """
+    between = _spread(gaps, tokens_R) ** 2
+    noise = np.average(gaps.standard_error_R**2, weights=tokens_R)
+    return float(max(0.0, 1 - noise / between)) if between > 0 else 0.0
+
+
+def in_domain_weights(
+    gaps: RowGaps, domain_R: NDArray[np.int32], tokens_R: NDArray[np.int64], *, sharpness: float
+) -> Floats:
+    """v ∝ exp(−sharpness·z), (R,), with Σ v_i·T_i = Σ T_i in every domain.
+
+    z is the mean relative gap in units of its spread over all rows, times their reliability: mere noise leaves v at 1,
+    and no domain is spread more than its rows differ. Before v is scaled it is kept within `MAX_RATIO` of 1.
+
+    Args:
+        gaps: of at least two snapshots.
+        domain_R: each row's domain, from 0.
+        tokens_R: target tokens T_i.
+        sharpness: what a row of one spread's worth gains in log v; 0 leaves v at 1.
+    """
+    spread = _spread(gaps, tokens_R)
+    z_R = reliability(gaps, tokens_R) * gaps.mean_relative_R / (spread or 1.0)
+    bound = np.log(MAX_RATIO)
+    ratio_R = np.exp(np.clip(-sharpness * z_R, -bound, bound))
+    weight_R: Floats = ratio_R / domain_means(ratio_R, domain_R, tokens_R)[domain_R]
+    return weight_R
+
+
+def _spread(gaps: RowGaps, tokens_R: NDArray[np.int64]) -> float:
+    """Root mean square of the relative gaps over all rows, token-weighted, nats per token."""
+    return float(np.sqrt(np.average(gaps.mean_relative_R**2, weights=tokens_R)))
