@@ -192,10 +192,11 @@ def _run_workers(job: WorkerJob, device: launch.Device, on_progress: ProgressCal
         job.run_dir / trajectory.LINES, TokenCache.open(job.corpus).domains, job.learn.steps, on_progress
     )
 
+    follow_rows = _RowFollower(job.run_dir / PROGRESS, on_progress)
+
     def follow() -> None:
         follow_steps()
-        if job.learn.granularity == "sample":
-            _tell_rows(job.run_dir / PROGRESS, on_progress)
+        follow_rows()
 
     launch.launch(
         "curator.worker:run_worker",
@@ -210,13 +211,23 @@ def _run_workers(job: WorkerJob, device: launch.Device, on_progress: ProgressCal
     follow()
 
 
-def _tell_rows(path: Path, on_progress: ProgressCallback) -> None:
-    """Tell how far the measurements of rows are (`curator.row_probe`)."""
-    try:
-        done, total = map(int, path.read_text(encoding="utf-8").split())
-    except FileNotFoundError:
-        return
-    on_progress(Progress(stage="rows", done=done, total=total, detail="losses of rows"))
+class _RowFollower:
+    """Tells how far the measurements of rows are (`curator.row_probe`), if there are any."""
+
+    def __init__(self, path: Path, on_progress: ProgressCallback) -> None:
+        self._path = path
+        self._tell = on_progress
+        self._last = ""
+
+    def __call__(self) -> None:
+        try:
+            noted = self._path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return
+        if noted != self._last:
+            self._last = noted
+            done, total = map(int, noted.split())
+            self._tell(Progress(stage="rows", done=done, total=total, detail="windows of rows measured"))
 
 
 class _Follower:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from optim.row_gaps import Floats, RowGaps
 from optim.state import SolverState
 
 PROGRESS = "rows.done"
-"""In a run folder: the passes over a batch of rows that have been made, of how many."""
+"""In a run folder: how many windows of rows have been measured under a copy, and how many will be."""
 
 
 class RowProbe:
@@ -70,7 +71,9 @@ class RowProbe:
 
     def _note(self, copy: Copy, done: int) -> None:
         """Tell the parent how far the measurements are, in windows."""
-        if dist.get_rank() == 0:
-            per_pass = self._windows.num_windows
-            passes = 2 * self._gaps.num_snapshots + (copy is Copy.AUX)
+        if dist.get_rank():
+            return
+        per_pass = self._windows.num_windows
+        passes = 2 * self._gaps.num_snapshots + (copy is Copy.AUX)
+        with suppress(OSError):  # a full disk ends a run where it matters, not here
             write_atomically(self._run_dir / PROGRESS, f"{passes * per_pass + done} {2 * len(self._steps) * per_pass}")

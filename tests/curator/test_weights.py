@@ -56,6 +56,26 @@ def test_rows_of_a_domain_weigh_the_same(corpus):
     ].to_pylist() == [1] * len(corpus[2])
 
 
+@given(corpora(), st.integers(0, 2**32))
+def test_in_domain_weights_spread_a_domain_and_keep_the_identities(corpus, seed):
+    """Whatever their scale: sample_weight / v is one number a domain, mean and token shares are what they were."""
+    domain, tokens, weights = corpus
+    within = np.exp(np.random.default_rng(seed).normal(size=len(domain)))
+    names = [f"d{i}" for i in range(len(weights))]
+    ids = pa.array([f"{i:05}" for i in range(len(domain))])
+    found = weight_table(ids, domain, tokens, names, weights, within)
+    sample_weight = found.samples["sample_weight"].to_numpy().astype(np.float64)
+    assert sample_weight.mean() == pytest.approx(1, abs=1e-5)
+    mass = np.bincount(domain, weights=sample_weight * tokens)
+    np.testing.assert_allclose(mass / mass.sum(), weights, atol=1e-5)
+    for d in range(len(weights)):
+        ratio = (sample_weight / within)[domain == d]
+        np.testing.assert_allclose(ratio, ratio[0], rtol=1e-5)
+    assert found.domains == make(*corpus).domains
+    scaled = weight_table(ids, domain, tokens, names, weights, within * np.array([3.0, 0.1, 7, 1, 1, 1])[domain])
+    np.testing.assert_allclose(scaled.samples["sample_weight"].to_numpy(), sample_weight, rtol=1e-5)
+
+
 def test_natural_weights_leave_every_row_at_one():
     domain, tokens = np.array([0, 0, 1], np.int32), np.array([10, 20, 10], np.int64)
     table = make(domain, tokens, np.array([0.75, 0.25]))

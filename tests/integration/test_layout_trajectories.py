@@ -3,6 +3,7 @@
 fp32 tolerances over 24 bilevel steps with switching blocks, clipping and a batch that no layout divides evenly: domain
 weights within 5e-6, losses within 1e-5, gradient norms within 1e-4 of their largest value. Seen on an AVX-512 CPU:
 weights 3.4e-6 (TP), 5e-8 (PP), 1e-7 (DP); losses 8e-7; norms 3e-5, where Adam amplifies gradients that are nearly 0.
+Gaps of rows at the ends of branches within 1e-5 nats per token.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import pytest
 pytest.importorskip("megatron.core", reason="needs the extra [train]")
 
 from curator.config import BlocksConfig, LearnConfig, WeightsConfig
+from curator.row_gaps import MeasuredRows
 from curator.tokens import RowBatch, train_tokenizer, write_cache
 from curator.trajectory import LINES
 from curator.worker import WorkerJob, WorkerResult
@@ -24,6 +26,7 @@ from optim.launch import launch
 from optim.presets import preset
 
 STEPS = 24
+GAP_TOLERANCE = 1e-5
 PRELOAD = ("optim.mcore.backend",)
 LAYOUTS = {
     "one process": {},
@@ -69,6 +72,7 @@ def trajectory(caches, tmp_path_factory, parallel):
         target_rows=5,
         micro_batch_tokens=60,
         branch_steps=7,
+        granularity="sample",
         # At the presets' own rate of 2e-3 rounding is amplified from about the 16th step on (optim/README.md).
         learning_rate=5e-4,
         blocks=BlocksConfig(size=2, period=3, edges="sampled"),
@@ -88,7 +92,7 @@ def trajectory(caches, tmp_path_factory, parallel):
     world = learn.layout.world_size
     launch("curator.worker:run_worker", job, world_size=world, threads=1, preload=PRELOAD, log=run_dir / "log")
     records = [json.loads(line) for line in (run_dir / LINES).read_text().splitlines()]
-    return records, WorkerResult.read(run_dir)
+    return records, WorkerResult.read(run_dir), MeasuredRows.read(run_dir)
 
 
 @pytest.fixture(scope="module")
@@ -102,11 +106,13 @@ def column(records, name):
 
 def test_one_process_learns_something_that_could_differ(one_process):
     """The comparison below would be empty if the weights stood still, nothing was clipped or no block switched."""
-    records, result = one_process
+    records, result, measured = one_process
     assert len(records) == STEPS
     assert np.abs(column(records, "weights")[-1] - 1 / 3).max() > 0.05
     assert column(records, "clipped").any()
     assert result.weights == pytest.approx(records[-1]["average_weights"])
+    assert (measured.gaps.num_snapshots, len(measured.places)) == (3, 90)
+    assert np.median(np.abs(measured.gaps.mean_R)) > 100 * GAP_TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -114,17 +120,20 @@ def test_one_process_learns_something_that_could_differ(one_process):
     ["TP=2", "PP=2", "TP=2 PP=2", "DP=2", pytest.param("TP=2 SP, recomputing", marks=pytest.mark.slow)],
 )
 def test_trajectory_is_that_of_one_process(layout, one_process, caches, tmp_path_factory):
-    expected, _ = one_process
-    records, _ = trajectory(caches, tmp_path_factory, LAYOUTS[layout])
+    expected, _, expected_rows = one_process
+    records, _, rows = trajectory(caches, tmp_path_factory, LAYOUTS[layout])
     np.testing.assert_allclose(column(records, "weights"), column(expected, "weights"), rtol=0, atol=5e-6)
     for name in ("val_loss", "train_loss", "aux_train_loss"):
         np.testing.assert_allclose(column(records, name), column(expected, name), rtol=1e-5, err_msg=name)
     for name in ("grad_norm", "aux_grad_norm"):
         norms = column(expected, name)
         np.testing.assert_allclose(column(records, name), norms, rtol=0, atol=1e-4 * norms.max(), err_msg=name)
+    np.testing.assert_array_equal(rows.places, expected_rows.places)
+    np.testing.assert_allclose(rows.gaps.mean_R, expected_rows.gaps.mean_R, rtol=0, atol=GAP_TOLERANCE)
 
 
 def test_a_run_repeats_bit_for_bit(one_process, caches, tmp_path_factory):
-    again, _ = trajectory(caches, tmp_path_factory, {})
-    expected, _ = one_process
+    again, _, rows = trajectory(caches, tmp_path_factory, {})
+    expected, _, expected_rows = one_process
     np.testing.assert_array_equal(column(again, "weights"), column(expected, "weights"))
+    np.testing.assert_array_equal(rows.gaps.square_R, expected_rows.gaps.square_R)

@@ -18,7 +18,8 @@ LEARN = ("learn", "lake", "--target", "target.parquet", "--config", "long.toml",
 
 @pytest.fixture
 def here(here):
-    write_settings(here / "long.toml", steps=STEPS)
+    rows = {"granularity": "sample", "branch_steps": 5, "rows": {"snapshots": 12}}
+    write_settings(here / "long.toml", steps=STEPS, **rows)
     with (here / "long.toml").open("a") as settings:
         settings.write("[learn.blocks]\nsize = 2\nperiod = 4\nmoments = 'keep'\n")
         settings.write("[learn.checkpoint]\nevery_minutes = 0.008\nkeep = 2\n")
@@ -51,6 +52,11 @@ def trajectory(folder):
     return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
 
 
+def row_gaps(folder):
+    """What was measured of every row, but for the run's name."""
+    return pq.read_table(folder / "row_gaps.parquet").drop_columns(["run_id"])
+
+
 @pytest.fixture
 def whole(here):
     """The run that nobody stops."""
@@ -81,6 +87,7 @@ def test_a_run_that_was_stopped_and_killed_ends_as_if_it_had_not_been(here, whol
     assert trajectory(here / "run") == trajectory(whole)
     assert len(trajectory(whole)) == STEPS
     assert pq.read_table(here / "run" / "weights.parquet").equals(pq.read_table(whole / "weights.parquet"))
+    assert row_gaps(here / "run").equals(row_gaps(whole))
     assert checkpoints_of(here) == []
     record = json.loads((here / "run" / "run.json").read_text())
     assert values["run_id"] == record["run_id"]

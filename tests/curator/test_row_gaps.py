@@ -1,0 +1,225 @@
+"""Weights of rows: what is measured, what becomes of it in a lake, and what is refused."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from lake_cases import FAST, LANGUAGES, sentences, write_lake, write_rows, write_target
+
+import curator as sdk
+from curator.config import LearnConfig
+from curator.errors import ConfigError
+from curator.tokens import RowBatch, train_tokenizer, write_cache
+
+pytest.importorskip("megatron.core", reason="needs the extra [train]")
+
+import torch
+
+from curator.row_gaps import MeasuredRows
+from curator.row_probe import RowProbe
+from curator.sampler import Sampler, SamplerSettings
+from curator.worker import _world, solver_settings
+from optim.backend import AdamWSettings, Copy, ModelSource
+from optim.batch import Batch
+from optim.local import LocalBackend
+from optim.presets import preset
+from optim.row_gaps import RowGaps
+from optim.solver import solve
+
+LEARN = LearnConfig(
+    **FAST | {"steps": 11, "sequence_length": 16, "branch_steps": 3, "granularity": "sample", "rows": {"snapshots": 2}}
+)
+ROWS = FAST | {"branch_steps": 4, "granularity": "sample"}
+
+
+@pytest.fixture
+def caches(tmp_path):
+    """Rows of up to three windows in two domains, and a target."""
+    texts = {name: [" ".join([t] * (1 + i % 3)) for i, t in enumerate(sentences(name, 7))] for name in LANGUAGES}
+    tokenizer = train_tokenizer([text for rows in texts.values() for text in rows], 300)
+    found = []
+    for name, domains in (("corpus", ["north", "south"]), ("target", ["east"])):
+        (tmp_path / name).mkdir()
+        batches = [
+            RowBatch(
+                sample_id=pa.array([f"{domain}-{i}" for i in range(7)]),
+                text=texts[domain],
+                domain=np.full(7, d, np.int32),
+            )
+            for d, domain in enumerate(domains)
+        ]
+        found.append(write_cache(tmp_path / name, tokenizer, batches, domains))
+    return found
+
+
+def backend_for(corpus):
+    source = ModelSource(hf_config=preset("tiny", vocab_size=corpus.vocab_size, sequence_length=16), seed=1)
+    return LocalBackend(source, optimizer=AdamWSettings(), micro_batch_rows=5)
+
+
+def loss_of(backend, copy, cache, row):
+    """The summed loss of a row of the cache, window by window in batches of one."""
+    start, total = int(cache.start[row]), int(cache.num_targets[row])
+    loss = 0.0
+    for first in range(0, total, 16):
+        length = min(16, total - first)
+        ids = torch.tensor(cache.tokens[start + first : start + first + length + 1].astype(np.int64))[None]
+        batch = Batch(
+            tokens_BS=ids,
+            mask_BS=torch.ones(1, length),
+            domain_B=torch.zeros(1, dtype=torch.int64),
+            row_weight_B=torch.ones(1),
+        )
+        loss += float(backend.losses(copy, batch))
+    return loss
+
+
+def run(caches, folder, after_step):
+    settings = SamplerSettings(sequence_length=16, rows_per_domain=2, domains_per_step=32, target_rows=4, seed=0)
+    backend = backend_for(caches[0])
+    probe = RowProbe(caches[0], LEARN, backend, folder)
+
+    def both(state):
+        probe(state)
+        after_step(state, backend)
+
+    prior = torch.full((2,), 0.5, dtype=torch.float64)
+    sampler = Sampler(*caches, settings)
+    solve(backend, sampler, prior, solver_settings(LEARN, backend.info.num_layers), after_step=both)
+    return probe
+
+
+def test_rows_are_measured_at_the_ends_of_the_last_branches(caches, tmp_path):
+    """Against single windows through the model by hand; the first branch is not among the last two."""
+    corpus, _ = caches
+    assert LEARN.probe_steps == (6, 9)
+    by_hand = RowGaps.none(corpus.num_rows)
+
+    def measure(state, backend):
+        nonlocal by_hand
+        if state.step in (6, 9):
+            gap_R = np.array(
+                [
+                    (loss_of(backend, Copy.MODEL, corpus, row) - loss_of(backend, Copy.AUX, corpus, row))
+                    / int(corpus.num_targets[row])
+                    for row in range(corpus.num_rows)
+                ]
+            )
+            by_hand = by_hand.added(gap_R, np.asarray(corpus.domain), np.asarray(corpus.num_targets))
+
+    with _world():
+        probe = run(caches, tmp_path, measure)
+        probe.save(tmp_path)
+    measured = MeasuredRows.read(tmp_path)
+    assert measured.places.tolist() == list(range(14))
+    assert np.abs(by_hand.mean_R).max() > 1e-3
+    assert measured.gaps.num_snapshots == by_hand.num_snapshots == 2
+    for name in ("sum_R", "relative_R", "square_R"):
+        np.testing.assert_allclose(getattr(measured.gaps, name), getattr(by_hand, name), atol=1e-5)
+    # two copies, two snapshots, a third of a pass each
+    assert probe.compute_tokens == pytest.approx(4 / 3 * int(corpus.num_targets.sum()))
+    done, total = map(int, (tmp_path / "rows.done").read_text().split())
+    assert done == total == 4 * sum(-(-int(targets) // 16) for targets in corpus.num_targets)
+
+
+def test_of_many_rows_a_part_of_each_domain_is_measured(caches, tmp_path):
+    learn = LEARN.model_copy(update={"rows": LEARN.rows.model_copy(update={"max_rows": 6})})
+    with _world():
+        places = []
+        for seed in (0, 0, 1):
+            RowProbe(caches[0], learn.model_copy(update={"seed": seed}), backend_for(caches[0]), tmp_path).save(
+                tmp_path
+            )
+            places.append(MeasuredRows.read(tmp_path).places.tolist())
+    assert places[0] == places[1] != places[2]
+    assert [sum(place < 7 for place in places[0]), len(places[0])] == [3, 6]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"branch_steps": 0}, "with learn.branch_steps = 0 no branch ends"),
+        ({"branch_steps": 7}, "learn.steps=12 holds 1 whole branches of learn.branch_steps=7 steps"),
+        ({"method": "doge"}, "compares the two copies of method 'scalebio', which 'doge' does not train"),
+        ({"method": "dsir"}, "compares the two copies of method 'scalebio', which 'dsir' does not train"),
+    ],
+)
+def test_what_would_tell_no_rows_apart_is_refused(tmp_path, settings, said):
+    write_target(tmp_path / "target.parquet")
+    with sdk.open_lake(str(write_lake(tmp_path / "lake"))) as lake, pytest.raises(ConfigError, match=said):
+        lake.learn(str(tmp_path / "target.parquet"), **FAST | {"granularity": "sample"} | settings)
+
+
+def weights_of(folder, files, **settings):
+    """text → row weight, and the run's record, of a lake of these files."""
+    for name, rows in files.items():
+        write_rows(folder / "lake" / f"{name}.parquet", text=[t for t, _ in rows], domain=[d for _, d in rows])
+    write_target(folder / "target.parquet")
+    with sdk.open_lake(str(folder / "lake")) as lake:
+        run = lake.learn(str(folder / "target.parquet"), **ROWS | settings)
+        lake.publish(run)
+        assert lake.verify(deep=True).is_sound
+        found = dict(lake.sql("SELECT text, sample_weight FROM samples").fetchall())
+        table = lake.sql(
+            "SELECT s.domain, g.*, s.sample_weight, t.num_tokens FROM samples s JOIN row_gaps g USING (sample_id) "
+            "JOIN sample_tokens t USING (sample_id) ORDER BY sample_id"
+        ).pl()
+        return found, table, run
+
+
+def test_weights_of_rows_reach_the_lake_whatever_files_they_are_in(tmp_path):
+    rows = [(text, domain) for domain in LANGUAGES for text in sentences(domain, 16)]
+    found, table, run = weights_of(tmp_path / "one", {"a": rows})
+    mixed = [rows[i] for i in np.random.default_rng(0).permutation(48)]
+    again, *_ = weights_of(tmp_path / "other", {"b": mixed[:5], "a": mixed[5:]})
+    assert again == found
+
+    assert len(table) == 48
+    assert table["run_id"].unique().to_list() == [run.run_id]
+    assert table["snapshots"].unique().to_list() == [3]
+    share = {row["domain"]: row["domain_weight"] for row in run.record["domains"]}
+    tokens = (table["sample_weight"].cast(float) * table["num_tokens"]).sum()
+    for (domain,), own in table.group_by("domain"):
+        assert (own["row_weight"] * own["num_tokens"]).sum() == pytest.approx(own["num_tokens"].sum())
+        ratio = own["sample_weight"].cast(float) / own["row_weight"]
+        assert ratio.max() == pytest.approx(ratio.min(), rel=1e-5)  # v is all that rows of a domain differ by
+        assert (own["sample_weight"].cast(float) * own["num_tokens"]).sum() / tokens == pytest.approx(
+            share[domain], 1e-5
+        )
+
+    figures = run.record["rows"]
+    assert (figures["share"], figures["num_rows"], figures["snapshots"]) == (1.0, 48, 3)
+    assert figures["quantiles"]["1.0"] == pytest.approx(table["row_weight"].max())
+    assert (figures["reliability"] > 0) == (table["row_weight"].n_unique() > 3)
+    assert "which no training has judged" in run.verdict
+    assert json.loads((run.run_dir / "run.json").read_text())["rows"] == figures
+    steps = sum(
+        json.loads(line)["compute_tokens"] for line in (run.run_dir / "trajectory.jsonl").read_text().splitlines()
+    )
+    assert run.record["compute_tokens"] == pytest.approx(steps + 2 * table["num_tokens"].sum())  # 3 snapshots · 2 · 1/3
+
+
+def test_rows_that_were_not_measured_weigh_their_domains_mean(tmp_path):
+    rows = [(text, domain) for domain in LANGUAGES for text in sentences(domain, 16)]
+    found, table, run = weights_of(tmp_path, {"a": rows}, rows={"max_rows": 24})
+    assert len(table) == 24
+    assert run.record["rows"]["share"] == 0.5
+    measured = set(table["sample_id"])
+    for name in LANGUAGES:
+        others = {
+            row["sample_weight"]
+            for row in run.samples().to_pylist()
+            if row["domain"] == name and row["sample_id"] not in measured
+        }
+        own = table.filter(table["domain"] == name)
+        mean = (own["sample_weight"].cast(float) * own["num_tokens"]).sum() / own["num_tokens"].sum()
+        assert list(others) == [pytest.approx(mean, rel=1e-5)]
+    assert len(found) == 48
+
+
+def test_a_lake_whose_runs_weigh_no_rows_has_an_empty_table(learned):
+    with sdk.open_lake(str(learned.lake)) as lake:
+        lake.ingest()
+        assert lake.sql("SELECT count(*), count(row_weight) FROM row_gaps").fetchall() == [(0, 0)]
+        assert lake.run(learned.run_id).record["rows"] is None
