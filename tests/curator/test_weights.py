@@ -56,24 +56,33 @@ def test_rows_of_a_domain_weigh_the_same(corpus):
     ].to_pylist() == [1] * len(corpus[2])
 
 
+def spread(domain, tokens, weights, within):
+    ids = pa.array([f"{i:05}" for i in range(len(domain))])
+    return weight_table(ids, domain, tokens, [f"d{i}" for i in range(len(weights))], weights, within)
+
+
 @given(corpora(), st.integers(0, 2**32))
 def test_in_domain_weights_spread_a_domain_and_keep_the_identities(corpus, seed):
-    """Whatever their scale: sample_weight / v is one number a domain, mean and token shares are what they were."""
+    """sample_weight / v is one number a domain; mean and token shares are what they were."""
     domain, tokens, weights = corpus
     within = np.exp(np.random.default_rng(seed).normal(size=len(domain)))
-    names = [f"d{i}" for i in range(len(weights))]
-    ids = pa.array([f"{i:05}" for i in range(len(domain))])
-    found = weight_table(ids, domain, tokens, names, weights, within)
-    sample_weight = found.samples["sample_weight"].to_numpy().astype(np.float64)
-    assert sample_weight.mean() == pytest.approx(1, abs=1e-5)
-    mass = np.bincount(domain, weights=sample_weight * tokens)
+    weight = spread(*corpus, within).samples["sample_weight"].to_numpy().astype(np.float64)
+    assert weight.mean() == pytest.approx(1, abs=1e-5)
+    mass = np.bincount(domain, weights=weight * tokens)
     np.testing.assert_allclose(mass / mass.sum(), weights, atol=1e-5)
     for d in range(len(weights)):
-        ratio = (sample_weight / within)[domain == d]
+        ratio = (weight / within)[domain == d]
         np.testing.assert_allclose(ratio, ratio[0], rtol=1e-5)
-    assert found.domains == make(*corpus).domains
-    scaled = weight_table(ids, domain, tokens, names, weights, within * np.array([3.0, 0.1, 7, 1, 1, 1])[domain])
-    np.testing.assert_allclose(scaled.samples["sample_weight"].to_numpy(), sample_weight, rtol=1e-5)
+
+
+def test_the_scale_of_in_domain_weights_says_nothing():
+    corpus = np.array([0, 0, 1, 1], np.int32), np.array([10, 30, 5, 5], np.int64), np.array([0.4, 0.6])
+    once, scaled = (spread(*corpus, np.array([1, 2, 3, 1]) * scale) for scale in (1.0, np.array([7, 7, 0.1, 0.1])))
+    found = once.samples["sample_weight"].to_numpy()
+    np.testing.assert_allclose(scaled.samples["sample_weight"].to_numpy(), found, rtol=1e-6)
+    # .4/(10 + 60) a token of v, twice that, and .6/(15 + 5) thrice and once
+    np.testing.assert_allclose(found / found[0], np.array([0.4, 0.8, 0.6 * 3 * 3.5, 0.6 * 3.5]) / 0.4, rtol=1e-6)
+    assert once.domains == make(*corpus).domains
 
 
 def test_natural_weights_leave_every_row_at_one():
