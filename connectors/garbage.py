@@ -13,6 +13,7 @@ from typing import Any, Literal
 from connectors._local import TEMPORARY_PREFIX
 from connectors.commit import LOG_FOLDER, MANIFEST_FOLDER, read_log, read_manifest
 from connectors.errors import NotFoundError
+from connectors.lease import LOCK_FOLDER
 from connectors.store import (
     PROBE_PREFIX,
     ObjectInfo,
@@ -108,7 +109,7 @@ def remove_garbage(store: Store, item: Garbage) -> bool:
 
 
 def _candidates(store: Store, staged: re.Pattern[str]) -> Iterator[ObjectInfo]:
-    for folder in (DATA_FOLDER, MANIFEST_FOLDER, LOG_FOLDER):
+    for folder in (DATA_FOLDER, MANIFEST_FOLDER, LOG_FOLDER, LOCK_FOLDER):
         for info in list_objects(store, prefix=folder, with_temporaries=True):
             if _is_temporary(info.path) or staged.fullmatch(info.path) or _MANIFEST.fullmatch(info.path):
                 yield info
