@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from curator.compare import ComparisonPlan
     from curator.comparison import Comparison
-    from curator.config import CompareConfig, Config, LakeConfig, LearnConfig, TargetConfig, load_config
+    from curator.config import CompareConfig, Config, LakeConfig, LearnConfig, RefreshConfig, TargetConfig, load_config
     from curator.errors import CuratorError
     from curator.garbage import Removal
     from curator.lake import Lake, open_lake
     from curator.publish import Publication
+    from curator.refresh import Refresh
     from curator.run import Run, Version
+    from curator.status import Status
     from curator.verify import Finding, Verification
     from curator.versions import Rollback
 
@@ -39,9 +41,12 @@ _HOMES = {
     "LakeConfig": "curator.config",
     "LearnConfig": "curator.config",
     "Publication": "curator.publish",
+    "Refresh": "curator.refresh",
+    "RefreshConfig": "curator.config",
     "Removal": "curator.garbage",
     "Rollback": "curator.versions",
     "Run": "curator.run",
+    "Status": "curator.status",
     "TargetConfig": "curator.config",
     "Verification": "curator.verify",
     "Version": "curator.run",
@@ -60,9 +65,12 @@ __all__ = [
     "LakeConfig",
     "LearnConfig",
     "Publication",
+    "Refresh",
+    "RefreshConfig",
     "Removal",
     "Rollback",
     "Run",
+    "Status",
     "TargetConfig",
     "Verification",
     "Version",

@@ -203,6 +203,45 @@ class LearnConfig(_Section):
         )
 
 
+EXECUTION_FIELDS = frozenset(
+    (
+        "tensor_parallel",
+        "pipeline_parallel",
+        "data_parallel",
+        "sequence_parallel",
+        "recompute",
+        "micro_batch_tokens",
+        "checkpoint",
+    )
+)
+"""Of `LearnConfig`, what may differ when a run is resumed: it changes how the work is done, not what is learned."""
+
+
+class RefreshConfig(_Section):
+    """When `curator refresh` learns again instead of keeping the weights, and what it does not publish."""
+
+    new_domain_share: float = Field(
+        0.01, ge=0, le=1, description="share of rows in domains without a weight above which it learns again"
+    )
+    max_share_change: float = Field(
+        0.1, ge=0, le=1, description="change of the domains' shares of rows above which it learns again"
+    )
+    max_age_days: float | None = Field(None, gt=0, description="age of the weights above which it learns again")
+    max_drift: float = Field(
+        0.5, ge=0, le=1, description="change of the domain weights above which nothing is published, unless forced"
+    )
+    max_unweighted_share: float = Field(
+        0.1, ge=0, le=1, description="share of rows that get no weight above which nothing is published"
+    )
+    verdicts: tuple[Literal["converged", "not converged", "no gain", "unstable"], ...] = Field(
+        ("converged", "not converged"), description="verdicts of runs that are published"
+    )
+    mode: Literal["copy", "sidecar"] = Field("copy", description="how versions are published")
+    lease_minutes: float = Field(
+        10.0, gt=0, description="minutes after which the lock of a refresh that was killed is taken over"
+    )
+
+
 class CompareConfig(_Section):
     """How the models that mixtures are judged by are trained: each on `steps` · `tokens_per_step` tokens."""
 
@@ -248,6 +287,7 @@ class Config(_Section):
     target: TargetConfig = Field(default_factory=lambda: TargetConfig())
     learn: LearnConfig = Field(default_factory=lambda: LearnConfig())
     compare: CompareConfig = Field(default_factory=lambda: CompareConfig())
+    refresh: RefreshConfig = Field(default_factory=lambda: RefreshConfig())
 
 
 Section = TypeVar("Section", bound=BaseModel)

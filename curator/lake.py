@@ -26,7 +26,7 @@ from connectors.parquet import check_schemas
 from connectors.plain import Corpus
 from connectors.store import Store, open_store, substore, write_object
 from curator import catalog, row_gaps, trajectory
-from curator.config import CompareConfig, LakeConfig, LearnConfig, TargetConfig, override, parse
+from curator.config import CompareConfig, LakeConfig, LearnConfig, RefreshConfig, TargetConfig, override, parse
 from curator.errors import ConfigError, InputError, NotFoundError, StorageError, UsageError, one_line, translated
 from curator.places import (
     STATE_FOLDER,
@@ -49,8 +49,10 @@ if TYPE_CHECKING:
     from curator.materialize import Materialization
     from curator.mixtures import Spec
     from curator.publish import Publication
+    from curator.refresh import Refresh
     from curator.selection import Selection
     from curator.sidecar import Mode
+    from curator.status import Status
     from curator.tokens import RowBatch
     from curator.verify import Verification
     from curator.versions import Rollback
@@ -309,7 +311,7 @@ class Lake:
             run_dir: the run's folder.
             on_progress: told how far the work is.
             **layout: tensor_parallel, pipeline_parallel, data_parallel and other settings of
-                `curator.worker.EXECUTION_FIELDS`; everything else stays as it was begun with.
+                `curator.config.EXECUTION_FIELDS`; everything else stays as it was begun with.
 
         Raises:
             ConfigError: there is no unfinished run in `run_dir`, or a setting that a begun run cannot change.
@@ -411,20 +413,84 @@ class Lake:
             StorageError: the destination cannot be written; the version before stays.
         """
         from curator.publish import publish
-        from curator.sidecar import check_no_views
         from curator.views import renew_views
 
         if mode not in ("copy", "sidecar"):
             raise UsageError(f'mode {mode!r} is unknown; "copy" and "sidecar" are allowed')
         with translated():
-            if mode == "sidecar":
-                self._check_owns_log("sidecars are", "publish copies")
-                check_no_views(self)
+            self._check_mode(mode)
             chosen = self.run(run) if isinstance(run, str) else run
             made = publish(self, chosen, on_progress, mode=mode, dry_run=dry_run)
             if not dry_run:
                 renew_views(self)
             return made
+
+    def refresh(
+        self,
+        target: str | TargetConfig,
+        *,
+        target_text: str | None = None,
+        learn: LearnConfig | None = None,
+        config: RefreshConfig | None = None,
+        force: bool = False,
+        dry_run: bool = False,
+        on_progress: ProgressCallback = silent,
+        **settings: Any,
+    ) -> Refresh:
+        """Bring the published weights up to date: what a scheduled job calls, as often as it likes.
+
+        The weights are learned again if a rule of `curator.rules` says so, else those of the last run are kept; either
+        way they are published for the rows that the lake has now, if they pass the gates. Where nothing changed,
+        nothing is done. A call that was killed is gone on with by the next one.
+
+        Args:
+            target: what the model should be good at.
+            target_text: its text column; by default the lake's.
+            learn: how to learn.
+            config: when to learn, and what not to publish.
+            force: learn again without a reason, and let the domain weights change by any amount.
+            dry_run: say what would be done.
+            on_progress: told how far the work is.
+            **settings: fields of `curator.config.RefreshConfig`, such as max_age_days.
+
+        Raises:
+            ConfigError: an unknown setting, or one that is not allowed.
+            InputError: a lake, target or model that cannot be used.
+            LearningError: the run failed or diverged.
+            InterruptedRunError: stopped by the user.
+            StorageError: the destination cannot be written; the version before stays.
+            TryAgainError: another refresh is at work, or the lake changed meanwhile.
+        """
+        from curator.refresh import refresh
+
+        chosen = override(config or RefreshConfig(), **settings)
+        with translated():
+            self._check_mode(chosen.mode)
+            goal = _goal(target, target_text)
+            return refresh(self, goal, learn or LearnConfig(), chosen, on_progress, force=force, dry_run=dry_run)
+
+    def status(
+        self,
+        target: str | TargetConfig | None = None,
+        *,
+        target_text: str | None = None,
+        learn: LearnConfig | None = None,
+        config: RefreshConfig | None = None,
+        on_progress: ProgressCallback = silent,
+    ) -> Status:
+        """The newest version, what has no or stale weights, and what `refresh` with these arguments would do.
+
+        Without a target, that of the last run is taken not to have changed.
+
+        Raises:
+            InputError: a lake or target that cannot be used.
+            StorageError: the log is damaged, or the storage did not answer.
+        """
+        from curator.status import status
+
+        with translated():
+            goal = None if target is None else _goal(target, target_text)
+            return status(self, goal, learn or LearnConfig(), config or RefreshConfig(), on_progress)
 
     def rollback(self, version: int, *, dry_run: bool = False) -> Rollback:
         """Make the content of an older version the newest again, atomically; nothing is removed.
@@ -790,6 +856,14 @@ class Lake:
                 "its rows; name a folder elsewhere with --run-dir"
             )
 
+    def _check_mode(self, mode: Mode) -> None:
+        """Refuse sidecars where a table or a file of views cannot have them."""
+        from curator.sidecar import check_no_views
+
+        if mode == "sidecar":
+            self._check_owns_log("sidecars are", "publish copies")
+            check_no_views(self)
+
     def _check_owns_log(self, what: str, instead: str) -> None:
         if not self.connector.owns_log:
             raise UsageError(f"{what} for plain Parquet, and {self.url} is a table with a log of its own: {instead}")
@@ -810,12 +884,12 @@ class Lake:
         ).fetchall()
         return [(str(domain), int(count)) for domain, count in rows]
 
-    def text_batches(self, domains: Sequence[str]) -> Iterator[RowBatch]:
-        """Every usable row in Arrow batches; `domain` as an index into `domains`."""
+    def text_batches(self, domains: Sequence[str], *, condition: str = "") -> Iterator[RowBatch]:
+        """Every usable row that meets an SQL `condition` ("AND …"); `domain` as an index into `domains`."""
         from curator.tokens import RowBatch
 
         names = pa.array(list(domains))
-        for batch in self._stream("", 1024):
+        for batch in self._stream(condition, 1024):
             yield RowBatch(
                 sample_id=batch["sample_id"],
                 text=cast("list[str]", batch["text"].to_pylist()),

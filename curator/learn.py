@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from curator import row_gaps, trajectory
 from curator.begun import Begun, explaining_interruptions
-from curator.config import LearnConfig, TargetConfig, override
+from curator.config import EXECUTION_FIELDS, LearnConfig, TargetConfig, override
 from curator.errors import ConfigError, InputError
 from curator.files import write_atomically
 from curator.places import CHECKPOINTS, RESULT
-from curator.prepare import check_machine, check_model, check_solver, distinct_texts, find_goal, prepare
+from curator.prepare import check_machine, check_model, check_solver, distinct_texts, find_goal, fingerprint, prepare
 from curator.progress import Progress, ProgressCallback
 from curator.stopwatch import Stopwatch
 from curator.tokens import TokenCache
@@ -95,8 +95,6 @@ def resume(lake: Lake, folder: Path, layout: Mapping[str, Any], on_progress: Pro
 
 
 def _check_only_execution(settings: Mapping[str, Any]) -> None:
-    from curator.worker import EXECUTION_FIELDS
-
     changed = sorted(settings.keys() - EXECUTION_FIELDS)
     if changed:
         raise ConfigError(
@@ -308,6 +306,7 @@ def _record(lake: Lake, begun: Begun, result: WorkerResult, table: WeightTable, 
             "text": begun.target_text,
             "num_samples": target.num_rows,
             "num_tokens": int(target.domain_tokens().sum()),
+            "fingerprint": fingerprint(target.sample_ids()),
         },
         "leaks": begun.leaks.to_json(),
         "learn": begun.job.learn.model_dump(mode="json"),

@@ -19,11 +19,12 @@ from connectors.manifest import Manifest, PublishedFile
 from connectors.parquet import ParquetFile, add_columns
 from connectors.store import stat_object
 from curator.catalog import WEIGHT_COLUMNS, check_published_files
-from curator.errors import InputError
+from curator.errors import InputError, TryAgainError
 from curator.progress import Progress, ProgressCallback
 from curator.sidecar import Mode, write_sidecar
 
 if TYPE_CHECKING:
+    from curator.carry import LakeWeights
     from curator.lake import Lake
     from curator.run import Run
 
@@ -56,11 +57,27 @@ class Publication:
 
 
 def publish(
-    lake: Lake, run: Run, on_progress: ProgressCallback, *, mode: Mode = "copy", dry_run: bool = False
+    lake: Lake,
+    run: Run,
+    on_progress: ProgressCallback,
+    *,
+    mode: Mode = "copy",
+    dry_run: bool = False,
+    weights_now: LakeWeights | None = None,
+    label: str = "",
 ) -> Publication:
     """Publish the weights of `run` as a new version of `lake`.
 
-    Exactly once for a run and a snapshot: a repeated call returns the version that is there.
+    Exactly once for a run, a snapshot and a label: a repeated call returns the version that is there.
+
+    Args:
+        lake: is ingested first.
+        run: of this lake.
+        on_progress: told how far the work is.
+        mode: copies of the files with the columns, or the columns alone.
+        dry_run: say what would be written.
+        weights_now: the run's weights for the rows that the lake has now; by default rows that came since get none.
+        label: tells this version from another of the same run and snapshot; letters, digits and hyphens.
 
     Raises:
         InputError: the lake has columns of these names, is read by other columns than the run read it, or has no
@@ -71,11 +88,13 @@ def publish(
     _check_same_columns(lake, run)
     lake.ingest(on_progress)
     check_column_names(lake)
-    kind = "" if mode == "copy" else f"{mode}-"
+    if weights_now and weights_now.snapshot_id != lake.snapshot_id:
+        raise TryAgainError(f"{lake.url} has changed since weights were made for its rows; try again")
+    kind = ("" if mode == "copy" else f"{mode}-") + (f"{label}-" if label else "")
     folder = lake.connector.folder(f"{run.run_id}-{kind}{lake.snapshot_id}")
     key = f"{run.run_id}/{kind}{lake.snapshot_id}"
     known = next((v for v in lake.connector.read_log() if v.idempotency_key == key), None)
-    weights = RowWeights(lake, run)
+    weights = RowWeights(lake, run.run_id, weights_now.samples if weights_now else run.samples())
     if lake.corpus.num_rows and weights.num_unweighted == lake.corpus.num_rows:
         raise InputError(
             f"run {run.run_id!r} has no weight for any row of {lake.url}, whose rows have all changed since; "
@@ -91,12 +110,18 @@ def publish(
     lake.check_destination()
     with lake.writing():
         files = _stage(lake, run, weights, folder, on_progress, mode)
+    domains = list(weights_now.domains) if weights_now else run.record["domains"]
     manifest = Manifest(
         run_id=run.run_id,
         snapshot_id=lake.snapshot_id,
         columns=WEIGHT_COLUMNS,
         files=files,
-        extra={"folder": folder, "domains": run.record["domains"], "mode": mode},
+        extra={
+            "folder": folder,
+            "domains": domains,
+            "mode": mode,
+            "carried": bool(weights_now and weights_now.is_carried),
+        },
     )
     check_published_files(lake.connector.data, manifest)  # a collection with too short a grace may have taken one
     version = lake.connector.commit(manifest, idempotency_key=key)
@@ -105,12 +130,11 @@ def publish(
 
 
 class RowWeights:
-    """The weights of a run for the rows of every file of the lake, joined by sample id, one file at a time."""
+    """The weights of a run (`samples`) for the rows of every file of the lake, by sample id, one file at a time."""
 
-    def __init__(self, lake: Lake, run: Run) -> None:
-        self._run_id = run.run_id
+    def __init__(self, lake: Lake, run_id: str, samples: pa.Table) -> None:
+        self._run_id = run_id
         self._connection = lake.connection
-        samples = run.samples()
         self._num_samples: int = samples.num_rows
         self._connection.register("run_samples", samples)
         self._connection.execute(

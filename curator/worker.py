@@ -28,7 +28,7 @@ from typing import Any, BinaryIO
 import torch
 import torch.distributed as dist
 
-from curator.config import LearnConfig
+from curator.config import EXECUTION_FIELDS, LearnConfig
 from curator.errors import CuratorError, StorageError, TryAgainError, one_line
 from curator.files import write_atomically
 from curator.places import CHECKPOINTS, JOB, RESULT
@@ -50,19 +50,6 @@ from optim.solver import SolverSettings, solve
 from optim.state import SolverState
 
 _LOCK = "lock"
-
-# What may differ when a run is resumed: it changes how the work is done, not what is learned.
-EXECUTION_FIELDS = frozenset(
-    (
-        "tensor_parallel",
-        "pipeline_parallel",
-        "data_parallel",
-        "sequence_parallel",
-        "recompute",
-        "micro_batch_tokens",
-        "checkpoint",
-    )
-)
 
 
 @dataclass(frozen=True, kw_only=True)

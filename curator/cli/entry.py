@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from curator.cli import exports, lakes, learning, selections, setup, versions
+from curator.cli import exports, lakes, learning, refreshing, selections, setup, versions
 
 
 class _Commands(TyperGroup):
@@ -62,6 +62,8 @@ for _command in (
     learning.learn,
     learning.compare,
     versions.publish,
+    refreshing.refresh,
+    refreshing.status,
     lakes.sql,
     versions.history,
     versions.rollback,

@@ -1,0 +1,121 @@
+"""The weights of a run for the lake as it is now, which need not be the lake that the run saw.
+
+The domain weights stay what they are; row weights are made anew for the rows that are there, by the rule that they were
+made by first (`curator.weights.from_domain_weights`: the rows of a domain weigh the same), so that their mean is 1 and
+every domain has its share of the weighted tokens again. Rows that came since and stand in the target get no weight, as
+when the run was learned.
+
+Tokens of rows that the run has not seen are estimated from their bytes, by the tokens per byte of the rows of their
+domain that it has seen: no tokenizer is needed, and the text is read for the leak guard alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from curator.leaks import LeakCounter
+from curator.progress import Progress, ProgressCallback
+from curator.weights import from_domain_weights
+
+if TYPE_CHECKING:
+    from curator.lake import Lake
+    from curator.run import Run
+
+_ROWS = """
+CREATE OR REPLACE TEMP TABLE carried_rows AS
+SELECT i.sample_id, i.domain, i.num_bytes, s.num_tokens
+FROM sample_index i LEFT JOIN run_samples s ON i.sample_id = s.sample_id
+WHERE i.usable AND list_contains($domains, i.domain)
+"""
+_ESTIMATED = """
+WITH of_domain AS (
+    SELECT domain, sum(num_tokens) FILTER (num_tokens IS NOT NULL) / sum(num_bytes) FILTER (num_tokens IS NOT NULL)
+    AS per_byte FROM carried_rows GROUP BY domain),
+of_all AS (SELECT sum(num_tokens) / sum(num_bytes) AS per_byte FROM carried_rows WHERE num_tokens IS NOT NULL)
+SELECT sample_id, domain, coalesce(
+    num_tokens, greatest(1, round(num_bytes * coalesce(d.per_byte, a.per_byte, 1)))::BIGINT) AS num_tokens
+FROM carried_rows JOIN of_domain d USING (domain), of_all a ORDER BY sample_id
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LakeWeights:
+    """Weights for the rows of one snapshot of a lake; their identities hold.
+
+    `samples` has the columns of `curator.weights.SCHEMA`, `domains` is the domain table as JSON. `is_carried` says
+    whether the run saw another snapshot.
+    """
+
+    snapshot_id: str
+    samples: pa.Table
+    domains: tuple[Mapping[str, Any], ...]
+    is_carried: bool
+
+
+def weights_now(lake: Lake, run: Run, texts: Sequence[str], on_progress: ProgressCallback) -> LakeWeights:
+    """The weights of `run` for the rows that an ingested lake has now.
+
+    Args:
+        lake: ingested.
+        run: of this lake.
+        texts: of the target whose rows get no weight; empty if they are kept.
+        on_progress: told how far the search for them is.
+
+    Raises:
+        WeightIdentityError: the run's weights do not add up.
+        StorageError: they are damaged.
+    """
+    own = run.samples()
+    if run.record["snapshot_id"] == lake.snapshot_id:
+        return LakeWeights(
+            snapshot_id=lake.snapshot_id, samples=own, domains=tuple(run.record["domains"]), is_carried=False
+        )
+    rows = _rows(lake, run, own, texts, on_progress)
+    labels = rows["domain"].combine_chunks().dictionary_encode()
+    names = labels.dictionary.to_pylist()
+    learned = {row["domain"]: row["domain_weight"] for row in run.record["domains"]}
+    weights = np.array([learned[name] for name in names])
+    table = from_domain_weights(
+        rows["sample_id"].combine_chunks(),
+        labels.indices.to_numpy(),
+        rows["num_tokens"].to_numpy(),
+        names,
+        weights / weights.sum(),
+    )
+    domains = tuple(dataclasses.asdict(row) for row in table.domains)
+    return LakeWeights(snapshot_id=lake.snapshot_id, samples=table.samples, domains=domains, is_carried=True)
+
+
+def _rows(lake: Lake, run: Run, own: pa.Table, texts: Sequence[str], on_progress: ProgressCallback) -> pa.Table:
+    """(sample_id, domain, num_tokens) of the rows that get a weight, sorted by id."""
+    names = [row["domain"] for row in run.record["domains"]]
+    connection = lake.connection
+    connection.register("run_samples", own)
+    connection.execute(_ROWS, {"domains": names})
+    connection.unregister("run_samples")
+    leaking = _leaking(lake, names, texts, on_progress) if texts else []
+    rows: pa.Table = connection.sql(_ESTIMATED).to_arrow_table()
+    return rows.filter(pc.invert(pc.is_in(rows["sample_id"], pa.array(leaking, pa.string()))))
+
+
+def _leaking(lake: Lake, names: Sequence[str], texts: Sequence[str], on_progress: ProgressCallback) -> list[str]:
+    """Ids of the rows without a weight of the run that stand in the target."""
+    counter = LeakCounter(texts, names)
+    found: list[str] = []
+    done = 0
+    unseen = "AND sample_id IN (SELECT sample_id FROM carried_rows WHERE num_tokens IS NULL)"
+    for batch in lake.text_batches(names, condition=unseen):
+        found += [
+            str(batch.sample_id[int(i)])
+            for i in np.flatnonzero(counter.excluded(batch.sample_id, batch.text, batch.domain))
+        ]
+        done += len(batch.text)
+        on_progress(Progress(stage="leaks", done=done, detail="rows that came since the run"))
+    return found

@@ -1,0 +1,152 @@
+"""The rules of a refresh: what makes it learn again, and what it does not publish. Each says why, in words and in code.
+
+Rules to learn (`learn_reasons`, see `curator.config.RefreshConfig` for the thresholds):
+
+    first            no finished run has these settings and this target
+    target, config   the newest version's run had another target, other settings or other columns
+    new_domain       rows in domains without a weight are more than `new_domain_share` of all
+    vanished_domain  a domain of the run has no row any more
+    shares           the domains' shares of rows changed by more than `max_share_change` since the run
+    age              the run is older than `max_age_days`
+    forced           it was asked for
+
+Gates (`check_gates`): `verdict`, `identities` (checked where the weights are made), `drift`, `unweighted`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Literal
+
+from connectors.manifest import Manifest
+from curator.changes import Changes, total_variation
+from curator.config import EXECUTION_FIELDS, LakeConfig, LearnConfig, RefreshConfig
+
+if TYPE_CHECKING:
+    from curator.carry import LakeWeights
+    from curator.run import Run
+
+Code = Literal["first", "target", "config", "new_domain", "vanished_domain", "shares", "age", "forced"]
+_COLUMNS = ("text", "domain", "key", "skip_bad_rows")
+_MOST_NAMED = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reason:
+    """Why a refresh learns: `code` for machines, `said` for people."""
+
+    code: Code
+    said: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """What has to hold before a refresh publishes, and what was found."""
+
+    name: Literal["verdict", "identities", "drift", "unweighted"]
+    passed: bool
+    said: str
+
+
+def changed_settings(record: Mapping[str, Any], lake: LakeConfig, learn: LearnConfig, leaks: str | None) -> list[str]:
+    """What of a run's settings is not as it would be now, each in words; `leaks` is None where no target is named.
+
+    Settings that a run of an older version does not tell had their defaults. How the work is shared out does not count.
+    """
+    now = _flat(learn.model_dump(mode="json", exclude=set(EXECUTION_FIELDS)))
+    then = _flat(LearnConfig().model_dump(mode="json")) | _flat(record["learn"])
+    pairs = [(f"learn.{name}", then.get(name), value) for name, value in now.items()]
+    pairs += [(f"lake.{name}", record["lake"].get(name), getattr(lake, name)) for name in _COLUMNS]
+    if leaks is not None and "leaks" in record:
+        pairs.append(("target.leaks", "keep" if record["leaks"]["kept"] else "exclude", leaks))
+    return [f"{name} was {old!r} and is {new!r}" for name, old, new in pairs if old != new]
+
+
+def settings_reasons(record: Mapping[str, Any] | None, changed: Sequence[str], *, same_target: bool) -> list[Reason]:
+    """Why the weights that the lake has are not those that the settings ask for; `record` is of their run, if any."""
+    if record is None:
+        return [Reason(code="first", said="no run has been learned with these settings and published yet")]
+    reasons = []
+    if not same_target:
+        reasons.append(Reason(code="target", said=f"the target is not what run {record['run_id']} was learned for"))
+    if changed:
+        reasons.append(Reason(code="config", said=f"since run {record['run_id']}, {_named(changed, '; ')}"))
+    return reasons
+
+
+def data_reasons(run: Run, changes: Changes, settings: RefreshConfig) -> list[Reason]:
+    """Why the weights of a run do not fit the lake any more."""
+    reasons = []
+    if changes.new_domain_share > settings.new_domain_share:
+        said = (
+            f"{changes.new_domain_share:.1%} of the rows are in domains without a weight "
+            f"({_named(changes.new_domains)}), more than refresh.new_domain_share={settings.new_domain_share:g}"
+        )
+        reasons.append(Reason(code="new_domain", said=said))
+    if changes.vanished:
+        reasons.append(Reason(code="vanished_domain", said=f"no row is left of {_named(changes.vanished)}"))
+    if (changes.share_change or 0.0) > settings.max_share_change:
+        said = (
+            f"the domains' shares of rows changed by {changes.share_change:.3f} since run {run.run_id}, more than "
+            f"refresh.max_share_change={settings.max_share_change:g}"
+        )
+        reasons.append(Reason(code="shares", said=said))
+    age = datetime.now(UTC) - datetime.fromisoformat(run.record["created_at"])
+    if settings.max_age_days is not None and age.total_seconds() > settings.max_age_days * 86400:
+        said = (
+            f"run {run.run_id} is {age.total_seconds() / 86400:.1f} days old, more than "
+            f"refresh.max_age_days={settings.max_age_days:g}"
+        )
+        reasons.append(Reason(code="age", said=said))
+    return reasons
+
+
+def check_gates(
+    run: Run, weights: LakeWeights, before: Manifest | None, num_rows: int, settings: RefreshConfig, *, forced: bool
+) -> list[Gate]:
+    """What has to hold before the weights are published.
+
+    Args:
+        run: whose weights they are.
+        weights: made, and so their identities checked.
+        before: the newest version.
+        num_rows: of the lake.
+        settings: the bounds.
+        forced: whether drift is let pass.
+    """
+    verdict = run.record["verdict"]["status"]
+    told = f"the verdict on run {run.run_id} is {verdict!r}; published are {', '.join(settings.verdicts) or 'none'}"
+    gates = [
+        Gate(name="verdict", passed=verdict in settings.verdicts, said=f"{told} (refresh.verdicts)"),
+        Gate(name="identities", passed=True, said="the weights add up"),
+    ]
+    if before is not None:
+        drift = drift_from(before, weights)
+        passed = "" if drift <= settings.max_drift or not forced else ", forced"
+        said = f"the domain weights changed by {drift:.3f}; refresh.max_drift={settings.max_drift:g}{passed}"
+        gates.append(Gate(name="drift", passed=drift <= settings.max_drift or forced, said=said))
+    share = 1 - weights.samples.num_rows / max(num_rows, 1)
+    said = f"{share:.1%} of the rows get no weight; refresh.max_unweighted_share={settings.max_unweighted_share:g}"
+    gates.append(Gate(name="unweighted", passed=share <= settings.max_unweighted_share, said=said))
+    return gates
+
+
+def drift_from(before: Manifest, weights: LakeWeights) -> float:
+    """½ Σ |now − then| of the domain weights against those of a version, from 0 to 1."""
+    then = {row["domain"]: row["domain_weight"] for row in before.extra.get("domains", ())}
+    return total_variation(then, {row["domain"]: row["domain_weight"] for row in weights.domains})
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"weights": {"floor": 0}} → {"weights.floor": 0}."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _named(names: Sequence[str], separator: str = ", ") -> str:
+    more = len(names) - _MOST_NAMED
+    return separator.join(names[:_MOST_NAMED]) + (f"{separator}and {more} more" if more > 0 else "")
