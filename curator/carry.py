@@ -1,9 +1,9 @@
 """The weights of a run for the lake as it is now, which need not be the lake that the run saw.
 
-The domain weights stay what they are; row weights are made anew for the rows that are there, by the rule that they were
-made by first (`curator.weights.from_domain_weights`: the rows of a domain weigh the same), so that their mean is 1 and
-every domain has its share of the weighted tokens again. Rows that came since and stand in the target get no weight, as
-when the run was learned.
+The domain weights stay what they are, and so does what a row weighs within its domain; a row that came since weighs
+what its domain does in the mean. Row weights are scaled anew for the rows that are there (`curator.weights.weight_table`),
+so that their mean is 1 and every domain has its share of the weighted tokens again. Rows that came since and stand in
+the target get no weight, as when the run was learned.
 
 Tokens of rows that the run has not seen are estimated from their bytes, by the tokens per byte of the rows of their
 domain that it has seen: no tokenizer is needed, and the text is read for the leak guard alone.
@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from curator.leaks import LeakCounter
 from curator.progress import Progress, ProgressCallback
-from curator.weights import from_domain_weights
+from curator.weights import weight_table
 
 if TYPE_CHECKING:
     from curator.lake import Lake
@@ -30,17 +30,19 @@ if TYPE_CHECKING:
 
 _ROWS = """
 CREATE OR REPLACE TEMP TABLE carried_rows AS
-SELECT i.sample_id, i.domain, i.num_bytes, s.num_tokens
+SELECT i.sample_id, i.domain, i.num_bytes, s.num_tokens, s.sample_weight
 FROM sample_index i LEFT JOIN run_samples s ON i.sample_id = s.sample_id
 WHERE i.usable AND list_contains($domains, i.domain)
 """
 _ESTIMATED = """
 WITH of_domain AS (
     SELECT domain, sum(num_tokens) FILTER (num_tokens IS NOT NULL) / sum(num_bytes) FILTER (num_tokens IS NOT NULL)
-    AS per_byte FROM carried_rows GROUP BY domain),
+    AS per_byte, sum(sample_weight * num_tokens) / sum(num_tokens) FILTER (num_tokens IS NOT NULL) AS mean_weight
+    FROM carried_rows GROUP BY domain),
 of_all AS (SELECT sum(num_tokens) / sum(num_bytes) AS per_byte FROM carried_rows WHERE num_tokens IS NOT NULL)
 SELECT sample_id, domain, coalesce(
-    num_tokens, greatest(1, round(num_bytes * coalesce(d.per_byte, a.per_byte, 1)))::BIGINT) AS num_tokens
+    num_tokens, greatest(1, round(num_bytes * coalesce(d.per_byte, a.per_byte, 1)))::BIGINT) AS num_tokens,
+    coalesce(sample_weight / nullif(mean_weight, 0), 1)::DOUBLE AS row_weight
 FROM carried_rows JOIN of_domain d USING (domain), of_all a ORDER BY sample_id
 """
 
@@ -82,19 +84,20 @@ def weights_now(lake: Lake, run: Run, texts: Sequence[str], on_progress: Progres
     names = labels.dictionary.to_pylist()
     learned = {row["domain"]: row["domain_weight"] for row in run.record["domains"]}
     weights = np.array([learned[name] for name in names])
-    table = from_domain_weights(
+    table = weight_table(
         rows["sample_id"].combine_chunks(),
         labels.indices.to_numpy(),
         rows["num_tokens"].to_numpy(),
         names,
         weights / weights.sum(),
+        rows["row_weight"].to_numpy(),
     )
     domains = tuple(dataclasses.asdict(row) for row in table.domains)
     return LakeWeights(snapshot_id=lake.snapshot_id, samples=table.samples, domains=domains, is_carried=True)
 
 
 def _rows(lake: Lake, run: Run, own: pa.Table, texts: Sequence[str], on_progress: ProgressCallback) -> pa.Table:
-    """(sample_id, domain, num_tokens) of the rows that get a weight, sorted by id."""
+    """(sample_id, domain, num_tokens, row_weight) of the rows that get a weight, sorted by id."""
     names = [row["domain"] for row in run.record["domains"]]
     connection = lake.connection
     connection.register("run_samples", own)

@@ -23,6 +23,7 @@ EXTRAS = {
     "azure": ("adlfs",),
     "delta": ("deltalake",),
     "iceberg": ("pyiceberg",),
+    "dagster": ("dagster",),
 }
 INTRUDERS = ("elasticsearch-curator", "optim", "connectors", "curator")
 """Distributions on PyPI that install packages of our names; beside them, `import curator` may find theirs."""

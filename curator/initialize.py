@@ -105,6 +105,11 @@ seed = 0
 # [learn.blocks]
 # size = 1        # layers that train at a time; 0: all
 
+# [refresh]        # when `curator refresh` learns again, and what it does not publish
+# max_age_days = 30
+# max_share_change = 0.1        # of the domains' shares of rows
+# max_drift = 0.5        # of the domain weights, unless forced
+
 [compare]        # the models that `curator compare` trains on each mixture
 seeds = 3        # an interval needs at least 2
 # steps = 300

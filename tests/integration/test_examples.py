@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import configparser
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,10 @@ import pytest
 
 pytest.importorskip("megatron.core", reason="needs the extra [train]")
 
+from curator.cli.refreshing import REFUSED
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
+JOBS = EXAMPLES / "jobs"
 
 
 def run(name, *arguments):
@@ -37,3 +42,30 @@ def test_the_example_compares(tmp_path):
 def test_every_example_is_short_and_is_run_here():
     assert {path.name for path in EXAMPLES.glob("*.py")} == {"01_learn_and_publish.py", "02_sql.py", "03_compare.py"}
     assert all(len(path.read_text().splitlines()) <= 60 for path in EXAMPLES.glob("*.py"))
+
+
+def test_the_job_definitions_are_readable_and_run_commands_that_exist():
+    for name in ("airflow_dag.py", "dagster_job.py"):
+        compile((JOBS / name).read_text(), name, "exec")
+    texts = {path.name: path.read_text() for path in JOBS.iterdir() if path.is_file()}
+    assert {name for name in texts if name != "README.md"} == set(
+        re.findall(r"`([\w-]+\.\w+|crontab)`", texts["README.md"])
+    )
+    yaml = pytest.importorskip("yaml")
+    (job,) = yaml.safe_load_all(texts["kubernetes.yaml"])
+    pod = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    policy = job["spec"]["jobTemplate"]["spec"]["podFailurePolicy"]["rules"][0]["onExitCodes"]
+    assert (policy["containerName"], policy["values"]) == (container["name"], [2, REFUSED])
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    unit = configparser.ConfigParser(interpolation=None, delimiters="=", strict=False)
+    unit.optionxform = str
+    unit.read_string(texts["curator-refresh.service"])
+    assert unit["Service"]["RestartPreventExitStatus"] == f"2 {REFUSED}"
+    lines = [unit["Service"]["ExecStart"], texts["crontab"], " ".join(container["args"]), texts["airflow_dag.py"]]
+    help_ = subprocess.run(
+        [sys.executable, "-m", "curator", "refresh", "--help"], check=True, capture_output=True, text=True, timeout=60
+    ).stdout
+    for line in lines:
+        options = re.search(r"curator refresh((?: +-{2}[\w-]+(?: +/[\w/.-]+)?)+)", line)[1]
+        assert set(re.findall(r"--[\w-]+", options)) <= set(re.findall(r"--[\w-]+", help_)), line

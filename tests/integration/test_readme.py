@@ -42,7 +42,7 @@ def test_commands_exist():
     targets = set(re.findall(r"^\$ make ([a-z-]+)", README, flags=re.MULTILINE))
     assert {"learn", "compare", "publish", "sql"} <= verbs
     known = {"demo", "init", "ingest", "learn", "compare", "publish", "plan", "sql", "history", "doctor"}
-    known |= {"rollback", "gc", "verify", "views", "export", "report", "materialize"}
+    known |= {"rollback", "gc", "verify", "views", "export", "report", "refresh", "status", "materialize"}
     assert known - {"demo", "doctor", "ingest"} <= verbs
     for verb in sorted(verbs & known):
         command = [sys.executable, "-m", "curator", verb, "--help"]

@@ -1,0 +1,1 @@
+"""Lake Curator inside other programs; each module needs the package that it is named after."""
