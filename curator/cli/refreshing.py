@@ -52,6 +52,8 @@ def refresh(
     as_json: JsonOption = False,
 ) -> None:
     """Bring the published weights up to date, learning again if a rule says so: the command of a scheduled job."""
+    import shlex
+
     from curator import console
     from curator.config import override
 
@@ -62,10 +64,12 @@ def refresh(
         done = lake.refresh(
             goal, learn=settings.learn, config=settings.refresh, force=force, dry_run=dry_run, on_progress=tell
         )
+        place = f" --destination {shlex.quote(lake.config.destination)}" if lake.config.destination else ""
+        named = f"{shlex.quote(lake.config.url)}{place}"
     if as_json:
         console.print_json(refresh_values(done))
     else:
-        _print_refresh(done)
+        _print_refresh(done, named)
     if done.outcome == "refused":
         raise typer.Exit(REFUSED)
     if done.outcome == "nothing" and skip_exit_code:
@@ -106,7 +110,7 @@ def refresh_values(done: Refresh) -> dict[str, Any]:
     return {"status": "refused" if done.outcome == "refused" else "ok", **values}
 
 
-def _print_refresh(done: Refresh) -> None:
+def _print_refresh(done: Refresh, lake: str) -> None:
     from curator import console
 
     print_ = console.out().print
@@ -127,7 +131,7 @@ def _print_refresh(done: Refresh) -> None:
         )
     else:
         print_(f"nothing was published; version {done.version} stays" if done.version else "nothing was published")
-        print_next("curator status", f"curator publish --run {done.run_id}")
+        print_next(f"curator report {lake} --run {done.run_id}", f"curator publish {lake} --run {done.run_id}")
     if done.report:
         print_(console.printable(f"report of the run: {done.report}"))
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from lake_cases import refusal, values_of
+from lake_cases import refusal, sentences, values_of, write_rows, write_settings
 
 from curator.cli import main
 
@@ -73,3 +73,52 @@ def test_the_life_of_versions_in_commands(learned, call):
     assert values["status"] == "failed"
     assert [f["path"] for f in values["findings"] if f["level"] == "error"] == [damaged.relative_to(state).as_posix()]
     assert values_of(call("verify", learned.lake, "--version", 2, "--json"))["status"] == "ok"
+
+
+def test_a_lake_is_refreshed_in_commands(learned, call):
+    settings = write_settings(learned.folder / "fast.toml")
+    with settings.open("a") as file:
+        file.write("[refresh]\nverdicts = []\nmax_share_change = 1.0\n")
+    refresh = ("refresh", learned.lake, "--target", learned.target, "--config", settings)
+    refused = call(*refresh)
+    assert refused.returncode == 3
+    assert "REFUSED verdict: the verdict on run" in refused.stdout
+    assert "passed identities: the weights add up" in refused.stdout
+    assert f"curator publish {learned.lake} --run {learned.run_id}" in refused.stdout
+    values = json.loads(call(*refresh, "--json").stdout)
+    assert (values["status"], values["outcome"], values["version"]) == ("refused", "refused", None)
+
+    settings.write_text(
+        settings.read_text().replace("[]\nmax", '["converged", "not converged", "no gain", "unstable"]\nmax')
+    )
+    assert call(*refresh, "--dry-run").stdout.endswith(
+        f"would publish the weights of run {learned.run_id} for the lake as it is now; nothing was written\n"
+    )
+    shown = call("status", *refresh[1:]).stdout
+    assert "Version   none" in shown
+    assert f"Refresh   would publish the weights of run {learned.run_id}" in shown
+    values = values_of(call(*refresh, "--json"))
+    assert (values["outcome"], values["version"], values["rows_written"]) == ("published", 1, 72)
+    assert {
+        "status",
+        "run_id",
+        "snapshot_in",
+        "snapshot_out",
+        "rows_read",
+        "weights_changed",
+        "table",
+        "duration_s",
+    } <= (values.keys())
+    assert call(*refresh).stdout.startswith("nothing to do: version 1 has the weights of run")
+    assert call(*refresh, "--skip-exit-code").returncode == 99
+
+    write_rows(learned.lake / "new.parquet", text=sentences("pqr", 9), domain=["pqr"] * 9)
+    planned = call(*refresh, "--dry-run").stdout
+    assert planned.startswith(
+        "learn: 11.1% of the rows are in domains without a weight (pqr), more than refresh.new_dom"
+    )
+    assert planned.endswith("would learn, then publish; nothing was written\n")
+    shown = call("status", *refresh[1:]).stdout
+    assert "Files     1 without weights, 0 changed, 0 gone since that version" in shown
+    assert "Refresh   would learn" in shown
+    assert "no target was named" in refusal(call("refresh", learned.lake), 2)

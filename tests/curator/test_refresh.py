@@ -1,8 +1,10 @@
 """Refreshing a lake that grows: when it learns, what it publishes, what it refuses. One run is shared, see conftest."""
 
 import json
+import shutil
 from datetime import UTC, datetime, timedelta
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from lake_cases import FAST, sentences, tree, write_rows, write_target
@@ -151,6 +153,27 @@ def test_a_publication_by_hand_without_weights_for_new_rows_is_completed(learned
     assert refresh(learned).version == 2
     with curator.open_lake(str(learned.lake)) as lake:
         assert lake.sql("SELECT count(*) FROM samples WHERE sample_weight IS NULL").fetchall() == [(0,)]
+
+
+def test_a_delta_table_is_refreshed_as_well(learned, tmp_path):
+    deltalake = pytest.importorskip("deltalake", reason="needs the extra [delta]")
+    table = str(tmp_path / "table")
+    for path in sorted(learned.lake.glob("*.parquet")):
+        rows = pq.read_table(path, columns=["text"])
+        rows = rows.append_column("domain", [[path.stem] * len(rows)])
+        deltalake.write_deltalake(table, rows, mode="append")
+    shutil.copytree(learned.state / "runs", tmp_path / "table" / "_curator" / "runs")
+
+    def refresh_table():
+        with curator.open_lake(f"delta:{table}") as lake:
+            return lake.refresh(str(learned.target), learn=LEARN, **ANY)
+
+    assert (refresh_table().outcome, refresh_table().outcome) == ("published", "nothing")
+    more = pa.table({"text": sentences("east", 5, 5), "domain": ["east"] * 5})
+    deltalake.write_deltalake(table, more, mode="append", schema_mode="merge")
+    assert (refresh_table().outcome, refresh_table().outcome) == ("published", "nothing")
+    shown = deltalake.DeltaTable(table).to_pyarrow_table()
+    assert (len(shown), shown["sample_weight"].null_count) == (77, 0)
 
 
 def test_a_rollback_stays(learned):
