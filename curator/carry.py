@@ -1,9 +1,9 @@
 """The weights of a run for the lake as it is now, which need not be the lake that the run saw.
 
 The domain weights stay what they are, and so does what a row weighs within its domain; a row that came since weighs
-what its domain does in the mean. Row weights are scaled anew for the rows that are there (`curator.weights.weight_table`),
-so that their mean is 1 and every domain has its share of the weighted tokens again. Rows that came since and stand in
-the target get no weight, as when the run was learned.
+what its domain does in the mean. Row weights are scaled anew for the rows that are there, by
+`curator.weights.weight_table`, so that their mean is 1 and every domain has its share of the weighted tokens again.
+Rows that came since and stand in the target get no weight, as when the run was learned.
 
 Tokens of rows that the run has not seen are estimated from their bytes, by the tokens per byte of the rows of their
 domain that it has seen: no tokenizer is needed, and the text is read for the leak guard alone.

@@ -3,10 +3,13 @@
 import random
 
 import numpy as np
+import polars as pl
 import pytest
 from lake_cases import sentences, write_rows, write_target
 
 import curator as sdk
+from curator.carry import weights_now
+from curator.progress import silent
 
 pytest.importorskip("megatron.core", reason="needs the extra [train]")
 
@@ -45,7 +48,21 @@ def test_damaged_rows_weigh_less_than_the_sound_ones_of_their_domain(tmp_path):
         )
         lake.publish(run)
         rows = lake.sql("SELECT is_sound, sample_weight FROM samples WHERE domain = 'north'").pl()
+        write_rows(
+            tmp_path / "lake" / "new.parquet", text=sentences("later", 20), domain=["north"] * 20, is_sound=[True] * 20
+        )
+        lake.ingest()
+        carried = pl.from_arrow(weights_now(lake, run, [], silent).samples).filter(pl.col("domain") == "north")
         kept = lake.sql("SELECT count(*) FILTER (is_sound), count(*) FROM top_k(0.5) WHERE domain = 'north'").fetchall()
+    own = pl.from_arrow(run.samples()).select("sample_id", before="sample_weight")
+    both = carried.join(own, on="sample_id", how="left")
+    seen, new = both.filter(pl.col("before").is_not_null()), both.filter(pl.col("before").is_null())
+    assert (len(seen), len(new)) == (80, 20)
+    factor = seen["sample_weight"] / seen["before"]  # the worth of a row within its domain is kept
+    assert factor.to_numpy() == pytest.approx(factor.mean(), rel=1e-5)
+    assert factor.std() < 1e-5 < seen["sample_weight"].std()
+    mean = (seen["sample_weight"] * seen["num_tokens"]).sum() / seen["num_tokens"].sum()
+    assert new["sample_weight"].to_numpy() == pytest.approx(mean, rel=1e-5)
     is_sound = rows["is_sound"].to_numpy()
     assert auc(rows["sample_weight"].to_numpy(), is_sound) > 0.8
     assert run.record["rows"]["reliability"] > 0.5
