@@ -13,13 +13,12 @@ from process_cases import outcome, processes_of, wait_until
 pytest.importorskip("megatron.core", reason="needs the extra [train]")
 
 STEPS = 80
-LEARN = ("learn", "lake", "--target", "target.parquet", "--config", "long.toml", "--json")
+LEARN = ("learn", "lake", "--target", "target.parquet", "--config", "long.toml", "--granularity", "sample", "--json")
 
 
 @pytest.fixture
 def here(here):
-    rows = {"granularity": "sample", "branch_steps": 5, "rows": {"snapshots": 12}}
-    write_settings(here / "long.toml", steps=STEPS, **rows)
+    write_settings(here / "long.toml", steps=STEPS, branch_steps=10, rows={"snapshots": 7})
     with (here / "long.toml").open("a") as settings:
         settings.write("[learn.blocks]\nsize = 2\nperiod = 4\nmoments = 'keep'\n")
         settings.write("[learn.checkpoint]\nevery_minutes = 0.008\nkeep = 2\n")
@@ -88,6 +87,7 @@ def test_a_run_that_was_stopped_and_killed_ends_as_if_it_had_not_been(here, whol
     assert len(trajectory(whole)) == STEPS
     assert pq.read_table(here / "run" / "weights.parquet").equals(pq.read_table(whole / "weights.parquet"))
     assert row_gaps(here / "run").equals(row_gaps(whole))
+    assert row_gaps(whole)["snapshots"].unique().to_pylist() == [7]
     assert checkpoints_of(here) == []
     record = json.loads((here / "run" / "run.json").read_text())
     assert values["run_id"] == record["run_id"]
