@@ -335,13 +335,13 @@ def test_weights_that_drifted_too_far_are_refused_unless_forced(learned):
     other, names = f"{learned.run_id}-far", [row["domain"] for row in record["domains"]]
     weights = dict(zip(names, (0.98, 0.01, 0.01), strict=True))
     table = pq.read_table(state / learned.run_id / "weights.parquet")
-    from curator.carry import from_domain_weights  # the table that such a run would have written
+    from curator.carry import weight_table  # the table that such a run would have written
 
     labels = table["domain"].combine_chunks().dictionary_encode()
     order = labels.dictionary.to_pylist()
     import numpy as np
 
-    far = from_domain_weights(
+    far = weight_table(
         table["sample_id"].combine_chunks(),
         labels.indices.to_numpy(),
         table["num_tokens"].to_numpy(),
