@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from optim.diagnostics import StepRecord, entropy, judge, summarize, tilt_intervals, weight_intervals
+from optim.diagnostics import StepRecord, _uncertainty, entropy, judge, summarize, tilt_intervals, weight_intervals
 
 
 def make_records(weights_TD, val_loss_T):
@@ -135,7 +135,7 @@ def test_the_interval_of_a_tilt_is_that_of_the_mean_gradient_and_covers():
     rng = np.random.default_rng(0)
     mean_D, factor = np.array([-0.4, 0.1, 0.3]), 2.0
     true_D = np.exp(-factor * mean_D) / np.exp(-factor * mean_D).sum()
-    inside = []
+    inside, away, uncertainty = [], [], []
     for _ in range(1000):
         grads_TD = mean_D + rng.normal(size=(200, 3))
         found_D = np.exp(-factor * grads_TD.mean(axis=0))
@@ -144,24 +144,38 @@ def test_the_interval_of_a_tilt_is_that_of_the_mean_gradient_and_covers():
         assert (low_D < found_D).all()
         assert (found_D < high_D).all()
         inside.append((low_D <= true_D) & (true_D <= high_D))
+        away.append(np.abs(found_D - true_D).sum() / 2)
+        uncertainty.append(_uncertainty(found_D, grads_TD, factor))
+    assert np.mean(uncertainty) == pytest.approx(np.mean(away), rel=0.1)
     assert 0.93 <= float(np.mean(inside)) <= 0.995
     assert float((high_D - low_D).max()) < 0.3
 
 
-@pytest.mark.parametrize(("mean", "status"), [(0.0, "no gain"), (1.0, "converged")])
-def test_a_tilt_by_noise_is_no_gain_and_one_by_a_signal_is(mean, status):
-    rng = np.random.default_rng(1)
-    grads_TD = np.array([-mean, mean]) + rng.normal(size=(100, 2))
-    means_TD = np.cumsum(grads_TD, axis=0) / np.arange(1, 101)[:, None]
-    weights_TD = np.exp(-0.3 * means_TD)
+@pytest.mark.parametrize(
+    ("mean_D", "tilt", "status"),
+    [
+        ([0.0, 0.0], 0.3, "no gain"),
+        ([-1.0, 1.0], 0.3, "converged"),
+        ([-0.5] + [0.0] * 11, 1.0, "converged"),
+        ([-0.5] + [0.0] * 11, 8.0, "not converged"),
+    ],
+)
+def test_a_tilt_is_judged_by_its_noise(mean_D, tilt, status):
+    """Noise alone is no gain; a signal has settled if the noise that the tilt lets through is small in the weights."""
+    grads_TD = np.array(mean_D) + np.random.default_rng(1).normal(size=(100, len(mean_D)))
+    tilted_D = np.exp(-tilt * grads_TD.mean(axis=0))
+    weights_TD = np.tile(tilted_D / tilted_D.sum(), (100, 1))  # so that the gradients alone decide
     records = [
         StepRecord(**{**vars(r), "weight_grads": list(g)})
-        for r, g in zip(make_records(weights_TD / weights_TD.sum(1, keepdims=True), FALLING), grads_TD, strict=True)
+        for r, g in zip(make_records(weights_TD, FALLING), grads_TD, strict=True)
     ]
     values = {"warmup_steps": 0, "num_averaged": 1, "num_updates": 100, "reachable_range": math.inf}
-    summary = summarize(records, **values, tokens=[1.0, 1.0], tilt=0.3)
-    assert judge(records, summary).status == status
-    assert (summary.displacement > 1) == bool(mean)
+    summary = summarize(records, **values, tokens=[1.0] * len(mean_D), tilt=tilt)
+    verdict = judge(records, summary)
+    assert verdict.status == status, verdict
+    assert (summary.displacement > 1) == any(mean_D)
+    if any(mean_D):
+        assert "uncertain by" in verdict.reason
 
 
 def test_a_rise_of_the_target_loss_that_noise_explains_is_not_one():
