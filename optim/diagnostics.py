@@ -169,6 +169,8 @@ def summarize(
         uncertainty = _uncertainty(weights_TD[-1], grads_TD, tilt)
         low_D, high_D = tilt_intervals(weights_TD[-1], grads_TD, tilt)
         displacement = _displacement(_relative(grads_TD), np.zeros(grads_TD.shape[1]))
+    if grads_TD.shape[1] == 1:  # a single domain has all the weight, whatever its gradients are
+        uncertainty, low_D, high_D = None if tilt is None else 0.0, np.ones(1), np.ones(1)
     # A weight that has run below the smallest float64 is 0, and its logit's travel at least this.
     start_D, end_D = (np.log(np.maximum(r.weights, np.finfo(np.float64).tiny)) for r in (records[0], records[-1]))
     return Summary(

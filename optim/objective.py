@@ -55,12 +55,21 @@ def target_token_weights(batch: Batch) -> Tensor:
     return (batch.num_targets_B > 0).double() / total
 
 
-def weight_grad(loss_w_D: Tensor, loss_u_D: Tensor, penalty: float, inclusion_D: Tensor) -> Tensor:
-    """∂/∂p of α·Σ_d p_d(ℓ_d(w) − ℓ_d(u)): α·π⁻¹·Δ, shape (D,), nats per token.
+def centred(score_D: Tensor, inclusion_D: Tensor) -> Tensor:
+    """π⁻¹·(score − its mean over the domains of this step), (D,); an absent domain (π⁻¹ = 0) gets 0.
 
-    An absent domain (π⁻¹ = 0) gets 0; over draws of the domains the expectation is α·Δ.
+    For scores that share a level, as losses and gaps do: a constant moves no weight, but without the level taken off, a
+    domain that a step leaves out would be pushed by the whole of it. Where every step has k of D domains, each as
+    likely, the expectation is the score less its mean over all D, times (1 − 1/k)/(1 − 1/D).
     """
-    return penalty * inclusion_D * (loss_w_D - loss_u_D)
+    present_D = inclusion_D > 0
+    level = score_D[present_D].mean() if present_D.any() else 0.0
+    return torch.where(present_D, inclusion_D.double() * (score_D - level), 0.0)
+
+
+def weight_grad(loss_w_D: Tensor, loss_u_D: Tensor, penalty: float, inclusion_D: Tensor) -> Tensor:
+    """∂/∂p of α·Σ_d p_d(ℓ_d(w) − ℓ_d(u)) up to a constant, (D,) in nats per token: α·Δ, `centred`."""
+    return penalty * centred(loss_w_D - loss_u_D, inclusion_D)
 
 
 def logit_grad(weight_grad_D: Tensor, softmax_D: Tensor, floor: float = 0.0) -> Tensor:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from optim.backend import Backend, Copy, Term
 from optim.batch import StepData
-from optim.learners.learner import StepResult, centred, compute_tokens, data_tokens
-from optim.objective import domain_mean_losses, train_token_weights
+from optim.learners.learner import StepResult, compute_tokens, data_tokens, inclusion
+from optim.objective import centred, domain_mean_losses, train_token_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class DoReMi:
         gap_D, tokens_D = domain_mean_losses(loss_w_B - loss_u_B, data.train, num_domains)
         excess_D, _ = domain_mean_losses((loss_w_B - loss_u_B).clamp_min(0.0), data.train, num_domains)
         return StepResult(
-            weight_grad_D=-centred(excess_D, tokens_D, data.inclusion_D),
+            weight_grad_D=-centred(excess_D, inclusion(data, tokens_D)),
             tokens_D=data_tokens(data, num_domains),
             compute_tokens=compute_tokens(data.train, forward_only=(data.train,)),
             gap_D=gap_D,

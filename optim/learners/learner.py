@@ -88,12 +88,6 @@ def compute_tokens(*batches: Batch, forward_only: tuple[Batch, ...] = ()) -> flo
     return full + FORWARD_SHARE * sum(float(batch.num_targets_B.sum()) for batch in forward_only)
 
 
-def centred(score_D: Tensor, tokens_D: Tensor, inclusion_D: Tensor) -> Tensor:
-    """π⁻¹·(score − its mean over the domains of this step), (D,); 0 for a domain that is not in it.
-
-    For scores that share a level, as losses do: a constant moves no weight, but without the level taken off, a domain
-    that a step leaves out would be pushed by the whole of it.
-    """
-    present_D = tokens_D > 0
-    level = score_D[present_D].mean() if present_D.any() else 0.0
-    return torch.where(present_D, inclusion_D.double() * (score_D - level), 0.0)
+def inclusion(data: StepData, tokens_D: Tensor) -> Tensor:
+    """π⁻¹ of the domains that have a target token in this step, 0 for the others; (D,) float64."""
+    return torch.where(tokens_D > 0, data.inclusion_D.double(), 0.0)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from optim.backend import Backend, Copy, Term
 from optim.batch import StepData
-from optim.learners.learner import StepResult, centred, compute_tokens, data_tokens
-from optim.objective import domain_mean_losses, target_token_weights, train_token_weights
+from optim.learners.learner import StepResult, compute_tokens, data_tokens, inclusion
+from optim.objective import centred, domain_mean_losses, target_token_weights, train_token_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class Rho:
         loss_u_B = backend.losses(Copy.AUX, data.train)
         gap_D, tokens_D = domain_mean_losses(loss_w_B - loss_u_B, data.train, num_domains)
         return StepResult(
-            weight_grad_D=-centred(gap_D, tokens_D, data.inclusion_D),
+            weight_grad_D=-centred(gap_D, inclusion(data, tokens_D)),
             tokens_D=data_tokens(data, num_domains),
             compute_tokens=compute_tokens(data.train, data.target, forward_only=(data.train,)),
             gap_D=gap_D,
@@ -86,7 +86,7 @@ class ValidationLm:
         loss_B = backend.losses(Copy.MODEL, data.train)
         loss_D, tokens_D = domain_mean_losses(loss_B, data.train, num_domains)
         return StepResult(
-            weight_grad_D=centred(loss_D, tokens_D, data.inclusion_D),
+            weight_grad_D=centred(loss_D, inclusion(data, tokens_D)),
             tokens_D=data_tokens(data, num_domains),
             compute_tokens=compute_tokens(data.target, forward_only=(data.train,)),
             val_loss=float(target_B @ val_sum_B),

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from optim.backend import Backend, Copy, Term
 from optim.batch import StepData
-from optim.learners.learner import StepResult, compute_tokens, data_tokens
+from optim.learners.learner import StepResult, compute_tokens, data_tokens, inclusion
 from optim.objective import domain_mean_losses, target_token_weights, train_token_weights, weight_grad
 
 
@@ -51,8 +50,7 @@ class ScaleBiO:
         if self.branch_steps and step % self.branch_steps == 0:
             backend.restart(Copy.MODEL)
         num_domains = weights_D.numel()
-        inclusion_D = data.inclusion_D.double()
-        train_B = train_token_weights(data.train, weights_D, inclusion_D)
+        train_B = train_token_weights(data.train, weights_D, data.inclusion_D.double())
         target_B = target_token_weights(data.target)
         val_sum_B, loss_w_B, loss_u_B = backend.forward_backward(
             [
@@ -65,9 +63,8 @@ class ScaleBiO:
         aux_update = backend.update(Copy.AUX, learning_rate=learning_rate)
         loss_w_D, tokens_D = domain_mean_losses(loss_w_B, data.train, num_domains)
         loss_u_D, _ = domain_mean_losses(loss_u_B, data.train, num_domains)
-        present_D = torch.where(tokens_D > 0, inclusion_D, 0.0)
         return StepResult(
-            weight_grad_D=weight_grad(loss_w_D, loss_u_D, self.penalty, present_D),
+            weight_grad_D=weight_grad(loss_w_D, loss_u_D, self.penalty, inclusion(data, tokens_D)),
             tokens_D=data_tokens(data, num_domains),
             compute_tokens=compute_tokens(data.target, data.train, data.train),
             gap_D=loss_w_D - loss_u_D,

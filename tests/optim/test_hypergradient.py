@@ -47,6 +47,7 @@ def quadratic_errors():
     lower = minimiser(0.0, 1.0)
     gradients = torch.einsum("dij,dj->di", curvatures, lower - centres)
     exact = -gradients @ torch.linalg.solve(mixed, target_curvature @ (lower - target))
+    exact = exact - exact.mean()
     ones = torch.ones(DOMAINS, dtype=torch.float64)
     forward, central = [], []
     for alpha in ALPHAS:
@@ -63,6 +64,7 @@ def softmax_errors():
     problem = softmax_regression(label_noise=(0.0, 0.0, 0.8), skills=(one, other, one), target_skill=one, rows=40)
     mixture = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
     exact = exact_hypergradient(problem, mixture)
+    exact = exact - exact.mean()
     lower = domain_losses(problem, lower_level(problem, mixture))
     ones = torch.ones(DOMAINS, dtype=torch.float64)
     forward, central = [], []

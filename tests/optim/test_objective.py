@@ -25,14 +25,14 @@ def make_batch(domain, lengths, *, row_weight=None):
 def test_weight_grad_and_logit_grad_equal_autograd():
     generator = torch.Generator().manual_seed(0)
     loss_w, loss_u, logits = torch.randn(3, 6, generator=generator, dtype=torch.float64)
-    inclusion = torch.tensor([1.0, 0.0, 2.0, 1.5, 1.0, 3.0], dtype=torch.float64)
+    ones = torch.ones(6, dtype=torch.float64)
     for penalty, floor in itertools.product((0.5, 10.0), (0.0, 0.05)):
         variable = logits.clone().requires_grad_()
         softmax = torch.softmax(variable, 0)
         p = floor + (1 - 6 * floor) * softmax
-        value = penalty * (p * inclusion) @ (loss_w - loss_u)
+        value = penalty * p @ (loss_w - loss_u)
         (expected,) = torch.autograd.grad(value, variable)
-        found = logit_grad(weight_grad(loss_w, loss_u, penalty, inclusion), torch.softmax(logits, 0), floor)
+        found = logit_grad(weight_grad(loss_w, loss_u, penalty, ones), torch.softmax(logits, 0), floor)
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
         assert abs(found.sum()) < 1e-12
 
@@ -71,7 +71,10 @@ def test_fully_masked_rows_count_for_nothing_and_give_no_nan():
 
 
 def test_subset_of_domains_is_an_unbiased_estimate():
-    """Averaged over every subset of 2 of 4 domains, with π⁻¹ = 2, loss and gradient are those of all domains."""
+    """Averaged over every subset of 2 of 4 domains, with π⁻¹ = 2, the loss is that of all domains.
+
+    So is the gradient, up to a constant and a factor: a step's level has a part of each domain's own score in it.
+    """
     p = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
     loss_w, loss_u = torch.tensor([[1.0, 3.0, 2.0, 5.0], [2.0, 1.0, 2.5, 4.0]], dtype=torch.float64)
     total, grad = 0.0, torch.zeros(4, dtype=torch.float64)
@@ -84,4 +87,12 @@ def test_subset_of_domains_is_an_unbiased_estimate():
         total += float(weights @ (loss_w[list(subset)] * torch.tensor([3.0, 5.0])))
         grad += weight_grad(loss_w, loss_u, 1.0, inclusion)
     assert total / len(subsets) == pytest.approx(float(p @ loss_w))
-    torch.testing.assert_close(grad / len(subsets), loss_w - loss_u)
+    gap = loss_w - loss_u
+    torch.testing.assert_close(grad / len(subsets), (1 - 1 / 2) / (1 - 1 / 4) * (gap - gap.mean()))
+
+
+def test_a_level_that_all_domains_share_moves_none_of_them():
+    """Whichever domains a step has; without the level taken off the two in it would get 2·.7 and the others 0."""
+    loss = torch.tensor([1.0, 3.0, 2.0, 5.0], dtype=torch.float64)
+    inclusion = torch.tensor([2.0, 0.0, 2.0, 0.0], dtype=torch.float64)
+    torch.testing.assert_close(weight_grad(loss + 0.7, loss, 10.0, inclusion), torch.zeros(4, dtype=torch.float64))

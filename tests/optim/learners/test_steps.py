@@ -90,7 +90,7 @@ def adam_direction(w, moments):
 CASES = {
     "scalebio": (
         ScaleBiO(penalty=ALPHA),
-        lambda w, u, _: ALPHA * scores(less(w.domains(), u.domains()), w.data),
+        lambda w, u, _: ALPHA * scores(less(w.domains(), u.domains()), w.data, constant=True),
         lambda w: w.target() + ALPHA * w.mixture(WEIGHTS),
         lambda u: u.mixture(WEIGHTS),
     ),
