@@ -13,7 +13,7 @@ SEEDS ?= 3
 STUDY ?= blocks
 EXPERIMENT = $(BIN)/python tests/bench/experiments/run.py --methods $(METHODS) --seeds $(SEEDS)
 
-.PHONY: help demo test test-slow bench bench-denoise bench-multilingual bench-domains bench-instruct bench-ablations bench-transfer lint types contracts format clean
+.PHONY: help demo test test-slow bench bench-denoise bench-multilingual bench-domains bench-instruct bench-untuned bench-ablations bench-transfer lint types contracts format clean
 help:
 	@echo "make demo        install, then learn and publish domain weights on a small lake of real text"
 	@echo "make test        install, lint, types, contracts and the whole unmarked test suite"
@@ -72,6 +72,11 @@ bench-domains: $(VENV)/.dev
 
 bench-instruct: $(VENV)/.dev
 	$(EXPERIMENT) instruct
+
+bench-untuned: $(VENV)/.dev
+	$(EXPERIMENT) dutch
+	$(EXPERIMENT) reviews
+	$(EXPERIMENT) code
 
 bench-ablations: $(VENV)/.dev
 	$(BIN)/python tests/bench/experiments/ablations.py $(STUDY) --seeds $(SEEDS)

@@ -127,4 +127,7 @@ CHECKS: dict[str, Sequence[Check]] = {
         beats_baselines,
     ),
     "instruct": (beats_uniform, gains("flan_cot_aqua"), beats_baselines),
+    "dutch": (beats_uniform, beats_baselines),
+    "reviews": (beats_uniform, beats_baselines),
+    "code": (beats_uniform, beats_baselines),
 }

@@ -71,17 +71,38 @@ def instruct(num_domains: int | None = None) -> Parts:
     `num_domains` leaves that many of the twelve, flan_cot's word problems always among them.
     """
     lake: Rows = []
-    for name in ("gpteacher", "flan_cot", "text2sql", "nl2bash"):
-        by_domain: dict[str, list[str]] = {}
-        for text, domain in _instructions(name):
-            by_domain.setdefault(domain, []).append(text)
-        for domain, texts in by_domain.items():
-            lake += [(text, f"{name}_{domain}") for text in _up_to(500_000, _shuffled(texts, 3))]
+    for domain, texts in _by_domain(("gpteacher", "flan_cot", "text2sql", "nl2bash")).items():
+        lake += [(text, domain) for text in _up_to(500_000, _shuffled(texts, 3))]
     target = _shuffled([text for text, _ in _instructions("gsm8k")], 4)[:400]
     names = sorted({domain for _, domain in lake}, key=lambda name: (name != "flan_cot_aqua", name))
     kept = set(names[:num_domains])
     lake = [(text, domain) for text, domain in lake if domain in kept]
     return Parts(lake, target, [text for text, _ in _instructions("gsm8k_test")])
+
+
+def dutch() -> Parts:
+    """Dutch without Dutch among thirteen languages; nothing of the product was chosen by looking at it."""
+    languages = ("de", "en", "fr", "es", "pt", "it", "ro", "pl", "et", "tr", "eu", "gl", "ca")
+    return Parts(*_languages("nl", languages), hand={"de en": alike("de", "en")})
+
+
+def reviews() -> Parts:
+    """Nine kinds of English text, film reviews, which are none of them, as the target; nothing was chosen by it."""
+    files = sorted((DATA / "domains").glob("*.parquet"))
+    lake = [(text, file.stem) for file in files if file.stem != "movie_reviews" for text in _texts(file)]
+    rows = _shuffled(_texts(DATA / "domains" / "movie_reviews.parquet"), 5)
+    return Parts(lake, rows[:105], rows[105:], hand={"austen speeches": alike("austen", "speeches")})
+
+
+def code() -> Parts:
+    """Twelve kinds of instructions, GPTeacher's coding tasks, which are none of them, as the target; as above."""
+    lake: Rows = []
+    by_domain = _by_domain(("gpteacher", "flan_cot", "text2sql", "nl2bash", "gsm8k"))
+    rows = _shuffled(by_domain.pop("gpteacher_code"), 6)
+    for domain, texts in by_domain.items():
+        lake += [(text, domain) for text in _up_to(500_000, _shuffled(texts, 3))]
+    hand = {"bash toolformer": alike("nl2bash_bash", "gpteacher_toolformer")}
+    return Parts(lake, rows[:400], rows[400:1400], hand)
 
 
 def denoise() -> Parts:
@@ -125,6 +146,9 @@ BUILDERS: dict[str, Callable[[], Parts]] = {
     "multilingual-hard": multilingual_hard,
     "domains": domains,
     "instruct": instruct,
+    "dutch": dutch,
+    "reviews": reviews,
+    "code": code,
 }
 
 
@@ -167,6 +191,15 @@ def _instructions(name: str) -> list[tuple[str, str]]:
     table = pq.read_table(DATA / "instruct" / f"{name}.parquet")
     columns = (table[column].to_pylist() for column in ("instruction", "response", "domain"))
     return [(f"{instruction}\n{response}", domain) for instruction, response, domain in zip(*columns, strict=True)]
+
+
+def _by_domain(names: Iterable[str]) -> dict[str, list[str]]:
+    """All rows of these files, under file_domain."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        for text, domain in _instructions(name):
+            found.setdefault(f"{name}_{domain}", []).append(text)
+    return found
 
 
 def _shuffled(rows: Sequence, seed: int) -> list:

@@ -4,7 +4,7 @@ Run: python tests/bench/experiments/run.py EXPERIMENT [--methods scalebio,doge,â
 
 Everything is kept in the work folder, so a run that was stopped goes on; default settings throughout, but for what the
 command line says. Seed k's models are trained on what seed k's learning found, so the intervals hold for the whole
-procedure. Ends with one line for each thing that the experiment must show.
+procedure. Ends with one line for each thing that the experiment must show, and with the record of it all (`results`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import results
 from checks import CHECKS, weights
 from lakes import BUILDERS, DATA, Parts
 
@@ -54,6 +55,7 @@ def main() -> int:
     shown = [check(comparison, runs.get("scalebio", [])) for check in CHECKS[arguments.experiment]]
     for holds, sentence in shown:
         print(f"{'shown ' if holds else 'MISSED'}  {sentence}")
+    print(f"recorded in {results.write(arguments.experiment, comparison, runs, shown)}")
     return int(not all(holds for holds, _ in shown))
 
 

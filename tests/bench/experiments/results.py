@@ -1,0 +1,115 @@
+"""The record of an experiment that goes into the tree: figures as they came out, with what they hold for.
+
+`results/EXPERIMENT.json` beside this file, and `table` of it in optim/README.md: a test holds the two together, so that
+no figure is typed by hand.
+
+Run: python tests/bench/experiments/results.py EXPERIMENT, to print the table.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import megatron.core
+import torch
+
+from curator.comparison import Comparison
+from curator.run import Run
+
+FOLDER = Path(__file__).parent / "results"
+
+
+def write(
+    experiment: str, comparison: Comparison, runs: Mapping[str, Sequence[Run]], shown: Sequence[tuple[bool, str]]
+) -> Path:
+    """Write the record of one experiment, and say where it is."""
+    found = comparison.to_json()
+    values = {
+        "experiment": experiment,
+        "commit": _commit(),
+        "finished_at": comparison.created_at,
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}, "
+        f"megatron-core {megatron.core.__version__}",
+        "seeds": comparison.compare["seeds"],
+        "tokens": comparison.tokens,
+        "model": comparison.compare["model"],
+        "test_rows": comparison.num_test_rows,
+        "results": [{k: v for k, v in row.items() if k != "run_id"} for row in found["results"]],
+        "runs": {method: [_run(run) for run in own] for method, own in runs.items()},
+        "shown": [{"holds": holds, "says": says} for holds, says in shown],
+    }
+    FOLDER.mkdir(exist_ok=True)
+    place = FOLDER / f"{experiment}.json"
+    place.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return place
+
+
+def table(values: Mapping[str, Any]) -> str:
+    """The results as a table of markdown, lowest test loss first, and the mean weights that ScaleBiO found."""
+    ranked = sorted(values["results"], key=lambda result: result["test_loss"])
+    lines = [
+        "| | test loss | difference to uniform, 95 % interval | verdict | M tokens to learn |",
+        "|---|---|---|---|---|",
+    ]
+    for result in ranked:
+        is_reference = result["judgement"] == "reference"
+        difference = "" if is_reference else f"{short(result['difference'])} {interval(result)}"
+        learned = f"{result['learn_tokens'] / 1e6:.2f}" if result["mixture"] in values["runs"] else ""
+        cells = [
+            result["mixture"],
+            f"{result['test_loss']:.3f}",
+            difference,
+            "" if is_reference else result["judgement"],
+        ]
+        if result["mixture"] == "scalebio":
+            cells = [f"**{cell}**" for cell in cells]
+        lines.append(f"| {' | '.join([*cells, learned])} |")
+    return "\n".join(lines)
+
+
+def mean_weights(values: Mapping[str, Any], method: str = "scalebio") -> dict[str, float]:
+    """Over the seeds, largest first."""
+    runs = [run["weights"] for run in values["runs"][method]]
+    mean = {domain: sum(weights[domain] for weights in runs) / len(runs) for domain in runs[0]}
+    return dict(sorted(mean.items(), key=lambda item: -item[1]))
+
+
+def interval(result: Mapping[str, Any]) -> str:
+    """Of the difference to uniform."""
+    return f"[{short(result['difference_low'])}, {short(result['difference_high'])}]"
+
+
+def short(value: float) -> str:
+    """As this project's tables have it: −.140."""
+    return f"{value:+.3f}".replace("+0.", "+.").replace("-0.", "-.").replace("-", "−")
+
+
+def _run(run: Run) -> dict[str, Any]:
+    record = run.record
+    return {
+        "seed": record["learn"]["seed"],
+        "status": record["verdict"]["status"],
+        "verdict": run.verdict,
+        "compute_tokens": record["compute_tokens"],
+        "weights": {row["domain"]: row["domain_weight"] for row in record["domains"]},
+    }
+
+
+def _commit() -> str:
+    """The last change of the code, not of the experiments or the documentation."""
+    root = Path(__file__).parents[3]
+    asked = ["git", "log", "-1", "--format=%h", "--", "optim", "curator", "connectors"]
+    return subprocess.run(asked, cwd=root, capture_output=True, text=True, check=False).stdout.strip()
+
+
+if __name__ == "__main__":
+    found = json.loads((FOLDER / f"{sys.argv[1]}.json").read_text(encoding="utf-8"))
+    print(table(found))
+    print("\nMean weights:", " ".join(f"{name} {short(weight)[1:]}" for name, weight in mean_weights(found).items()))

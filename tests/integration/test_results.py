@@ -1,0 +1,29 @@
+"""The tables of experiments in the documentation are those that their programs recorded."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("megatron.core", reason="needs the extra [train]")
+
+ROOT = Path(__file__).parents[2]
+EXPERIMENTS = ROOT / "tests" / "bench" / "experiments"
+RECORDS = sorted((EXPERIMENTS / "results").glob("*.json"))
+
+spec = importlib.util.spec_from_file_location("results", EXPERIMENTS / "results.py")
+results = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(results)
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda path: path.stem)
+def test_the_documented_table_is_the_recorded_one(record):
+    values = json.loads(record.read_text(encoding="utf-8"))
+    assert results.table(values) in (ROOT / "optim" / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_difference_is_written_without_its_zero():
+    assert [results.short(value) for value in (-0.1404, 0.0141, -10.25)] == ["−.140", "+.014", "−10.250"]
