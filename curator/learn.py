@@ -32,7 +32,9 @@ from optim import launch
 if TYPE_CHECKING:
     from curator.lake import Lake
     from curator.line_search import LineSearch
+    from curator.row_gaps import RowWeights
     from curator.worker import WorkerJob, WorkerResult
+    from optim.diagnostics import Verdict
 
 SCHEMA_VERSION = 1
 RECORD = "run.json"
@@ -126,8 +128,7 @@ def _finish(lake: Lake, begun: Begun, watch: Stopwatch) -> None:
     corpus, rows = TokenCache.open(begun.job.corpus), None
     if begun.job.learn.granularity == "sample":
         rows = row_gaps.weigh_rows(folder, begun.run_id, corpus, sharpness=begun.job.learn.rows.sharpness)
-        verdict = dataclasses.replace(result.verdict, reason=f"{result.verdict.reason}; {rows.sentence}")
-        result = dataclasses.replace(result, verdict=verdict)
+        result = dataclasses.replace(result, verdict=_with_rows(result.verdict, rows, len(corpus.domains)))
     table = _weight_table(corpus, result, rows.weights if rows else None)
     pq.write_table(table.samples, folder / WEIGHTS, compression="zstd")
     trajectory.write(folder, begun.run_id, [domain.domain for domain in table.domains])
@@ -264,6 +265,18 @@ def _described(record: dict[str, Any], domains: Sequence[str]) -> str:
     leading = ", ".join(f"{name} {weight:.2f}" for weight, name in top)
     loss = "" if record["val_loss"] is None else f"target loss {record['val_loss']:.3f}, "
     return f"{loss}{speed:,.0f} tokens/s, {leading}"
+
+
+def _with_rows(verdict: Verdict, rows: RowWeights, num_domains: int) -> Verdict:
+    """The verdict on the domains and what is said of their rows; of a lake of one domain, on its rows alone."""
+    if num_domains > 1 or verdict.status == "unstable":
+        return dataclasses.replace(verdict, reason=f"{verdict.reason}; {rows.sentence}")
+    found = "its" if rows.reliability > 0 else "nothing but noise tells them apart, so its"
+    return dataclasses.replace(
+        verdict,
+        status="converged" if rows.reliability > 0 else "no gain",
+        reason=f"the lake has one domain, and {found} {rows.sentence}",
+    )
 
 
 def _weight_table(corpus: TokenCache, result: WorkerResult, row_weights: NDArray[np.float64] | None) -> WeightTable:

@@ -102,16 +102,16 @@ def prepare(
             f"method {config.method!r} has no workers to run on other machines; learn without --prepare, or choose "
             "another method"
         )
-    if elsewhere:  # the trainings of a line search would run here, on a machine that need not be able to
-        config = config.model_copy(update={"line_search": config.line_search.model_copy(update={"places": ()})})
-    else:
-        config = _with_data_parallel(config, check_machine(config))
+    # The trainings of a line search would run here, on a machine that need not be able to.
+    config = _unjudged(config) if elsewhere else _with_data_parallel(config, check_machine(config))
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
     folder = _new_run_dir(run_dir or lake.workdir / "runs" / run_id)
     with explaining_interruptions(lake, folder):
         lake.ingest(on_progress)
         check_column_names(lake)
         caches = tokenized(lake, goal, config, on_progress)
+        if len(caches.corpus.domains) == 1:  # rows alone are weighed, and no mixture is there to be judged
+            config = _unjudged(config)
         _check_line_search(config, caches, goal)
         begun = Begun(
             run_id=run_id,
@@ -268,6 +268,10 @@ def _with_data_parallel(config: LearnConfig, device: launch.Device) -> LearnConf
     return config.model_copy(update={"data_parallel": chosen})
 
 
+def _unjudged(config: LearnConfig) -> LearnConfig:
+    return config.model_copy(update={"line_search": config.line_search.model_copy(update={"places": ()})})
+
+
 def _new_run_dir(folder: Path) -> Path:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"run folder {folder} is not an empty folder; name a new one, nothing is overwritten")
@@ -300,7 +304,8 @@ def tokenized(lake: Lake, goal: Goal, config: LearnConfig | CompareConfig, on_pr
         InputError: domains that cannot be told apart, a domain with too few rows, a target inside the lake or
             without text.
     """
-    domains = _domains(lake)
+    weighs_rows = isinstance(config, LearnConfig) and config.granularity == "sample"
+    domains = _domains(lake, least=1 if weighs_rows else 2)
     _check_outside(lake, goal)
     texts = distinct_texts(goal, "target")
     tokenizer = None if config.model in PRESETS else load_tokenizer(Path(config.model))
@@ -329,16 +334,16 @@ def tokenized(lake: Lake, goal: Goal, config: LearnConfig | CompareConfig, on_pr
     return found
 
 
-def _domains(lake: Lake) -> list[tuple[str, int]]:
-    """(domain, usable rows), checked: at least two, of enough rows each."""
+def _domains(lake: Lake, *, least: int) -> list[tuple[str, int]]:
+    """(domain, usable rows), checked: at least so many, of enough rows each."""
     config = lake.config
     domains = lake.domain_counts()
     if not domains:
         raise InputError(f"{lake.url} has no row with text; nothing can be learned from it")
-    if len(domains) < 2:
+    if len(domains) < least:
         raise InputError(
             f"column {config.domain!r} of {lake.url} holds one domain only, {domains[0][0]!r}; weights are learned "
-            "between at least two: name another column with --domain"
+            "between at least two: name another column with --domain, or weigh its rows with --granularity sample"
         )
     for name, rows in domains:
         if rows < config.min_domain_rows:

@@ -106,7 +106,7 @@ def test_one_domain_only(here):
     message = learn_lake(here)
     assert message == (
         f"column 'domain' of {here / 'lake'} holds one domain only, 'north'; weights are learned between at least two: "
-        "name another column with --domain"
+        "name another column with --domain, or weigh its rows with --granularity sample"
     )
 
 

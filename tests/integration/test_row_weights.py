@@ -19,6 +19,20 @@ def damaged(text, rng):
     return "".join(rng.choice("abcdefghijklmnopqrstuvwxyz") if rng.random() < 0.5 else char for char in text)
 
 
+FAST = {
+    "granularity": "sample",
+    "steps": 30,
+    "branch_steps": 6,
+    "rows": {"snapshots": 4},
+    "sequence_length": 48,
+    "rows_per_domain": 4,
+    "target_rows": 8,
+    "vocab_size": 300,
+    "data_parallel": 1,
+    "line_search": {"places": []},
+}
+
+
 def auc(score, is_sound):
     """The chance that a sound row has a higher score than one that is not."""
     return np.mean(score[is_sound][:, None] > score[~is_sound])
@@ -33,19 +47,7 @@ def test_damaged_rows_weigh_less_than_the_sound_ones_of_their_domain(tmp_path):
         tmp_path / "lake" / "south.parquet", text=sentences("south", 40), domain=["south"] * 40, is_sound=[True] * 40
     )
     with sdk.open_lake(str(tmp_path / "lake")) as lake:
-        run = lake.learn(
-            str(write_target(tmp_path / "target.parquet")),
-            granularity="sample",
-            steps=30,
-            branch_steps=6,
-            rows={"snapshots": 4},
-            sequence_length=48,
-            rows_per_domain=4,
-            target_rows=8,
-            vocab_size=300,
-            data_parallel=1,
-            line_search={"places": []},
-        )
+        run = lake.learn(str(write_target(tmp_path / "target.parquet")), **FAST)
         lake.publish(run)
         rows = lake.sql("SELECT is_sound, sample_weight FROM samples WHERE domain = 'north'").pl()
         write_rows(
@@ -69,3 +71,18 @@ def test_damaged_rows_weigh_less_than_the_sound_ones_of_their_domain(tmp_path):
     [(num_sound, num_kept)] = kept
     assert num_kept == 40
     assert num_sound > 36
+
+
+def test_a_lake_of_one_domain_has_its_rows_weighed(tmp_path):
+    rng = random.Random(0)
+    texts = [text if i % 2 else damaged(text, rng) for i, text in enumerate(sentences("north", 80))]
+    write_rows(tmp_path / "lake" / "north.parquet", text=texts, domain=["north"] * 80, is_sound=[False, True] * 40)
+    with sdk.open_lake(str(tmp_path / "lake")) as lake:
+        run = lake.learn(str(write_target(tmp_path / "target.parquet")), **FAST | {"line_search": {"seeds": 2}})
+        assert run.verdict.startswith("converged: the lake has one domain, and its rows weigh ")
+        [domain] = run.record["domains"]
+        assert (domain["domain_weight"], domain["ci_low"], domain["ci_high"]) == (1, 1, 1)
+        assert run.record["line_search"] is None
+        lake.publish(run)
+        rows = lake.sql("SELECT is_sound, sample_weight FROM samples").pl()
+    assert auc(rows["sample_weight"].to_numpy(), rows["is_sound"].to_numpy()) > 0.9
