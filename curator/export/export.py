@@ -38,6 +38,12 @@ class Export:
     epochs: dict[str, float]
     text: str
 
+    def __repr__(self) -> str:
+        leading = sorted(self.weights.items(), key=lambda item: -item[1])
+        shown = ", ".join(f"{domain} {weight:.3g}" for domain, weight in leading[:3])
+        more = f" and {len(leading) - 3} more" if len(leading) > 3 else ""
+        return f"Export({self.format!r} in {self.path!r}, {self.unit}: {shown}{more})"
+
     @property
     def repeated(self) -> list[str]:
         """Domains that the budget repeats more often than is good for a model."""

@@ -30,6 +30,29 @@ def test_the_examples_learn_publish_and_query(tmp_path):
     asked = run("02_sql.py", tmp_path / "demo" / "lake")
     assert asked.count("garbled") == 2  # in the table of domains and in that of the filter
     assert "num_rows" in asked
+    handed = run("05_train_on_weights.py", tmp_path / "demo" / "lake", tmp_path / "demo")
+    assert (tmp_path / "demo" / "megatron.txt").read_text()
+    assert "domains of the rows drawn: {" in handed
+
+
+def test_the_example_weighs_rows(tmp_path):
+    said = run("04_weigh_rows.py", tmp_path / "demo", 50)
+    assert "rows weigh " in said
+    assert re.search(r"\d+ rows, (19|20)\d{4} tokens in ", said)
+
+
+@pytest.mark.slow
+def test_the_example_refreshes(tmp_path):
+    said = run("06_refresh_a_growing_lake.py", tmp_path / "demo", 12)
+    assert "the first night: published, version 1" in said
+    assert "nothing has changed: unchanged, version 1" in said
+    assert "twenty new rows of a known domain: published, version 2" in said
+
+
+@pytest.mark.slow
+def test_the_examples_learn_with_a_model_folder_and_under_torchrun(tmp_path):
+    assert f"model: {tmp_path / 'demo' / 'model'}" in run("07_your_own_model.py", tmp_path / "demo", 12)
+    assert "workers: TP=1 PP=2 DP=1" in run("08_many_workers.py", tmp_path / "demo", 12)
 
 
 @pytest.mark.slow
@@ -40,7 +63,9 @@ def test_the_example_compares(tmp_path):
 
 
 def test_every_example_is_short_and_is_run_here():
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {"01_learn_and_publish.py", "02_sql.py", "03_compare.py"}
+    here = Path(__file__).read_text()
+    assert len(list(EXAMPLES.glob("*.py"))) == 8
+    assert all(f'run("{path.name}"' in here for path in EXAMPLES.glob("*.py"))
     assert all(len(path.read_text().splitlines()) <= 60 for path in EXAMPLES.glob("*.py"))
 
 

@@ -1,4 +1,4 @@
-"""What the README shows works: its Python runs on a real lake, its commands exist, its links lead somewhere."""
+"""README and guides show what works: Python that runs on a real lake, commands that exist, links to what is there."""
 
 from __future__ import annotations
 
@@ -16,25 +16,56 @@ from curator import demo_corpus
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+GUIDES = ROOT / "examples" / "guides"
+IN_ORDER = ("learn", "publish", "query", "refresh", "export", "scale_out", "your_model")
+"""The guides; each finds in the lake what those before it left."""
 
 
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+def blocks(language, text=README):
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
 
 
-def test_python_blocks_run(tmp_path, monkeypatch):
-    corpus = demo_corpus.build(tmp_path)
+def guide(name):
+    return (GUIDES / f"{name}.md").read_text(encoding="utf-8")
+
+
+def run_in_order(codes, folder):
+    """As scripts of their own, on one lake in `folder` in place of the bucket."""
+    corpus = demo_corpus.build(folder)
     rows = pq.read_table(corpus.target)
     pq.write_table(rows.slice(0, 900), corpus.target)
-    pq.write_table(rows.slice(900), tmp_path / "test.parquet")
-    assert blocks("python")
-    for code in blocks("python"):
-        here = code.replace("s3://bucket/corpus/", str(corpus.lake)).replace("s3://bucket", str(tmp_path))
+    pq.write_table(rows.slice(900), folder / "test.parquet")
+    for code in codes:
+        here = code.replace("s3://bucket/corpus/", str(corpus.lake)).replace("s3://bucket", str(folder))
         assert "s3://" not in here
         here = re.sub(r"steps=\d+", "steps=6", here)
-        script = tmp_path / "block.py"
+        script = folder / "block.py"
         script.write_text(here)
-        subprocess.run([sys.executable, str(script)], check=True, capture_output=True, timeout=300)
+        done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, f"{here}\n{done.stderr}"
+
+
+def test_python_blocks_run(tmp_path):
+    assert blocks("python")
+    run_in_order(blocks("python"), tmp_path)
+
+
+def test_python_blocks_of_the_guides_run(tmp_path):
+    assert {path.stem for path in GUIDES.glob("*.md")} == set(IN_ORDER)
+    run_in_order([code for name in IN_ORDER for code in blocks("python", guide(name))], tmp_path)
+
+
+def test_commands_of_the_guides_have_their_options():
+    lines = [line for name in IN_ORDER for line in re.findall(r"curator [a-z]+ [^`\n]*", guide(name))]
+    help_of = {}
+    for line in lines:
+        verb = line.split()[1]
+        if verb not in help_of:
+            command = [sys.executable, "-m", "curator", verb, "--help"]
+            help_of[verb] = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+        options = set(re.findall(r"(--[a-z][\w-]*)", line.split("#")[0]))
+        assert options <= set(re.findall(r"--[a-z][\w-]*", help_of[verb])), line
+    assert len(help_of) > 8
 
 
 def test_commands_exist():
@@ -52,7 +83,14 @@ def test_commands_exist():
     assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in targets)
 
 
-def test_links_lead_to_files():
-    links = re.findall(r"\]\((?!https?://)([^)#]+)", README)
-    assert links
-    assert all((ROOT / link).exists() for link in links)
+def test_links_lead_to_files_and_headings():
+    pages = [ROOT / "README.md", ROOT / "examples" / "README.md", *GUIDES.glob("*.md")]
+    links = [(page, link) for page in pages for link in re.findall(r"\]\((?!https?://)([^)]+)\)", page.read_text())]
+    assert len(links) > 20
+    for page, link in links:
+        name, _, heading = link.partition("#")
+        place = page.parent / name if name else page
+        assert place.exists(), link
+        if heading:
+            titles = re.findall(r"^#+ (.*)$", place.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            assert heading in [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles], link

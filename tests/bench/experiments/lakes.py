@@ -112,7 +112,7 @@ def denoise() -> Parts:
 
 def with_noise(share: float) -> Parts:
     """`denoise` with that share of the rows damaged, a third of them in each way."""
-    pairs, target, test = _clean_pairs()
+    pairs, target, test = clean_pairs()
     rng = np.random.default_rng(10)
     num_damaged = round(share * len(pairs))
     lake: Rows = []
@@ -121,20 +121,20 @@ def with_noise(share: float) -> Parts:
         if kind == "mispaired":
             response = pairs[(place + 600) % len(pairs)][1]
         elif kind != "clean":
-            response = _damaged(response, kind, rng)
+            response = damaged(response, kind, rng)
         lake.append((f"{instruction}\n{response}", kind))
     return Parts(lake, target, test, hand={"clean alone": alike("clean")})
 
 
 def partitions() -> Parts:
     """The paper's denoising: ten partitions, a row of partition i corrupted with probability min(1, .2·i)."""
-    pairs, target, test = _clean_pairs()
+    pairs, target, test = clean_pairs()
     rng = np.random.default_rng(11)
     lake: Rows = []
     for place, (instruction, response) in enumerate(pairs):
         partition = place % 10
         if rng.random() < min(1.0, 0.2 * partition):
-            response = _damaged(response, "characters", rng)
+            response = damaged(response, "characters", rng)
         lake.append((f"{instruction}\n{response}", f"part-{partition}"))
     return Parts(lake, target, test)
 
@@ -152,7 +152,7 @@ BUILDERS: dict[str, Callable[[], Parts]] = {
 }
 
 
-def _clean_pairs() -> tuple[list[tuple[str, str]], list[str], list[str]]:
+def clean_pairs() -> tuple[list[tuple[str, str]], list[str], list[str]]:
     """6,000 short instruction pairs for the lake, 600 rows of the target and 2,000 of the test part."""
     pairs = []
     for name in ("gsm8k", "gpteacher", "flan_cot"):
@@ -164,7 +164,7 @@ def _clean_pairs() -> tuple[list[tuple[str, str]], list[str], list[str]]:
     return pairs[2600:8600], target, test
 
 
-def _damaged(text: str, kind: str, rng: np.random.Generator) -> str:
+def damaged(text: str, kind: str, rng: np.random.Generator) -> str:
     """With its words in random order, or 30 % of its characters replaced by others of the printable ones."""
     if kind == "scrambled":
         return " ".join(rng.permutation(np.array(text.split(" "), dtype=object)))
