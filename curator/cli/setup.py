@@ -65,7 +65,9 @@ def init(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the file instead of writing it.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Look at a lake and write a commented configuration file for it."""
+    """Look at a lake and write a commented configuration file for it, with the columns that look right and why."""
+    import dataclasses
+
     from curator import console
     from curator.initialize import propose, render, write_config
 
@@ -76,7 +78,7 @@ def init(
     if not dry_run:
         write_config(proposal, target, force=force)
     if as_json:
-        values = {name: getattr(proposal, name) for name in ("url", "text", "domain", "key", "num_files", "num_rows")}
+        values = dataclasses.asdict(proposal)
         console.print_json({"status": "ok", "config": None if dry_run else str(target)} | values)
         return
     console.out().print(
