@@ -29,6 +29,7 @@ from curator.progress import Progress, ProgressCallback
 if TYPE_CHECKING:
     from curator.compare import ComparisonPlan
     from curator.comparison import Comparison
+    from curator.forecast import Forecast
 
 _SECONDS_BETWEEN_LINES = 10.0
 _WIDE = 100_000
@@ -170,6 +171,33 @@ def print_comparison_plan(found: ComparisonPlan) -> None:
         f"seeds     {found.seeds}\n"
         f"test      {found.num_test_rows:,} rows, {found.num_test_tokens:,} tokens "
         f"({found.num_left_out:,} more rows stand in the target or the lake)"
+    )
+
+
+def print_forecast(found: Forecast, memory_bytes: int) -> None:
+    """What a run will take."""
+    tokens, sizes, (few, many) = found.tokens, found.publish_bytes, found.search_trainings
+    searched = f"; then {few} to {many} trainings judge what was learned" if many else ""
+    workers = f"each of {found.data_parallel} workers" if found.data_parallel > 1 else "the worker"
+    out().print(
+        f"rows      {found.num_rows:,} in {found.num_files:,} files, {found.num_domains:,} domains; "
+        f"target {found.num_target_rows:,} rows\n"
+        f"tokens    {tokens.mean:,.0f} (95 % interval {tokens.low:,.0f} … {tokens.high:,.0f}), "
+        f"from {found.num_sampled:,} rows tokenized\n"
+        f"steps     {found.steps:,} of at most {found.step_tokens:,} tokens{searched}\n"
+        f"publish   writes {sizes.low / 1e6:,.1f} to {sizes.high / 1e6:,.1f} MB, the lake's files with the weights\n"
+        f"memory    {memory_bytes / 2**30:,.2f} GiB for {workers} at most"
+    )
+    if found.seconds is None or found.calibration is None:
+        out().print("time      not known: no step was timed")
+        return
+    made, total = found.calibration, found.seconds
+    step = made.step_seconds
+    parts = ", ".join(f"{name} {part.mean:,.0f} s" for name, part in found.parts.items())
+    out().print(
+        f"time      {total.mean:,.0f} s ({total.low:,.0f} … {total.high:,.0f}): {parts}\n"
+        f"          {made.num_steps} steps took {step.mean:.3g} s each (95 % interval of the mean {step.low:.3g} … "
+        f"{step.high:.3g}) on this machine as busy as it is now; reading, leaks and publishing come on top"
     )
 
 

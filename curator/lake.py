@@ -379,6 +379,40 @@ class Lake:
             specs = mixtures or self._usual_mixtures()
             return plan(self, specs, _goal(target), _goal(test), chosen, on_progress, each_domain=each_domain)
 
+    def forecast(
+        self,
+        target: str | TargetConfig,
+        *,
+        target_text: str | None = None,
+        config: LearnConfig | None = None,
+        calibration_steps: int | None = None,
+        on_progress: ProgressCallback = silent,
+        **settings: Any,
+    ) -> Forecast:
+        """Say what `learn` with these arguments will take: rows, tokens, steps, seconds, bytes of a version.
+
+        The run's own workers take a few steps on some of the rows; nothing of them is kept.
+
+        Args:
+            target: what the model should be good at.
+            target_text: its text column; by default the lake's.
+            config: how to learn.
+            calibration_steps: steps that are timed; by default 8, with 0 no time is told.
+            on_progress: told how far the work is.
+            **settings: fields of `curator.config.LearnConfig`, such as steps.
+
+        Raises:
+            ConfigError, InputError: what `learn` would refuse before its workers start.
+            LearningError: the workers failed.
+        """
+        from curator.forecast import CALIBRATION_STEPS, forecast
+
+        chosen = override(config or LearnConfig(), **settings)
+        num_steps = CALIBRATION_STEPS if calibration_steps is None else calibration_steps
+        with translated():
+            goal = _goal(target, target_text)
+            return forecast(self, goal, chosen, on_progress, calibration_steps=num_steps)
+
     def _usual_mixtures(self) -> Sequence[Spec]:
         return ("natural", "latest") if self.runs() else ("natural",)
 

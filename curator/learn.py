@@ -116,7 +116,7 @@ def _finish(lake: Lake, begun: Begun, watch: Stopwatch) -> None:
         if begun.job.learn.method == "regmix":
             _search_mixtures(lake, begun, device, watch)
         else:
-            _run_workers(begun.job, device, watch)
+            run_workers(begun.job, device, watch)
     result, search = WorkerResult.read(folder), None
     if not begun.job.learn.is_judged:
         result = dataclasses.replace(result, weights=_capped(begun.job, result.weights))
@@ -184,7 +184,12 @@ def _search_mixtures(lake: Lake, begun: Begun, device: launch.Device, on_progres
     find_weights(begun.job, lake.workdir, device, on_progress).write(begun.folder)
 
 
-def _run_workers(job: WorkerJob, device: launch.Device, on_progress: ProgressCallback) -> None:
+def run_workers(job: WorkerJob, device: launch.Device, on_progress: ProgressCallback) -> None:
+    """Start the workers of a job and follow them to their end.
+
+    Raises:
+        WorkerError: one of them failed.
+    """
     from curator.row_probe import PROGRESS
 
     follow_steps = _Follower(

@@ -55,9 +55,11 @@ def plan_run(
         return made
 
 
-def chosen(values: Mapping[str, Any]) -> LearnConfig:
-    """`values` as settings of a run, checked."""
-    return parse(LearnConfig, values, "the arguments")
+def chosen(given: Mapping[str, Any]) -> LearnConfig:
+    """What was given as settings of a run, checked; the rest as is usual for models of some size."""
+    usual: dict[str, Any] = {"sequence_length": 2048, "dtype": "bfloat16", **given}
+    usual.setdefault("micro_batch_tokens", usual["sequence_length"])
+    return parse(LearnConfig, usual, "the arguments")
 
 
 def rows(made: Plan) -> Sequence[Sequence[str]]:

@@ -26,7 +26,7 @@ from curator.files import appearing_whole
 from curator.leaks import LeakCounter, LeakReport
 from curator.progress import Progress, ProgressCallback
 from curator.publish import check_column_names
-from curator.tokens import RowBatch, TokenCache, load_tokenizer, train_tokenizer, write_cache
+from curator.tokens import RowBatch, TokenCache, Tokenizer, load_tokenizer, train_tokenizer, write_cache
 from optim import launch
 from optim.families import check_family
 from optim.layout import check_layout_fits_machine, check_layout_fits_model
@@ -103,7 +103,7 @@ def prepare(
             "another method"
         )
     # The trainings of a line search would run here, on a machine that need not be able to.
-    config = _unjudged(config) if elsewhere else _with_data_parallel(config, check_machine(config))
+    config = unjudged(config) if elsewhere else with_data_parallel(config, check_machine(config))
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
     folder = _new_run_dir(run_dir or lake.workdir / "runs" / run_id)
     with explaining_interruptions(lake, folder):
@@ -111,7 +111,7 @@ def prepare(
         check_column_names(lake)
         caches = tokenized(lake, goal, config, on_progress)
         if len(caches.corpus.domains) == 1:  # rows alone are weighed, and no mixture is there to be judged
-            config = _unjudged(config)
+            config = unjudged(config)
         _check_line_search(config, caches, goal)
         begun = Begun(
             run_id=run_id,
@@ -119,7 +119,7 @@ def prepare(
             target_url=goal.url,
             target_text=goal.text,
             leaks=caches.leaks,
-            job=_job(folder, caches.corpus, caches.target, config, hf_config),
+            job=worker_job(folder, caches.corpus, caches.target, config, hf_config),
         )
         begun.write()
     return begun
@@ -255,7 +255,7 @@ def check_machine(config: LearnConfig | CompareConfig) -> launch.Device:
     return device
 
 
-def _with_data_parallel(config: LearnConfig, device: launch.Device) -> LearnConfig:
+def with_data_parallel(config: LearnConfig, device: launch.Device) -> LearnConfig:
     """The settings with a number of workers for the batch, where none was given: one a core for the small presets.
 
     Two workers take a step 1.3 to 1.8 times as fast as one process with two threads (tests/bench/bench_layouts.py).
@@ -268,7 +268,8 @@ def _with_data_parallel(config: LearnConfig, device: launch.Device) -> LearnConf
     return config.model_copy(update={"data_parallel": chosen})
 
 
-def _unjudged(config: LearnConfig) -> LearnConfig:
+def unjudged(config: LearnConfig) -> LearnConfig:
+    """The settings without a line search."""
     return config.model_copy(update={"line_search": config.line_search.model_copy(update={"places": ()})})
 
 
@@ -304,12 +305,11 @@ def tokenized(lake: Lake, goal: Goal, config: LearnConfig | CompareConfig, on_pr
         InputError: domains that cannot be told apart, a domain with too few rows, a target inside the lake or
             without text.
     """
-    weighs_rows = isinstance(config, LearnConfig) and config.granularity == "sample"
-    domains = _domains(lake, least=1 if weighs_rows else 2)
+    domains = usable_domains(lake, config)
     _check_outside(lake, goal)
     texts = distinct_texts(goal, "target")
-    tokenizer = None if config.model in PRESETS else load_tokenizer(Path(config.model))
-    spec = tokenizer.fingerprint if tokenizer else f"bpe-{config.vocab_size}"
+    known = None if config.model in PRESETS else load_tokenizer(Path(config.model))
+    spec = known.fingerprint if known else f"bpe-{config.vocab_size}"
     parts = [_CACHE_VERSION, lake.snapshot_id, spec, goal.leaks, *texts]
     digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=10).hexdigest()
     folder = lake.workdir / "tokens" / digest
@@ -317,7 +317,7 @@ def tokenized(lake: Lake, goal: Goal, config: LearnConfig | CompareConfig, on_pr
     if found is None:
         shutil.rmtree(folder, ignore_errors=True)  # damaged, if it is there: it can be made again
         names = [name for name, _ in domains]
-        tokenizer = tokenizer or train_tokenizer(_tokenizer_sample(lake, names, texts), config.vocab_size)
+        tokenizer = known or tokenizer_for(lake, names, texts, config)
         with appearing_whole(folder) as place:
             corpus, target = place / "corpus", place / "target"
             corpus.mkdir()
@@ -334,22 +334,22 @@ def tokenized(lake: Lake, goal: Goal, config: LearnConfig | CompareConfig, on_pr
     return found
 
 
-def _domains(lake: Lake, *, least: int) -> list[tuple[str, int]]:
-    """(domain, usable rows), checked: at least so many, of enough rows each."""
-    config = lake.config
-    domains = lake.domain_counts()
+def usable_domains(lake: Lake, config: LearnConfig | CompareConfig) -> list[tuple[str, int]]:
+    """(domain, usable rows), checked: of enough rows each, and at least two unless rows are weighed, too."""
+    weighs_rows = isinstance(config, LearnConfig) and config.granularity == "sample"
+    columns, domains = lake.config, lake.domain_counts()
     if not domains:
         raise InputError(f"{lake.url} has no row with text; nothing can be learned from it")
-    if len(domains) < least:
+    if len(domains) < (1 if weighs_rows else 2):
         raise InputError(
-            f"column {config.domain!r} of {lake.url} holds one domain only, {domains[0][0]!r}; weights are learned "
+            f"column {columns.domain!r} of {lake.url} holds one domain only, {domains[0][0]!r}; weights are learned "
             "between at least two: name another column with --domain, or weigh its rows with --granularity sample"
         )
     for name, rows in domains:
-        if rows < config.min_domain_rows:
+        if rows < columns.min_domain_rows:
             raise InputError(
                 f"domain {name!r} of {lake.url} has {rows} usable rows, fewer than min_domain_rows="
-                f"{config.min_domain_rows}; merge it into another domain, add rows, or lower --min-domain-rows"
+                f"{columns.min_domain_rows}; merge it into another domain, add rows, or lower --min-domain-rows"
             )
     return domains
 
@@ -416,6 +416,15 @@ def distinct_texts(goal: Goal, what: str) -> list[str]:
     return sorted(texts)
 
 
+def tokenizer_for(
+    lake: Lake, names: Sequence[str], target: Sequence[str], config: LearnConfig | CompareConfig
+) -> Tokenizer:
+    """The model folder's tokenizer; of a preset, one that is trained on these domains and the target's texts."""
+    if config.model not in PRESETS:
+        return load_tokenizer(Path(config.model))
+    return train_tokenizer(_tokenizer_sample(lake, names, target), config.vocab_size)
+
+
 def _tokenizer_sample(lake: Lake, names: Sequence[str], target: Sequence[str]) -> Iterator[str]:
     budget = _TOKENIZER_CHARS // (len(names) + 1)
     yield from lake.text_sample(budget)
@@ -446,9 +455,14 @@ def _counted(batches: Iterable[RowBatch], total: int, on_progress: ProgressCallb
         on_progress(Progress(stage="tokenize", done=done, total=total, detail="rows"))
 
 
-def _job(
+def worker_job(
     folder: Path, corpus: TokenCache, target: TokenCache, config: LearnConfig, hf_config: dict[str, Any]
 ) -> WorkerJob:
+    """What the workers of a run in `folder` are handed.
+
+    Raises:
+        ConfigError: a floor that leaves nothing to learn.
+    """
     from curator.worker import WorkerJob
 
     num_domains = len(corpus.domains)

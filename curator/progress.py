@@ -6,7 +6,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-Stage = Literal["ingest", "tokenize", "leaks", "test", "learn", "rows", "train", "publish", "verify", "materialize"]
+Stage = Literal[
+    "ingest",
+    "tokenize",
+    "leaks",
+    "test",
+    "calibrate",
+    "learn",
+    "rows",
+    "train",
+    "publish",
+    "verify",
+    "materialize",
+]
 
 
 @dataclass(frozen=True, kw_only=True)

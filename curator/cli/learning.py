@@ -257,64 +257,180 @@ def compare(
 
 
 def plan(
+    lake_url: LakeArgument = None,
+    target: Annotated[
+        str | None,
+        typer.Option("--target", help="With a lake: what the model should be good at.", show_default=False),
+    ] = None,
+    text: TextOption = None,
+    domain: DomainOption = None,
+    key: KeyOption = None,
     model: Annotated[
-        str, typer.Option("--model", help="Preset, model folder, llama-3-8b, qwen2.5-32b or yi-34b.")
-    ] = "tiny",
+        str | None,
+        typer.Option("--model", help="Preset, model folder, llama-3-8b, qwen2.5-32b or yi-34b.", show_default=False),
+    ] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Steps of the solver.", show_default=False)] = None,
+    calibration_steps: Annotated[
+        int | None,
+        typer.Option(
+            "--calibration-steps",
+            help="With a lake: steps that are timed; 0: no time. Default: 8.",
+            min=0,
+            show_default=False,
+        ),
+    ] = None,
     devices: Annotated[
         int | None, typer.Option("--devices", help="Propose a layout for so many.", show_default=False)
     ] = None,
     memory: Annotated[
         float | None, typer.Option("--memory", help="GiB of each device; refuse what needs more.", show_default=False)
     ] = None,
-    tensor_parallel: Annotated[int, TENSOR_PARALLEL] = 1,
-    pipeline_parallel: Annotated[int, PIPELINE_PARALLEL] = 1,
-    data_parallel: Annotated[int, DATA_PARALLEL] = 1,
-    block_size: Annotated[int, BLOCK_SIZE] = 0,
-    edges: Annotated[str, typer.Option("--edges", help="always, sampled or frozen: embedding and head.")] = "always",
-    moments: Annotated[str, typer.Option("--moments", help="drop, keep or offload those of a block left.")] = "drop",
-    sequence_length: Annotated[int, typer.Option("--sequence-length", help="Tokens of a row.")] = 2048,
-    micro_batch_tokens: Annotated[
-        int | None, typer.Option("--micro-batch-tokens", help="Default: one row.", show_default=False)
+    tensor_parallel: Annotated[int | None, TENSOR_PARALLEL] = None,
+    pipeline_parallel: Annotated[int | None, PIPELINE_PARALLEL] = None,
+    data_parallel: Annotated[int | None, DATA_PARALLEL] = None,
+    block_size: Annotated[int | None, BLOCK_SIZE] = None,
+    edges: Annotated[
+        str | None,
+        typer.Option("--edges", help="always, sampled or frozen: embedding and head.", show_default=False),
     ] = None,
-    dtype: Annotated[str, typer.Option("--dtype", help="bfloat16 or float32.")] = "bfloat16",
-    device: Annotated[str, typer.Option("--device", help="cuda or cpu: whose attention is planned for.")] = "cuda",
+    moments: Annotated[
+        str | None,
+        typer.Option("--moments", help="drop, keep or offload those of a block left.", show_default=False),
+    ] = None,
+    sequence_length: Annotated[
+        int | None,
+        typer.Option("--sequence-length", help="Tokens of a row; without a lake 2048.", show_default=False),
+    ] = None,
+    micro_batch_tokens: Annotated[
+        int | None,
+        typer.Option("--micro-batch-tokens", help="Without a lake by default one row.", show_default=False),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option("--dtype", help="bfloat16 or float32; without a lake bfloat16.", show_default=False),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            "--device", help="cuda or cpu: whose attention is planned for; without a lake cuda.", show_default=False
+        ),
+    ] = None,
     flops: Annotated[
         float | None, typer.Option("--flops", help="Operations a second of a device.", min=1, show_default=False)
     ] = None,
     step_tokens: Annotated[int, typer.Option("--step-tokens", help="Tokens of a step, for --flops.", min=1)] = 65536,
+    config: ConfigOption = None,
     *,
-    sequence_parallel: Annotated[bool, typer.Option("--sequence-parallel", help="Share positions, too.")] = False,
-    recompute: Annotated[bool, typer.Option("--recompute", help="Run layers again in the backward pass.")] = False,
+    sequence_parallel: Annotated[
+        bool | None, typer.Option("--sequence-parallel", help="Share positions, too.", show_default=False)
+    ] = None,
+    recompute: Annotated[
+        bool | None,
+        typer.Option("--recompute", help="Run layers again in the backward pass.", show_default=False),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what a run will take of each device's memory, or propose a layout for --devices; needs neither."""
+    """Say what a run will take. With a lake: rows, tokens, steps, bytes, memory, time; without: a device's memory.
+
+    With LAKE_URL or --config the settings are those of `curator learn`, and a few of its steps are timed here. Without,
+    a model and a layout are looked at alone, or a layout proposed for --devices; that needs neither data nor devices.
+    """
+    from curator.config import override
+
+    blocks = {"size": block_size, "edges": edges, "moments": moments}
+    values: dict[str, Any] = {
+        "model": model,
+        "steps": steps,
+        **given_layout(tensor_parallel, pipeline_parallel, data_parallel),
+        "sequence_parallel": sequence_parallel,
+        "recompute": recompute,
+        "sequence_length": sequence_length,
+        "micro_batch_tokens": micro_batch_tokens,
+        "dtype": dtype,
+        "blocks": {name: value for name, value in blocks.items() if value is not None},
+    }
+    given = {name: value for name, value in values.items() if value is not None}
+    if lake_url is None and config is None:
+        _check_no_lake({"target": target, "calibration-steps": calibration_steps})
+        _plan_devices(given, devices, memory, device or "cuda", flops, step_tokens, as_json=as_json)
+        return
+    _check_lake({"devices": devices, "flops": flops, "device": device})
+    settings = read_settings(lake_url, config)
+    goal, learn = override(settings.target, url=target), override(settings.learn, **given)
+    with open_given(settings, text=text, domain=domain, key=key) as lake:
+        _forecast(lake, goal, learn, calibration_steps, memory, as_json=as_json)
+
+
+def _check_no_lake(given: Mapping[str, object]) -> None:
+    from curator.errors import ConfigError
+
+    for name, value in given.items():
+        if value is not None:
+            raise ConfigError(f"--{name} is about a lake, and none was named; pass LAKE_URL, or leave --{name} out")
+
+
+def _check_lake(given: Mapping[str, object]) -> None:
+    from curator.errors import ConfigError
+
+    for name, value in given.items():
+        if value is not None:
+            raise ConfigError(
+                f"--{name} is for plans without a lake, whose run is timed on this machine; leave --{name} out, or "
+                "LAKE_URL and --config"
+            )
+
+
+def _plan_devices(
+    given: Mapping[str, Any],
+    devices: int | None,
+    memory: float | None,
+    device: str,
+    flops: float | None,
+    step_tokens: int,
+    *,
+    as_json: bool,
+) -> None:
     from curator import console
     from curator import plan as planning
 
-    learn = planning.chosen(
-        {
-            "model": model,
-            "tensor_parallel": tensor_parallel,
-            "pipeline_parallel": pipeline_parallel,
-            "data_parallel": data_parallel,
-            "sequence_parallel": sequence_parallel,
-            "recompute": recompute,
-            "sequence_length": sequence_length,
-            "micro_batch_tokens": sequence_length if micro_batch_tokens is None else micro_batch_tokens,
-            "dtype": dtype,
-            "blocks": {"size": block_size, "edges": edges, "moments": moments},
-        }
-    )
+    learn = planning.chosen(given)
     made = planning.plan_run(learn, devices=devices, memory_gib=memory, device=device)
     seconds = None if flops is None else made.seconds(step_tokens, flops=flops)
     if as_json:
         console.print_json(planning.values(made, seconds=seconds))
         return
-    title = f"{model}, {made.size.num_parameters / 1e9:.2f} B parameters, two copies: GiB on a device of each stage"
+    title = (
+        f"{learn.model}, {made.size.num_parameters / 1e9:.2f} B parameters, two copies: GiB on a device of each stage"
+    )
     console.print_rows(["stage", *planning.COLUMNS], planning.rows(made), title=title)
     console.out().print(f"\nSetup     {made.setup}")
     if seconds is not None:
         console.out().print(f"Estimate  {seconds:.3g} s for {step_tokens:,} tokens, from {flops:g} operations a second")
+
+
+def _forecast(
+    lake: Lake,
+    goal: TargetConfig,
+    learn: LearnConfig,
+    calibration_steps: int | None,
+    memory: float | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Say what the run will take of this machine; the memory is that of the layout that it would have here."""
+    import dataclasses
+
+    from curator import console
+    from curator import plan as planning
+
+    with console.progress() as tell:
+        found = lake.forecast(goal, config=learn, calibration_steps=calibration_steps, on_progress=tell)
+    fixed = learn.model_copy(update={"data_parallel": found.data_parallel})
+    made = planning.plan_run(fixed, memory_gib=memory, device=found.device)
+    if as_json:
+        console.print_json(planning.values(made, seconds=None) | dataclasses.asdict(found))
+    else:
+        console.print_forecast(found, made.worst.total)
 
 
 def learn_values(record: Any) -> dict[str, Any]:

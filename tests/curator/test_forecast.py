@@ -1,0 +1,83 @@
+"""What a plan says of a run against what the run then is."""
+
+import json
+
+import numpy as np
+import pytest
+from lake_cases import FAST, curator, refusal, tree, values_of, write_settings
+
+import curator as sdk
+from curator.config import LearnConfig
+from curator.errors import InputError
+from curator.forecast import _tokens, _trainings
+
+pytest.importorskip("megatron.core", reason="needs the extra [train]")
+
+
+def test_the_interval_holds_the_tokens_of_the_whole_lake():
+    """Domains whose tokens follow their characters more or less; a tenth of the rows looked at, 300 times."""
+    rng = np.random.default_rng(0)
+    rows_D = [400, 900, 60]
+    domain = np.repeat(np.arange(3), rows_D)
+    chars = rng.integers(20, 2000, len(domain)).astype(float)
+    tokens = np.round(chars * rng.uniform(0.15, 0.35, len(domain)) * np.array([1.0, 2.0, 0.5])[domain] + 1).astype(int)
+    chars_D = np.bincount(domain, weights=chars)
+    held = []
+    for _ in range(300):
+        taken = np.concatenate(
+            [rng.choice(np.flatnonzero(domain == d), rows_D[d] // 10, replace=False) for d in range(3)]
+        )
+        found = _tokens(tokens[taken], chars[taken], domain[taken], np.array(rows_D, float), chars_D)
+        held.append(found.low <= tokens.sum() <= found.high)
+    assert 0.9 <= np.mean(held) <= 0.99
+    whole = _tokens(tokens, chars, domain, np.array(rows_D, float), chars_D)
+    assert whole.low == whole.high == pytest.approx(tokens.sum(), rel=1e-12)
+
+
+def test_the_line_search_trains_as_many_models_as_are_told():
+    usual = LearnConfig()
+    assert _trainings(usual) == (5, 13)
+    assert _trainings(LearnConfig(line_search={"places": []})) == (0, 0)
+    assert _trainings(LearnConfig(method="doge")) == (0, 0)
+
+
+def test_a_plan_is_what_the_run_then_is(learned, tmp_path):
+    """Rows, tokens, steps and bytes against the record and the version; the plan leaves nothing behind."""
+    settings = write_settings(tmp_path / "fast.toml")
+    before = tree(learned.folder)
+    process = curator(
+        tmp_path, "plan", learned.lake, "--target", learned.target, "--config", settings, "--json",
+        "--calibration-steps", 3,
+    )  # fmt: skip
+    found = values_of(process)
+    assert tree(learned.folder) == before
+    with sdk.open_lake(str(learned.lake)) as lake:
+        record = lake.run(learned.run_id).record
+        version = lake.publish(learned.run_id)
+    assert found["num_rows"] == found["num_sampled"] == 72
+    assert found["tokens"]["mean"] == pytest.approx(sum(row["num_tokens"] for row in record["domains"]))
+    assert (found["steps"], found["num_domains"], found["num_target_rows"]) == (FAST["steps"], 3, 20)
+    assert found["publish_bytes"]["low"] < version.size_bytes < found["publish_bytes"]["high"]
+    assert found["calibration"]["num_steps"] == 3
+    step = found["calibration"]["step_seconds"]
+    assert 0 <= step["low"] <= step["mean"] <= step["high"]
+    assert found["seconds"]["mean"] == pytest.approx(sum(part["mean"] for part in found["parts"].values()))
+    assert found["parts"].keys() == {"tokenize", "learn"}
+    assert found["parts"]["learn"]["mean"] >= FAST["steps"] * step["mean"]
+    assert found["worst_total_bytes"] > 8 * found["num_parameters"]  # two copies in float32
+
+
+def test_a_plan_says_its_uncertainty_and_refuses_what_learn_would(learned, tmp_path):
+    settings = write_settings(tmp_path / "fast.toml")
+    with sdk.open_lake(str(learned.lake)) as lake:
+        found = lake.forecast(str(learned.target), calibration_steps=0, **FAST | {"line_search": {"places": [1.0]}})
+        assert (found.search_trainings, found.seconds, found.parts) == ((2, 10), None, {})
+        with pytest.raises(InputError, match="has no column"):
+            lake.forecast(str(learned.target), target_text="txt", **FAST)
+    call = ("plan", learned.lake, "--target", learned.target, "--config", settings)
+    shown = curator(tmp_path, *call, "--calibration-steps", 0).stdout
+    assert "time      not known: no step was timed" in shown
+    assert "95 % interval" in shown
+    assert "leave --devices out" in refusal(curator(tmp_path, *call, "--devices", 2), 2)
+    assert "pass LAKE_URL" in refusal(curator(tmp_path, "plan", "--target", "x"), 2)
+    assert json.loads(curator(tmp_path, "plan", "--target", "x", "--json").stdout)["error"]["code"] == "config"
