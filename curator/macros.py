@@ -16,7 +16,8 @@ budget is full: the rule of `repeats` at the factor that fits.
 
 u_i is made of md5(seed:id), whose value is the same in every version of DuckDB (its hash() is not); the n-th key is
 found first, in narrow columns, so that the rows themselves are streamed. Neither the order of rows nor the files that
-they are in matters. Rows without a weight are never selected.
+they are in matters. Rows without a weight are never selected. An argument that means nothing fails with a
+sentence that says what is allowed, as soon as there are rows: the limits are those of `curator.selection`.
 
 Source: Efraimidis & Spirakis (2006) for the keys of `weighted_sample`; Ohlsson (1998), sequential Poisson sampling,
 for those of `token_budget`, with u_i shared by the copies.
@@ -24,7 +25,7 @@ for those of `token_budget`, with u_i shared by the copies.
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 
 from connectors import duck
 
@@ -33,8 +34,14 @@ ADDED = ("num_tokens", "repeats", "bucket")
 TOKENS = "sample_tokens"
 """The view (sample_id, num_tokens) that `token_budget` and `mixture` count by."""
 
+LARGEST_INTEGER = 2**63 - 1
+MOST_REPEATS = 1000
+MOST_BUCKETS = 1000
 _KEYS_PER_OCTAVE = 64
 """Width of the bins in which the end of a budget is looked for: only keys of one bin are sorted, about 1 % of them."""
+
+Allowed = tuple[str, str]
+"""SQL that is true of an argument that may be used ({0} is the argument as DOUBLE, {1} as given), and in words."""
 
 
 def create_macros(
@@ -51,25 +58,55 @@ def create_macros(
     columns = connection.sql("SELECT * FROM samples LIMIT 0").columns
     taken = {name.casefold() for name in columns}
     names = {"rows": _rows(columns), "own": _free_name("own", taken), "id": sample_id}
-    macros = {
-        "curated(threshold)": _CURATED,
-        "top_k(fraction)": _TOP_K,
-        "weighted_sample(n, seed := 0)": _WEIGHTED_SAMPLE,
-        "repeats(factor, max_repeats, seed := 0)": _REPEATS,
-        "quantiles(buckets)": _QUANTILES,
+    seed = {"seed": _integer(-LARGEST_INTEGER)}
+    repeated = {"max_repeats": _integer(1, MOST_REPEATS)} | seed
+    budget = {"tokens": _integer(1)} | repeated
+    macros: dict[str, tuple[str, Mapping[str, Allowed]]] = {
+        "curated(threshold)": (_CURATED, {"threshold": ("isfinite({0})", "a number")}),
+        "top_k(fraction)": (_TOP_K, {"fraction": ("{0} > 0 AND {0} <= 1", "above 0 and at most 1")}),
+        "weighted_sample(n, seed := 0)": (_WEIGHTED_SAMPLE, {"n": _integer(1)} | seed),
+        "repeats(factor, max_repeats, seed := 0)": (
+            _REPEATS,
+            {"factor": ("isfinite({0}) AND {0} > 0", "above 0")} | repeated,
+        ),
+        "quantiles(buckets)": (_QUANTILES, {"buckets": _integer(1, MOST_BUCKETS)}),
     }
     if count_tokens:
-        macros["token_budget(tokens, max_repeats, seed := 0)"] = _budgeted("1", "SELECT 1 AS part, tokens AS budget")
-        macros["mixture(shares, tokens, max_repeats, seed := 0)"] = _budgeted("s.domain", _SHARES)
+        one = _budgeted("1", "SELECT 1 AS part, coalesce(TRY_CAST(tokens AS BIGINT), 1) AS budget")
+        macros["token_budget(tokens, max_repeats, seed := 0)"] = (one, budget)
+        of_each = _budgeted("s.domain", _SHARES)
+        macros["mixture(shares, tokens, max_repeats, seed := 0)"] = (of_each, {"shares": _ALLOWED_SHARES} | budget)
     kind = "TEMP MACRO" if temporary else "MACRO"
-    for signature, body in macros.items():
+    for signature, (body, allowed) in macros.items():
         query = body.format(**names, u=_draw(sample_id, "seed"), tie=_draw(sample_id, "0"))
-        connection.execute(f"CREATE OR REPLACE {kind} {signature} AS TABLE {query}")
+        checks = " AND ".join(_check(signature.partition("(")[0], name, *each) for name, each in allowed.items())
+        connection.execute(
+            f"CREATE OR REPLACE {kind} {signature} AS TABLE SELECT * FROM ({query}) WHERE (SELECT {checks})"
+        )
+
+
+def _integer(low: int, high: int = LARGEST_INTEGER) -> Allowed:
+    """Whole numbers of a range; a cast to BIGINT alone would round others."""
+    is_whole = "{0} = floor({0}) AND TRY_CAST({1} AS BIGINT)"
+    return f"{is_whole} BETWEEN {low} AND {high}", f"an integer from {low} to {high}"
+
+
+def _check(macro: str, name: str, condition: str, allowed: str) -> str:
+    """SQL that is true where the argument may be used, and fails where it may not.
+
+    As a subquery without a table it is asked once, and not where DuckDB knows beforehand that nothing is selected, as
+    by an empty table or a comparison with NULL: so arguments stand in the macros within `coalesce`.
+    """
+    number = condition.format(f"TRY_CAST({name} AS DOUBLE)", name)
+    said = duck.quote_literal(f" is not allowed; it must be {allowed}")
+    shown = f"coalesce(CAST({name} AS VARCHAR), 'NULL')"
+    failing = f"error({duck.quote_literal(f'{macro}: {name}=')} || {shown} || {said})"
+    return f"CASE WHEN coalesce({number}, false) THEN true ELSE {failing} END"
 
 
 def _draw(sample_id: str, seed: str) -> str:
     """52 bits of md5(seed:id) as the middle of their interval, so that it is neither 0 nor 1."""
-    digest = f"md5_number_lower(CAST(CAST({seed} AS BIGINT) AS VARCHAR) || ':' || {sample_id})"
+    digest = f"md5_number_lower(CAST(coalesce(TRY_CAST({seed} AS BIGINT), 0) AS VARCHAR) || ':' || {sample_id})"
     return f"((CAST({digest} >> 12 AS DOUBLE) + 0.5e0) / 4503599627370496e0)"
 
 
@@ -89,7 +126,7 @@ def _free_name(name: str, taken: Set[str]) -> str:
     return name if name.casefold() not in taken else _free_name(f"original_{name}", taken)
 
 
-_CURATED = "SELECT {rows} FROM samples AS s WHERE s.sample_weight >= CAST(threshold AS FLOAT)"
+_CURATED = "SELECT {rows} FROM samples AS s WHERE s.sample_weight >= coalesce(TRY_CAST(threshold AS FLOAT), 0)"
 
 _TOP_K = """
 WITH weighed AS NOT MATERIALIZED (
@@ -99,7 +136,7 @@ ranked AS (
     SELECT *, row_number() OVER (PARTITION BY domain ORDER BY w DESC, u, id) AS place,
         count(*) OVER (PARTITION BY domain) AS num_rows FROM weighed),
 last_taken AS (
-    SELECT * FROM ranked WHERE place = least(num_rows, ceil(CAST(fraction AS DOUBLE) * num_rows - 1e-9)))
+    SELECT * FROM ranked WHERE place = least(num_rows, ceil(TRY_CAST(fraction AS DOUBLE) * num_rows - 1e-9)))
 SELECT {rows} FROM samples AS s JOIN last_taken AS l ON l.domain = s.domain
 WHERE {id} IS NOT NULL
     AND (s.sample_weight > l.w OR (s.sample_weight = l.w AND row({tie}, {id}) <= row(l.u, l.id)))
@@ -109,13 +146,15 @@ _WEIGHTED_SAMPLE = """
 WITH keyed AS NOT MATERIALIZED (
     SELECT -ln({u}) / CAST(s.sample_weight AS DOUBLE) AS key, {id} AS id
     FROM samples AS s WHERE s.sample_weight > 0 AND {id} IS NOT NULL),
-last_taken AS MATERIALIZED (SELECT row(key, id) AS place FROM keyed ORDER BY key, id LIMIT 1 OFFSET greatest(n, 1) - 1)
+last_taken AS MATERIALIZED (
+    SELECT row(key, id) AS place FROM keyed ORDER BY key, id
+    LIMIT 1 OFFSET greatest(coalesce(TRY_CAST(n AS BIGINT), 1), 1) - 1)
 SELECT {rows} FROM samples AS s
-WHERE n > 0 AND s.sample_weight > 0 AND {id} IS NOT NULL AND coalesce(
+WHERE s.sample_weight > 0 AND {id} IS NOT NULL AND coalesce(
     row(-ln({u}) / CAST(s.sample_weight AS DOUBLE), {id}) <= (SELECT place FROM last_taken), true)
 """
 
-_EXPECTED = "least(CAST(max_repeats AS DOUBLE), CAST(factor AS DOUBLE) * s.sample_weight)"
+_EXPECTED = "least(TRY_CAST(max_repeats AS DOUBLE), coalesce(TRY_CAST(factor AS DOUBLE), 1) * s.sample_weight)"
 _ROUNDED = f"CAST(floor({_EXPECTED}) AS INTEGER) + CAST({{u}} < {_EXPECTED} - floor({_EXPECTED}) AS INTEGER)"
 _REPEATS = f"SELECT {{rows}}, {_ROUNDED} AS repeats FROM samples AS s WHERE s.sample_weight > 0 AND {_ROUNDED} > 0"
 
@@ -124,8 +163,8 @@ WITH weighed AS NOT MATERIALIZED (
     SELECT s.domain AS domain, s.sample_weight AS w, {tie} AS u, {id} AS id
     FROM samples AS s WHERE s.sample_weight IS NOT NULL AND {id} IS NOT NULL),
 ranked AS (
-    SELECT *, 1 + (row_number() OVER (PARTITION BY domain ORDER BY w, u, id) - 1) * CAST(buckets AS BIGINT)
-        // count(*) OVER (PARTITION BY domain) AS bucket FROM weighed),
+    SELECT *, 1 + (row_number() OVER (PARTITION BY domain ORDER BY w, u, id) - 1)
+        * coalesce(TRY_CAST(buckets AS BIGINT), 1) // count(*) OVER (PARTITION BY domain) AS bucket FROM weighed),
 starts AS (SELECT domain, bucket, min(row(w, u, id)) AS place FROM ranked GROUP BY domain, bucket),
 edges AS (
     SELECT domain, list(bucket ORDER BY bucket) AS buckets_found, list(place ORDER BY bucket) AS places
@@ -136,8 +175,14 @@ FROM samples AS s JOIN edges AS e ON e.domain = s.domain
 WHERE s.sample_weight IS NOT NULL AND {id} IS NOT NULL
 """
 
+_ALLOWED_SHARES: Allowed = (
+    "len(list_filter(map_values(CAST({1} AS MAP(VARCHAR, DOUBLE))), "
+    "lambda share: NOT coalesce(isfinite(share) AND share >= 0, false))) = 0 "
+    "AND list_max(map_values(CAST({1} AS MAP(VARCHAR, DOUBLE)))) > 0",
+    "a map of domains to numbers of at least 0, one of them above 0",
+)
 _SHARES = """
-SELECT entry.key AS part, CAST(tokens AS DOUBLE) * entry.value / sum(entry.value) OVER () AS budget
+SELECT entry.key AS part, coalesce(TRY_CAST(tokens AS DOUBLE), 1) * entry.value / sum(entry.value) OVER () AS budget
 FROM (SELECT unnest(map_entries(CAST(shares AS MAP(VARCHAR, DOUBLE)))) AS entry)
 """
 
@@ -157,7 +202,7 @@ copies AS NOT MATERIALIZED (
         SELECT {part} AS part, {{id}} AS id, {{u}} AS u, CAST(s.sample_weight AS DOUBLE) AS w,
             t.num_tokens AS tokens_of_row
         FROM samples AS s JOIN {TOKENS} AS t ON t.sample_id = {{id}} WHERE s.sample_weight > 0),
-        range(CAST(max_repeats AS BIGINT)) AS c),
+        range(coalesce(TRY_CAST(max_repeats AS BIGINT), 1)) AS c),
 bins AS (SELECT part, {octave} AS bin, sum(tokens_of_row) AS bin_tokens FROM copies GROUP BY ALL),
 sums AS (SELECT *, sum(bin_tokens) OVER (PARTITION BY part ORDER BY bin) AS up_to FROM bins),
 ends AS MATERIALIZED (
@@ -174,7 +219,7 @@ drawn AS NOT MATERIALIZED (
         id := {{id}}, u := {{u}}, w := CAST(s.sample_weight AS DOUBLE), end_key := l.key, end_id := l.id,
         sure := greatest(0, least(max_repeats, floor(l.key * CAST(s.sample_weight AS DOUBLE) - {{u}})) - 1)) AS {{own}}
     FROM samples AS s JOIN {TOKENS} AS t ON t.sample_id = {{id}} JOIN limits AS l ON l.part = {part}
-    WHERE s.sample_weight > 0 AND max_repeats > 0)
+    WHERE s.sample_weight > 0)
 SELECT * EXCLUDE ({{own}}), {_num_copies()} AS repeats FROM drawn
 WHERE {{own}}.end_key IS NULL OR {_is_before("0")}
 """

@@ -19,14 +19,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from connectors import duck
 from curator.errors import ConfigError, NotFoundError, translated
-from curator.macros import TOKENS
+from curator.macros import LARGEST_INTEGER, MOST_BUCKETS, MOST_REPEATS, TOKENS
 
 if TYPE_CHECKING:
     from curator.run import Run
-
-_LARGEST_INTEGER = 2**63 - 1
-_MOST_REPEATS = 1000
-_MOST_BUCKETS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +87,7 @@ class WeightedSample(Selection):
 
     def __post_init__(self) -> None:
         _check_integer(self, "n", 1)
-        _check_integer(self, "seed", -_LARGEST_INTEGER)
+        _check_integer(self, "seed", -LARGEST_INTEGER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,8 +108,8 @@ class Repeats(Selection):
 
     def __post_init__(self) -> None:
         _check_number(self, "factor", 0, "above 0", above=True)
-        _check_integer(self, "max_repeats", 1, _MOST_REPEATS)
-        _check_integer(self, "seed", -_LARGEST_INTEGER)
+        _check_integer(self, "max_repeats", 1, MOST_REPEATS)
+        _check_integer(self, "seed", -LARGEST_INTEGER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,8 +130,8 @@ class TokenBudget(Selection):
 
     def __post_init__(self) -> None:
         _check_integer(self, "tokens", 1)
-        _check_integer(self, "max_repeats", 1, _MOST_REPEATS)
-        _check_integer(self, "seed", -_LARGEST_INTEGER)
+        _check_integer(self, "max_repeats", 1, MOST_REPEATS)
+        _check_integer(self, "seed", -LARGEST_INTEGER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,8 +158,8 @@ class MixtureBudget(Selection):
         if not any(self.shares.values()):
             raise ConfigError("shares give no domain more than 0")
         _check_integer(self, "tokens", 1)
-        _check_integer(self, "max_repeats", 1, _MOST_REPEATS)
-        _check_integer(self, "seed", -_LARGEST_INTEGER)
+        _check_integer(self, "max_repeats", 1, MOST_REPEATS)
+        _check_integer(self, "seed", -LARGEST_INTEGER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +176,7 @@ class Quantiles(Selection):
     buckets: int
 
     def __post_init__(self) -> None:
-        _check_integer(self, "buckets", 1, _MOST_BUCKETS)
+        _check_integer(self, "buckets", 1, MOST_BUCKETS)
 
 
 def bucket_domains(run: Run, buckets: int) -> list[dict[str, Any]]:
@@ -233,7 +229,7 @@ def _check_number(
         raise ConfigError(f"{selection.macro}: {name}={value!r} is not allowed; it must be {allowed}")
 
 
-def _check_integer(selection: Selection, name: str, low: int, high: int = _LARGEST_INTEGER) -> None:
+def _check_integer(selection: Selection, name: str, low: int, high: int = LARGEST_INTEGER) -> None:
     value = getattr(selection, name)
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise ConfigError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import fields
 
 import pytest
 import selection_cases as witness
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from selection_cases import DOMAINS, Row, session, some_rows
 
+from connectors import duck
 from curator.errors import ConfigError
 from curator.selection import (
     Curated,
@@ -203,6 +205,78 @@ def test_no_rows_and_no_weights_select_nothing():
 def test_values_that_mean_nothing_are_refused(make, said):
     with pytest.raises(ConfigError, match=said):
         make()
+
+
+INTEGER = "must be an integer from"
+REFUSED_CALLS = [
+    ("curated('nan'::DOUBLE)", "curated: threshold=nan is not allowed; it must be a number"),
+    ("curated('inf'::DOUBLE)", "curated: threshold=inf"),
+    ("curated(NULL)", "curated: threshold=NULL"),
+    ("curated('high')", "curated: threshold=high"),
+    ("top_k(0)", "top_k: fraction=0 is not allowed; it must be above 0 and at most 1"),
+    ("top_k(1.5)", "top_k: fraction=1.5"),
+    ("top_k(-0.1)", "top_k: fraction=-0.1"),
+    ("top_k('nan'::DOUBLE)", "top_k: fraction=nan"),
+    ("top_k(NULL)", "top_k: fraction=NULL"),
+    ("weighted_sample(-3)", f"weighted_sample: n=-3 is not allowed; it {INTEGER} 1 to 9223372036854775807"),
+    ("weighted_sample(0, 1)", "weighted_sample: n=0"),
+    ("weighted_sample(2.5)", "weighted_sample: n=2.5"),
+    ("weighted_sample(9223372036854775808)", "weighted_sample: n=9223372036854775808"),
+    ("weighted_sample(NULL)", "weighted_sample: n=NULL"),
+    ("weighted_sample(1, seed := 0.5)", f"weighted_sample: seed=0.5 is not allowed; it {INTEGER} -92233720368547758"),
+    ("weighted_sample(1, NULL)", "weighted_sample: seed=NULL"),
+    ("repeats(0, 4)", "repeats: factor=0 is not allowed; it must be above 0"),
+    ("repeats('inf'::DOUBLE, 4)", "repeats: factor=inf"),
+    ("repeats(NULL, 4)", "repeats: factor=NULL"),
+    ("repeats(1, 0)", f"repeats: max_repeats=0 is not allowed; it {INTEGER} 1 to 1000"),
+    ("repeats(1, 1001)", "repeats: max_repeats=1001"),
+    ("repeats(1, NULL)", "repeats: max_repeats=NULL"),
+    ("repeats(1, 4, 1e30)", "repeats: seed=1e"),
+    ("token_budget(0, 4)", "token_budget: tokens=0"),
+    ("token_budget(1.5, 4)", "token_budget: tokens=1.5"),
+    ("token_budget(NULL, 4)", "token_budget: tokens=NULL"),
+    ("token_budget(100, -1)", "token_budget: max_repeats=-1"),
+    ("token_budget(100, 2.5)", "token_budget: max_repeats=2.5"),
+    ("token_budget(100, NULL)", "token_budget: max_repeats=NULL"),
+    ("token_budget(100, 4, NULL)", "token_budget: seed=NULL"),
+    ("mixture(MAP {}, 100, 4)", "mixture: shares={} is not allowed; it must be a map of domains to numbers of at leas"),
+    ("mixture(MAP {'web': 0}, 100, 4)", "mixture: shares={web=0}"),
+    ("mixture(MAP {'web': -1, 'code': 2}, 100, 4)", "mixture: shares={web=-1, code=2}"),
+    ("mixture(MAP {'web': 'nan'::DOUBLE}, 100, 4)", "mixture: shares={web=nan}"),
+    ("mixture(NULL, 100, 4)", "mixture: shares=NULL"),
+    ("mixture(MAP {'web': 1}, 0, 4)", "mixture: tokens=0"),
+    ("mixture(MAP {'web': 1}, 100, 0)", "mixture: max_repeats=0"),
+    ("quantiles(0)", f"quantiles: buckets=0 is not allowed; it {INTEGER} 1 to 1000"),
+    ("quantiles(1.5)", "quantiles: buckets=1.5"),
+    ("quantiles(1001)", "quantiles: buckets=1001"),
+    ("quantiles(NULL)", "quantiles: buckets=NULL"),
+]
+
+
+@pytest.fixture(scope="module")
+def weighed():
+    return session(some_rows(60))
+
+
+@pytest.mark.parametrize(("call", "said"), REFUSED_CALLS)
+def test_arguments_that_mean_nothing_fail_with_a_sentence(weighed, call, said):
+    for query in (f"FROM {call}", f"SELECT count(*) FROM {call}"):
+        with pytest.raises(duck.Error) as failed:
+            weighed.execute(query).fetchall()
+        assert said in str(failed.value), query
+
+
+def test_every_limit_of_a_macro_is_tried():
+    """Each argument of each macro has a call above that it alone makes fail."""
+    tried = {said.partition("=")[0] for _, said in REFUSED_CALLS}
+    for kind in Selection.__subclasses__():
+        for argument in fields(kind):
+            assert argument.name == "seed" or f"{kind.macro}: {argument.name}" in tried
+
+
+@pytest.mark.parametrize("call", ["top_k(1)", f"weighted_sample({2**63 - 1}, {1 - 2**63})", "curated(-5)"])
+def test_the_ends_of_what_is_allowed_are_allowed(weighed, call):
+    assert weighed.execute(f"SELECT count(*) FROM {call}").fetchone()[0] > 30
 
 
 def test_every_macro_has_a_selection():

@@ -1,6 +1,7 @@
 """The DuckDB file: a bare duckdb, in a process that knows nothing of this package, answers about the newest version."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 from lake_cases import sentences, tree, write_rows
 
 import curator
-from curator.errors import NotFoundError, StorageError
+from curator.errors import NotFoundError, StorageError, UsageError
 
 BARE = """
 import json, sys
@@ -23,10 +24,14 @@ assert not {"curator", "connectors", "pyarrow", "fsspec"} & set(sys.modules)
 """
 
 
+def run_bare(path, query):
+    program = [sys.executable, "-I", "-W", "error", "-c", BARE, str(path), query]
+    return subprocess.run(program, capture_output=True, text=True, timeout=60, cwd="/", check=False)
+
+
 def ask(path, query):
     """Rows as a process gives them that imports duckdb alone."""
-    program = [sys.executable, "-I", "-W", "error", "-c", BARE, str(path), query]
-    done = subprocess.run(program, capture_output=True, text=True, timeout=60, cwd="/", check=False)
+    done = run_bare(path, query)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -51,6 +56,20 @@ def test_a_bare_duckdb_sees_what_the_lake_shows(lake, learned, tmp_path):
     names = ask(path, "SELECT column_name FROM information_schema.columns WHERE table_name = 'samples'")
     weights = ["sample_weight", "domain_weight", "weight_run_id"]
     assert [name for (name,) in names] == ["domain", "text", "score", *weights]
+
+
+def test_wrong_arguments_of_macros_fail_in_a_bare_duckdb_too(lake, tmp_path):
+    path = lake.write_views(tmp_path / "views.duckdb")
+    for call, said in {
+        "top_k(1.5)": "top_k: fraction=1.5 is not allowed; it must be above 0 and at most 1",
+        "weighted_sample(-3)": "weighted_sample: n=-3 is not allowed; it must be an integer from 1 to",
+        "quantiles(0)": "quantiles: buckets=0 is not allowed",
+    }.items():
+        done = run_bare(path, f"FROM {call}")
+        assert done.returncode == 1
+        assert said in done.stderr
+        with pytest.raises(UsageError, match=re.escape(said)):
+            lake.fetch(f"FROM {call}")
 
 
 def test_the_file_in_the_work_folder_is_renewed_by_what_makes_a_version(lake, learned):
