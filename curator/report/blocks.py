@@ -53,7 +53,16 @@ class Side:
     tables: Sequence[Table]
 
 
-Block = Paragraph | Heading | Figure | Table | Side
+@dataclass(frozen=True, kw_only=True)
+class Gallery:
+    """Small drawings, as many beside each other as there is room for."""
+
+    kind: ClassVar[str] = "gallery"
+    drawings: Sequence[Markup]
+    caption: str
+
+
+Block = Paragraph | Heading | Figure | Table | Side | Gallery
 
 
 @dataclass(frozen=True, kw_only=True)

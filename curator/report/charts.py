@@ -1,4 +1,4 @@
-"""The charts of a report: rows of bars or intervals, and lines over the steps."""
+"""The charts of a report: rows of bars or intervals, lines over the steps, small histograms."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from curator.report.svg import WIDTH, Axis, drawing, element
-from curator.report.text import brief
+from curator.report.text import NAME, brief
 
 COLOURS = 8
 """Lines that have a colour of their own, `c0` … in the page's style; others are grey."""
@@ -78,6 +78,43 @@ def lines_chart(
     parts += [part for line in lines for part in _line(line, x, y)]
     parts += _names(lines, y, right + 10, bottom)
     return drawing(name, title, description, bottom + 40, parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bin:
+    """How many of a histogram's values are from `low` to below `high`."""
+
+    low: float
+    high: float
+    count: int
+
+
+def histogram(name: str, label: str, bins: Sequence[Bin]) -> Markup:
+    """A small histogram over a logarithmic axis, named by what it is of; an upright line stands at 1."""
+    width, top, bottom = 220.0, 24.0, 92.0
+    x = Axis(math.log2(bins[0].low), math.log2(bins[-1].high), 0.0, width)
+    most, total = max(each.count for each in bins), sum(each.count for each in bins)
+    parts = [element("text", brief(label, _COLUMNS), x=0, y=13)]
+    parts.append(element("text", f"{total:,}", class_="axis", x=width, y=13, text_anchor="end"))
+    parts += [_bin(each, x, bottom, (bottom - top) / most) for each in bins if each.count]
+    parts.append(element("line", class_="zero", x1=0, x2=width, y1=bottom, y2=bottom))
+    parts.append(element("path", class_="mark", d=f"M{x(0):.1f} {top - 4}V{bottom}"))
+    ticks = {factor: x(math.log2(factor)) for factor in (1 / 8, 1 / 2, 1, 2, 8)}
+    parts += [
+        element("text", f"{factor:g}", class_="axis", x=place, y=bottom + 14, text_anchor="middle")
+        for factor, place in ticks.items()
+    ]
+    told = "; ".join(f"{each.low:.2g} to {each.high:.2g}: {each.count:,}" for each in bins if each.count)
+    title = f"Row weights of {brief(label, NAME)}"
+    return drawing(name, title, told, bottom + 20, parts, width=width)
+
+
+def _bin(found: Bin, x: Axis, bottom: float, scale: float) -> Markup:
+    left, right, height = x(math.log2(found.low)), x(math.log2(found.high)), max(scale * found.count, 1.0)
+    said = element("title", f"{found.low:.2g} to {found.high:.2g}: {found.count:,} rows")
+    return element(
+        "rect", said, class_="bar c0", x=left + 0.5, y=bottom - height, width=right - left - 1, height=height
+    )
 
 
 def _upright(x: Axis, tick: float, bottom: float) -> Markup:

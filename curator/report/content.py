@@ -11,6 +11,7 @@ from curator.report.charts import Row, rows_chart
 from curator.report.comparisons import comparisons_section
 from curator.report.course import gaps_section, line_search_section, losses_section, movement_section
 from curator.report.provenance import provenance_section
+from curator.report.rows import rows_section
 from curator.report.source import Domains, Source
 from curator.report.text import NAME, brief, count, decimal, duration, interval, signed, weight
 
@@ -23,6 +24,7 @@ def sections(source: Source) -> list[Section]:
     """The page in its order."""
     found = [
         _weights(source),
+        rows_section(source.rows, source.domains),
         movement_section(source),
         losses_section(source),
         gaps_section(source),

@@ -18,6 +18,7 @@ from curator.files import write_result
 from curator.report.advice import Advice, Findings, advice
 from curator.report.comparisons import judgement_of, with_run
 from curator.report.content import sections, tiles
+from curator.report.rows import read_rows
 from curator.report.source import Source
 from curator.report.steps import read_steps
 from curator.report.text import brief, shown
@@ -51,7 +52,7 @@ def report(run: Run, path: str | Path, *, overwrite: bool = False, dry_run: bool
 
     Raises:
         ConfigError: a file that is there already, or that cannot be written.
-        StorageError: the steps of the run, a comparison or the log are damaged.
+        StorageError: the steps or rows of the run, a comparison or the log are damaged.
     """
     lake, record = run.lake, run.record
     compared = with_run(lake.comparisons(), run.run_id)
@@ -62,6 +63,7 @@ def report(run: Run, path: str | Path, *, overwrite: bool = False, dry_run: bool
         steps=read_steps(lake.destination, run.run_id, [row["domain"] for row in record["domains"]]),
         comparisons=compared,
         versions=[version for version in lake.history() if version.run_id == run.run_id],
+        rows=read_rows(lake, record),
     )
     advised = advice(_findings(run, source))
     page = _page(run, source, advised)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from curator.comparison import Comparison
+from curator.report.rows import Rows
 from curator.report.steps import Steps
 from curator.run import Version
 
@@ -21,7 +22,8 @@ Domains = Sequence[Mapping[str, Any]]
 class Source:
     """All that a report is made from.
 
-    `lake_url` is without credentials; `comparisons` are those with this run, newest first; `versions` those of it.
+    `lake_url` is without credentials; `comparisons` are those with this run, newest first; `versions` those of it;
+    `rows` None where it weighs domains alone.
     """
 
     record: Mapping[str, Any]
@@ -30,6 +32,7 @@ class Source:
     steps: Steps | None
     comparisons: Sequence[Comparison]
     versions: Sequence[Version]
+    rows: Rows | None = None
 
     @property
     def domains(self) -> Domains:

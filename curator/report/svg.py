@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 WIDTH = 720
-"""Of every chart, in the units of its view box."""
+"""Of a chart as wide as the page, in the units of its view box."""
 _LEAST_LENGTH = 1e-9
 """Of an axis, relative to the size of its values: where they are all but equal, it is made longer."""
 
@@ -24,14 +24,16 @@ def element(name: str, *children: str, **attributes: str | float | None) -> Mark
     return Markup("<{0}{1}>{2}</{0}>").format(Markup(name), given, Markup("").join(children))  # noqa: S704
 
 
-def drawing(name: str, title: str, description: str, height: float, parts: Iterable[Markup]) -> Markup:
+def drawing(
+    name: str, title: str, description: str, height: float, parts: Iterable[Markup], *, width: float = WIDTH
+) -> Markup:
     """A whole chart. `name` is unique in the page; the title and description are read to who cannot see it."""
     return element(
         "svg",
         element("title", title, id=f"{name}-title"),
         element("desc", description, id=f"{name}-desc"),
         *parts,
-        viewBox=f"0 0 {WIDTH} {_written(height)}",
+        viewBox=f"0 0 {_written(width)} {_written(height)}",
         role="img",
         aria_labelledby=f"{name}-title",
         aria_describedby=f"{name}-desc",

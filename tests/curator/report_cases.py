@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lake_cases import write_lake
+import pyarrow as pa
+import pyarrow.parquet as pq
+from lake_cases import write_lake, write_rows
 
-from curator import trajectory
+import curator
+from curator import row_gaps, trajectory
 from curator.comparison import Comparison, MixtureResult
 from curator.leaks import LeakReport
 
@@ -175,6 +178,42 @@ def lake_with(
         place = lake / "_curator" / "comparisons" / found.comparison_id
         place.mkdir(parents=True)
         (place / "comparison.json").write_text(json.dumps(found.to_json()))
+    return lake
+
+
+def lake_with_rows(folder: Path, texts: Mapping[str, Sequence[str]], **changes: Any) -> Path:
+    """A lake of these texts by domain, and a run that measured all of them: weights 1/8 … 8 along each domain."""
+    lake = folder / "lake"
+    names = [name for name, each in texts.items() for _ in each]
+    write_rows(lake / "a.parquet", text=[text for each in texts.values() for text in each], domain=names)
+    with curator.open_lake(str(lake), min_domain_rows=1) as opened:
+        opened.ingest()
+        ids = dict(opened.sql("SELECT text, sample_id FROM samples").fetchall())
+    rows = [
+        {
+            "run_id": RUN_ID,
+            "sample_id": ids[text],
+            "domain": name,
+            "gap": -0.01 * place,
+            "relative_gap": 0.1 - 0.01 * place,
+            "standard_error": 0.02,
+            "snapshots": 6,
+            "row_weight": 2.0 ** (6 * place / max(1, len(each) - 1) - 3),
+        }
+        for name, each in texts.items()
+        for place, text in enumerate(each)
+    ]
+    weights = [row["row_weight"] for row in rows]
+    figures = {
+        "reliability": 0.4321,
+        "share": 0.5,
+        "num_rows": len(rows),
+        "snapshots": 6,
+        "quantiles": {str(q): float(np.quantile(weights, q)) for q in row_gaps.QUANTILES},
+    }
+    lake_with(folder, a_record(list(texts), rows=figures, **changes), some_steps(300, len(texts)))
+    place = lake / "_curator" / "runs" / RUN_ID / row_gaps.TABLE
+    pq.write_table(pa.Table.from_pylist(rows, schema=row_gaps.SCHEMA), place)
     return lake
 
 

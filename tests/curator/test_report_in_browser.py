@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import chromium
 import pytest
-from report_cases import a_comparison, a_record, lake_with, some_steps
+from report_cases import a_comparison, lake_with_rows
 
 import curator
 
@@ -23,7 +25,13 @@ def browser(tmp_path_factory):
 def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     names = [*HOSTILE, "plain"]
-    lake = lake_with(folder, a_record(names), some_steps(300, len(names)), [a_comparison(HOSTILE[0])])
+    texts = {name: [*HOSTILE[:3], *(f"{place} {name[:40]}" for place in range(20))] for name in names}
+    lake = lake_with_rows(
+        folder, {name: [f"{n} {text}" for text in each] for n, (name, each) in enumerate(texts.items())}
+    )
+    compared = lake / "_curator" / "comparisons" / "c"
+    compared.mkdir(parents=True)
+    (compared / "comparison.json").write_text(json.dumps(a_comparison(HOSTILE[0]).to_json()))
     with curator.open_lake(str(lake)) as opened:
         opened.run("latest").report(folder / "report.html")
     return folder / "report.html"
@@ -50,7 +58,7 @@ def test_the_page_runs_nothing_and_asks_for_nothing(browser, page):
     assert asked_for(browser) == [page.resolve().as_uri()]
     assert said(browser) == []
     assert browser.evaluate("document.title").startswith("Report on run")
-    assert browser.evaluate("document.querySelectorAll('svg[role=img]').length") == 6
+    assert browser.evaluate("document.querySelectorAll('svg[role=img]').length") == 6 + len(HOSTILE) + 1
 
 
 @pytest.mark.parametrize("width", [360, 1100])
