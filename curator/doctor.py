@@ -1,19 +1,26 @@
-"""`curator doctor`: is everything here that the product needs, and if not, what to do."""
+"""`curator doctor`: is everything here that the product needs, and if not, what to do.
+
+Nothing of `optim` is imported here: where another package of that name is found first, this has to run and say so.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 import platform
+import re
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from connectors.errors import ConnectorError
-from connectors.store import check_put_if_absent, open_store
+from connectors.errors import AccessError, ConnectorError, MissingExtraError
+from connectors.store import check_put_if_absent, open_store, redact_url
+from curator.errors import one_line
+from curator.files import user_folder
 
 CORE = ("duckdb", "pyarrow", "polars", "fsspec", "numpy", "pydantic", "xxhash", "jinja2")
 EXTRAS = {
@@ -27,11 +34,53 @@ EXTRAS = {
 }
 INTRUDERS = ("elasticsearch-curator", "optim", "connectors", "curator")
 """Distributions on PyPI that install packages of our names; beside them, `import curator` may find theirs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """Where the credentials of a kind of storage are looked for, by the package that reads it and by us alike."""
+
+    package: str
+    variables: tuple[str, ...]
+    files: tuple[str, ...]
+    fix: str
+
+
 _CREDENTIALS = {
-    "S3": ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "FSSPEC_S3_KEY", "AWS_ENDPOINT_URL"),
-    "GCS": ("GOOGLE_APPLICATION_CREDENTIALS", "FSSPEC_GCS_TOKEN"),
-    "Azure": ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_CONNECTION_STRING"),
+    "S3": _Source(
+        package="s3fs",
+        variables=(
+            "AWS_ACCESS_KEY_ID",
+            "AWS_PROFILE",
+            "AWS_WEB_IDENTITY_TOKEN_FILE",
+            "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+            "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+            "FSSPEC_S3_KEY",
+            "FSSPEC_S3_PROFILE",
+        ),
+        files=("AWS_SHARED_CREDENTIALS_FILE=~/.aws/credentials", "AWS_CONFIG_FILE=~/.aws/config"),
+        fix="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; a machine's own role needs neither",
+    ),
+    "GCS": _Source(
+        package="gcsfs",
+        variables=("GOOGLE_APPLICATION_CREDENTIALS", "FSSPEC_GCS_TOKEN", "FSSPEC_GS_TOKEN"),
+        files=("=~/.config/gcloud/application_default_credentials.json",),
+        fix="run gcloud auth application-default login, or set GOOGLE_APPLICATION_CREDENTIALS",
+    ),
+    "Azure": _Source(
+        package="adlfs",
+        variables=(
+            "AZURE_STORAGE_ACCOUNT_NAME",
+            "AZURE_STORAGE_CONNECTION_STRING",
+            "AZURE_STORAGE_SAS_TOKEN",
+            "AZURE_CLIENT_ID",
+            "FSSPEC_ABFS_ACCOUNT_NAME",
+        ),
+        files=(),
+        fix="set AZURE_STORAGE_CONNECTION_STRING, or AZURE_STORAGE_ACCOUNT_NAME and its key",
+    ),
 }
+_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "FSSPEC_S3_ENDPOINT_URL", "STORAGE_EMULATOR_HOST")
 
 Outcome = Literal["ok", "missing", "failed"]
 
@@ -48,7 +97,7 @@ class Check:
 
 def diagnose(destination: str | None = None) -> list[Check]:
     """Look at this machine, and at `destination` (written to and cleaned up again) if one is given."""
-    checks = [_python(), *_core(), *_extras(), *_intruders(), _machine(), *_credentials()]
+    checks = [_python(), *_core(), *_extras(), *_intruders(), _machine(), _folder(), *_credentials(), *_endpoints()]
     if destination:
         checks.append(_store(destination))
     return checks
@@ -60,27 +109,61 @@ def _python() -> Check:
 
 
 def _core() -> Iterator[Check]:
+    bounds = _bounds()
     for name in CORE:
-        version = _version(name)
+        wrong = _unmet(name, bounds.get(name, ""))
+        found = _version(name) or "not installed"
         yield Check(
             name=name,
-            outcome="ok" if version else "failed",
-            found=version or "not installed",
-            fix="" if version else "pip install lake-curator",
+            outcome="failed" if wrong else "ok",
+            found=f"{found}, {wrong}" if wrong and _version(name) else found,
+            fix=f"pip install '{name}{bounds.get(name, '')}'" if wrong else "",
         )
 
 
 def _extras() -> Iterator[Check]:
+    """An extra that is not there is missing; one whose packages are of other versions than it asks for has failed."""
+    bounds = _bounds()
     for extra, names in EXTRAS.items():
-        versions = {name: _version(name) for name in names}
-        missing = [name for name, version in versions.items() if version is None]
-        found = ", ".join(f"{name} {version or 'not installed'}" for name, version in versions.items())
+        found = ", ".join(f"{name} {_version(name) or 'not installed'}" for name in names)
+        wrong = {name: _unmet(name, bounds.get(name, "")) for name in names if _version(name)}
+        unmet = "; ".join(f"{name} is {said}" for name, said in wrong.items() if said)
+        missing = [name for name in names if _version(name) is None]
         yield Check(
             name=f"extra [{extra}]",
-            outcome="missing" if missing else "ok",
-            found=found,
-            fix=f"pip install 'lake-curator[{extra}]'" if missing else "",
+            outcome="failed" if unmet else "missing" if missing else "ok",
+            found=f"{found}; {unmet}" if unmet else found,
+            fix=f"pip install 'lake-curator[{extra}]'" if missing or unmet else "",
         )
+
+
+def _bounds() -> dict[str, str]:
+    """What our distribution asks of each package, as ">=1.4,<3"; empty where it is run from a folder."""
+    try:
+        required = metadata.requires("lake-curator") or []
+    except metadata.PackageNotFoundError:
+        return {}
+    parted = (re.match(r"([A-Za-z0-9._-]+)(?:\[[^\]]*\])?([^;]*)", line) for line in required)
+    return {match[1]: match[2].strip() for match in parted if match}
+
+
+def _unmet(name: str, bounds: str) -> str:
+    """How an installed version is outside its bounds, in words; empty if it is not. Suffixes do not count."""
+    version = _version(name)
+    if version is None:
+        return "not installed"
+    for sign, limit in re.findall(r"(>=|<)\s*([0-9.]+)", bounds):
+        found, bound = _numbers(version), _numbers(limit)
+        width = max(len(found), len(bound))
+        found, bound = (each + (0,) * (width - len(each)) for each in (found, bound))
+        if (sign == ">=" and found < bound) or (sign == "<" and found >= bound):
+            return f"outside {bounds}"
+    return ""
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    match = re.match(r"[0-9]+(?:\.[0-9]+)*", version)
+    return tuple(map(int, match[0].split("."))) if match else ()
 
 
 def _intruders() -> Iterator[Check]:
@@ -110,24 +193,75 @@ def _machine() -> Check:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if importlib.util.find_spec("torch") is None:
         return Check(name="machine", outcome="ok", found=f"{cores} CPU cores")
-    import torch
-
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # a library of the system or of CUDA that is not there
+        return Check(
+            name="machine",
+            outcome="failed",
+            found=f"{cores} CPU cores; torch cannot be loaded: {one_line(error)}",
+            fix="install a build of torch for this machine: https://pytorch.org/get-started",
+        )
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return Check(name="machine", outcome="ok", found=f"{cores} CPU cores, {', '.join(gpus) or 'no GPU'}")
 
 
+def _folder() -> Check:
+    """The folder of work folders is made when it is needed; whether that will do, its nearest parent says."""
+    folder = user_folder()
+    nearest = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK):
+        return Check(name="work folder", outcome="ok", found=f"{folder}, for lakes that are not on this machine")
+    return Check(
+        name="work folder",
+        outcome="failed",
+        found=f"{folder} cannot be made: {nearest} cannot be written",
+        fix="set CURATOR_HOME to a folder that can",
+    )
+
+
 def _credentials() -> Iterator[Check]:
-    """Which credentials the environment names; never their values."""
-    for store, names in _CREDENTIALS.items():
-        found = [name for name in names if os.environ.get(name)]
+    """Which variables and files name credentials; never what is in them. Looked for where the package is installed."""
+    for store, source in _CREDENTIALS.items():
+        found = [name for name in source.variables if os.environ.get(name)]
+        for variable, _, usual in (entry.partition("=") for entry in source.files):
+            place = Path(os.environ.get(variable) or usual).expanduser()
+            if place.is_file():
+                found.append(str(place))
+        found += [str(place) for place in _fsspec_files(source.package)]
+        name = f"{store} credentials"
         if found:
-            yield Check(name=f"{store} credentials", outcome="ok", found=f"from {', '.join(found)} (values not shown)")
+            yield Check(name=name, outcome="ok", found=f"from {', '.join(found)} (values not shown)")
+        elif _version(source.package):
+            yield Check(name=name, outcome="missing", found="none in variables or files", fix=source.fix)
+
+
+def _fsspec_files(package: str) -> Iterator[Path]:
+    """Files of fsspec's own settings that name a protocol of the package."""
+    protocols = {"s3fs": ("s3",), "gcsfs": ("gcs", "gs"), "adlfs": ("abfs", "az")}[package]
+    folder = Path(os.environ.get("FSSPEC_CONFIG_DIR") or "~/.config/fsspec").expanduser()
+    for place in sorted([*folder.glob("*.json"), *folder.glob("*.ini")]):
+        with suppress(OSError, UnicodeDecodeError):
+            text = place.read_text(encoding="utf-8")
+            if any(f'"{protocol}"' in text or f"[{protocol}]" in text for protocol in protocols):
+                yield place
+
+
+def _endpoints() -> Iterator[Check]:
+    for name in _ENDPOINTS:
+        if url := os.environ.get(name):
+            yield Check(name="endpoint", outcome="ok", found=f"{name}={redact_url(url)}")
 
 
 def _store(destination: str) -> Check:
     try:
         store = open_store(destination)
         check_put_if_absent(store)
+    except MissingExtraError as error:
+        return Check(name="destination", outcome="failed", found=str(error), fix="install that, and check again")
+    except AccessError as error:
+        fix = "check the credentials above and their rights, or choose another --destination"
+        return Check(name="destination", outcome="failed", found=str(error), fix=fix)
     except ConnectorError as error:
         return Check(name="destination", outcome="failed", found=str(error), fix="choose another --destination")
     return Check(name="destination", outcome="ok", found=f"{store.url} can be written and keeps create-if-absent")

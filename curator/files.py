@@ -14,6 +14,12 @@ from typing import Any
 from curator.errors import ConfigError
 
 
+def user_folder() -> Path:
+    """What holds the work folders of lakes whose destination is not on this machine: CURATOR_HOME, or in the cache."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("CURATOR_HOME") or cache / "lake-curator")
+
+
 @contextmanager
 def appearing_whole(folder: Path) -> Iterator[Path]:
     """A folder that appears under its name only when it is complete; a parallel maker of the same one may win."""

@@ -14,7 +14,7 @@ from connectors.store import Store
 from curator import catalog
 from curator.config import LakeConfig
 from curator.errors import StorageError
-from curator.files import write_atomically
+from curator.files import user_folder, write_atomically
 
 STATE_FOLDER = "_curator"
 JOB = "job.json"
@@ -69,12 +69,7 @@ def work_folder(destination: Store) -> Path:
         nearest = next(parent for parent in (path, *path.parents) if parent.exists())
         if nearest.is_dir() and os.access(nearest, os.W_OK):
             return path
-    home = (
-        os.environ.get("CURATOR_HOME")
-        or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lake-curator"
-    )
-    digest = hashlib.blake2b(destination.url.encode(), digest_size=8).hexdigest()
-    return Path(home) / digest
+    return user_folder() / hashlib.blake2b(destination.url.encode(), digest_size=8).hexdigest()
 
 
 def make_work_folder(folder: Path) -> None:

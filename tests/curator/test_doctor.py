@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 
@@ -40,17 +41,102 @@ def test_a_destination_that_cannot_be_written_fails(tmp_path, monkeypatch, place
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("x")
     check = by_name(diagnose(place))["destination"]
-    assert (check.outcome, check.fix) == ("failed", "choose another --destination")
+    assert check.outcome == "failed"
+    assert check.fix.endswith("choose another --destination")
     assert place.split("://")[0] in check.found
 
 
-def test_credentials_are_named_but_not_shown(monkeypatch):
+@pytest.fixture
+def bare(tmp_path, monkeypatch):
+    """An environment without a credential anywhere."""
+    for name in list(os.environ):
+        if name.startswith(("AWS_", "FSSPEC_", "GOOGLE_", "AZURE_", "STORAGE_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_credentials_are_named_but_not_shown(bare, monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIA-very-secret")
     monkeypatch.setenv("FSSPEC_GCS_TOKEN", "token-very-secret")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://user:very-secret@127.0.0.1:9000")
     checks = diagnose()
-    assert by_name(checks)["S3 credentials"].found.startswith("from AWS_ACCESS_KEY_ID")
+    assert by_name(checks)["S3 credentials"].found == "from AWS_ACCESS_KEY_ID (values not shown)"
     assert by_name(checks)["GCS credentials"].found == "from FSSPEC_GCS_TOKEN (values not shown)"
+    assert "127.0.0.1:9000" in by_name(checks)["endpoint"].found
     assert "very-secret" not in repr(checks)
+
+
+def test_credentials_in_files_are_found_where_the_packages_look(bare, monkeypatch):
+    files = {
+        ".aws/credentials": "[default]\naws_secret_access_key = very-secret\n",
+        ".config/gcloud/application_default_credentials.json": '{"refresh_token": "very-secret"}',
+        ".config/fsspec/conf.json": '{"abfs": {"account_key": "very-secret"}}',
+        "elsewhere": "[work]\n",
+    }
+    for name, text in files.items():
+        (bare / name).parent.mkdir(parents=True, exist_ok=True)
+        (bare / name).write_text(text)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(bare / "elsewhere"))
+    checks = diagnose()
+    found = by_name(checks)
+    assert found["S3 credentials"].found == f"from {bare}/.aws/credentials, {bare}/elsewhere (values not shown)"
+    assert found["GCS credentials"].found == f"from {bare / list(files)[1]} (values not shown)"
+    assert found["Azure credentials"].found == f"from {bare / list(files)[2]} (values not shown)"
+    assert "very-secret" not in repr(checks)
+
+
+def test_credentials_that_are_nowhere_come_with_what_to_set(bare):
+    found = by_name(diagnose())
+    assert (found["S3 credentials"].outcome, "AWS_ACCESS_KEY_ID" in found["S3 credentials"].fix) == ("missing", True)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_work_folder_that_cannot_be_written_fails(tmp_path, monkeypatch):
+    (tmp_path / "shut").mkdir(mode=0o500)
+    monkeypatch.setenv("CURATOR_HOME", str(tmp_path / "shut" / "new"))
+    assert by_name(diagnose())["work folder"].outcome == "failed"
+
+
+def test_a_work_folder_below_a_file_fails(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setenv("CURATOR_HOME", str(tmp_path / "file" / "new"))
+    check = by_name(diagnose())["work folder"]
+    assert (check.outcome, check.fix) == ("failed", "set CURATOR_HOME to a folder that can")
+    assert f"{tmp_path / 'file'} cannot be written" in check.found
+
+
+def diagnosed_with(folder, program=""):
+    """The checks of a process that finds the distributions of `folder` first."""
+    code = (
+        f"import sys, json, dataclasses\nimport curator.doctor\nsys.path.insert(0, {str(folder)!r})\n{program}\n"
+        "print(json.dumps([dataclasses.asdict(c) for c in curator.doctor.diagnose()]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return {check["name"]: check for check in json.loads(done.stdout)}
+
+
+def test_versions_outside_the_bounds_fail_with_what_to_install(tmp_path):
+    for name, version in {"duckdb": "1.3.2", "polars": "1.30", "s3fs": "2024.1.0"}.items():
+        info = tmp_path / f"{name}-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    found = diagnosed_with(tmp_path)
+    assert found["duckdb"]["outcome"] == "failed"
+    assert found["duckdb"]["found"].startswith("1.3.2, outside ")
+    assert found["duckdb"]["fix"].startswith("pip install 'duckdb")
+    assert found["polars"]["outcome"] == "ok"
+    assert found["extra [s3]"]["outcome"] == "failed"
+    assert found["extra [s3]"]["fix"] == "pip install 'lake-curator[s3]'"
+
+
+def test_a_torch_that_cannot_be_loaded_is_a_failure_and_no_traceback(tmp_path):
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise OSError('libcudart.so.13: cannot open shared object file')")
+    check = diagnosed_with(tmp_path)["machine"]
+    assert check["outcome"] == "failed"
+    assert "libcudart.so.13" in check["found"]
+    assert "pytorch.org" in check["fix"]
 
 
 def test_a_distribution_that_installs_our_names_is_an_intruder(tmp_path):

@@ -1,11 +1,13 @@
 """What importing costs, and what the package shows."""
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from lake_cases import REPOSITORY
+from lake_cases import REPOSITORY, environment
 
 import curator
 
@@ -61,3 +63,22 @@ def test_the_version_is_that_of_the_distribution():
     from importlib.metadata import version
 
     assert curator.__version__ == version("lake-curator")
+
+
+@pytest.mark.parametrize(
+    ("shell", "variables", "offered"),
+    [
+        ("bash", {"COMP_WORDS": "curator re", "COMP_CWORD": "1"}, {"refresh", "report"}),
+        ("bash", {"COMP_WORDS": "curator publish --mo", "COMP_CWORD": "2"}, {"--mode"}),
+        ("zsh", {"_TYPER_COMPLETE_ARGS": "curator ro"}, {"rollback"}),
+        ("fish", {"_TYPER_COMPLETE_ARGS": "curator ro", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}, {"rollback"}),
+    ],
+)
+def test_shells_are_told_the_commands_and_options(tmp_path, shell, variables, offered):
+    """As the function that `curator --install-completion` writes asks for them."""
+    program = [str(Path(sys.executable).with_name("curator"))]
+    given = environment(tmp_path, _CURATOR_COMPLETE=f"complete_{shell}", **variables)
+    done = subprocess.run(program, env=given, capture_output=True, text=True, check=True, timeout=60)
+    found = set(re.findall(r"[a-z-]+", done.stdout))
+    assert offered <= found
+    assert "demo" not in found
