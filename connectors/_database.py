@@ -120,7 +120,10 @@ def check_select(connection: Connection, query: str) -> None:
     try:
         kinds = [statement.type.name for statement in connection.extract_statements(query)]
     except duckdb.Error as error:
-        raise InputError(f"the query cannot be read: {str(error).strip().splitlines()[0]}") from error
+        said = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"the query cannot be read: {said}; write one SELECT, such as SELECT * FROM samples"
+        ) from error
     if kinds != ["SELECT"]:
         found = " and ".join(kinds).lower() or "nothing"
         raise InputError(f"only one query can be asked (SELECT, FROM, WITH, DESCRIBE, SHOW), but this is {found}")

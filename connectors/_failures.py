@@ -92,7 +92,10 @@ def _translate(error: Exception, place: str, action: Action, options: Mapping[st
     if _was_refused(error):
         if action in ("write", "delete"):
             return ReadOnlyError(f"cannot {action} {place}: {said}; choose a destination that you may write")
-        return AccessError(f"cannot {action} {place}: {said}; check the credentials in storage_options")
+        return AccessError(
+            f"cannot {action} {place}: {said}; set the credentials in the environment or storage_options, "
+            "`curator doctor` says which were found and what to set"
+        )
     # botocore's and Azure's: such as a bucket name that cannot be
     if type(error).__name__ == "ParamValidationError" or getattr(error, "error_code", "") == "InvalidResourceName":
         return InputError(f"cannot {action} {place}: {said}")

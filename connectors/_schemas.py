@@ -82,7 +82,7 @@ def _check_column(file: ParquetFile, name: str, role: str, allowed: Callable[[pa
     if not allowed(found):
         raise SchemaError(
             f"column {name!r} of {file.path} is {found}, which cannot be the {role} column; "
-            f"{'a string' if role == 'text' else 'a string or an integer'} is allowed"
+            f"{'a string' if role == 'text' else 'a string or an integer'} is allowed: name another column"
         )
 
 

@@ -83,4 +83,4 @@ def suggest(name: str, candidates: Iterable[str]) -> str:
     if nearest:
         return f"; did you mean {nearest[0]!r}?"
     shown = ", ".join(repr(c) for c in candidates[:8]) + (", …" if len(candidates) > 8 else "")
-    return f"; there is {shown or 'no column at all'}"
+    return f"; there is {shown}: name one of these" if shown else "; there is no column at all"

@@ -206,13 +206,15 @@ def _visible(infos: Sequence[ObjectInfo]) -> list[ObjectInfo]:
 
 def _nothing_found(store: Store, folder: str, url: str, seen: Sequence[ObjectInfo]) -> NotFoundError:
     if store.is_local and not Path(store.full_path(folder)).exists():
-        return NotFoundError(f"{url} does not exist; check the address")
+        return NotFoundError(f"{url} does not exist; give a folder, file or glob of Parquet files")
     if not seen:
-        return NotFoundError(f"there is nothing at {url}; names starting with '_' or '.' are passed over")
+        return NotFoundError(
+            f"there is nothing at {url}; names starting with '_' or '.' are passed over: give a folder of Parquet files"
+        )
     examples = ", ".join(info.path for info in seen[:3]) + (", …" if len(seen) > 3 else "")
     return NotFoundError(
         f"no Parquet file matches {url}; of the {len(seen)} objects there ({examples}) none is meant, since only "
-        f"names ending with {', '.join(SUFFIXES)} are taken"
+        f"names ending with {', '.join(SUFFIXES)} are taken: write the rows as Parquet"
     )
 
 

@@ -340,7 +340,9 @@ def _read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigError(f"no configuration file {path}; `curator init LAKE_URL` writes one") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, ValueError, TypeError) as error:
-        raise ConfigError(f"{path} cannot be read as configuration: {error}") from error
+        raise ConfigError(
+            f"{path} cannot be read as configuration: {error}; `curator init LAKE_URL --dry-run` prints one that can"
+        ) from error
 
 
 def _parse_yaml(text: str) -> Any:

@@ -17,11 +17,12 @@ import pyarrow as pa
 import xxhash
 
 from connectors.connector import read_corpus
+from connectors.errors import SchemaError
 from connectors.parquet import check_schemas, iter_batches
 from connectors.plain import Corpus
 from curator.begun import Begun, explaining_interruptions
 from curator.config import CompareConfig, LearnConfig, TargetConfig
-from curator.errors import ConfigError, InputError, StorageError
+from curator.errors import ConfigError, InputError, StorageError, one_line
 from curator.files import appearing_whole
 from curator.leaks import LeakCounter, LeakReport
 from curator.progress import Progress, ProgressCallback
@@ -288,10 +289,16 @@ def _new_run_dir(folder: Path) -> Path:
 def find_goal(lake: Lake, target: TargetConfig) -> Goal:
     """The target's files and their text column, before any work is done for it."""
     if not target.url:
-        raise ConfigError("no target was named; pass --target URL or set target.url")
+        raise ConfigError(
+            "no target was named, a few hundred rows of what the model should be good at; pass --target URL or set "
+            "target.url"
+        )
     corpus = read_corpus(target.url, lake.config.storage_options)
     text = target.text or lake.config.text
-    check_schemas(corpus.files, text=text)
+    try:
+        check_schemas(corpus.files, text=text)
+    except SchemaError as error:
+        raise InputError(f"{one_line(error)}; of a target set it by --target-text or target.text") from error
     return Goal(corpus=corpus, text=text, leaks=target.leaks)
 
 

@@ -60,19 +60,27 @@ def test_a_missing_column(here):
     assert message == "east.parquet has no column 'domian', configured as the domain column; did you mean 'domain'?"
     message = ingest(here, "--key", "uuid")
     assert message == (
-        "east.parquet has no column 'uuid', configured as the key column; there is 'domain', 'score', 'text'"
+        "east.parquet has no column 'uuid', configured as the key column; there is 'domain', 'score', 'text': "
+        "name one of these"
     )
 
 
 def test_a_text_column_that_is_no_text(here):
     message = ingest(here, "--text", "score")
-    assert message == "column 'score' of east.parquet is float, which cannot be the text column; a string is allowed"
+    assert (
+        message
+        == "column 'score' of east.parquet is float, which cannot be the text column; a string is allowed: name "
+        "another column"
+    )
 
 
 def test_an_empty_folder(here):
     (here / "empty").mkdir()
     message = learn(here, "empty", "--target", "target.parquet")
-    assert message == "there is nothing at empty; names starting with '_' or '.' are passed over"
+    assert (
+        message
+        == "there is nothing at empty; names starting with '_' or '.' are passed over: give a folder of Parquet files"
+    )
 
 
 def test_a_folder_without_parquet(here):
@@ -195,11 +203,16 @@ def test_one_column_for_text_and_domain(here):
 
 
 def test_no_target(here):
-    assert learn(here, "lake") == "no target was named; pass --target URL or set target.url"
+    assert learn(here, "lake") == (
+        "no target was named, a few hundred rows of what the model should be good at; pass --target URL or set "
+        "target.url"
+    )
 
 
 def test_a_target_that_is_not_there(here):
-    assert learn(here, "lake", "--target", "gone.parquet") == "gone.parquet does not exist; check the address"
+    assert learn(here, "lake", "--target", "gone.parquet") == (
+        "gone.parquet does not exist; give a folder, file or glob of Parquet files"
+    )
 
 
 def test_a_target_without_usable_text(here):
@@ -220,9 +233,12 @@ def test_a_target_that_is_not_utf8(here):
 def test_a_target_with_another_column(here):
     write_rows(here / "other.parquet", body=sentences("north", 9))
     message = learn(here, "lake", "--target", "other.parquet")
-    assert message == "other.parquet has no column 'text', configured as the text column; there is 'body'"
+    assert message == (
+        "other.parquet has no column 'text', configured as the text column; there is 'body': name one of these; "
+        "of a target set it by --target-text or target.text"
+    )
     message = learn(here, "lake", "--target", "other.parquet", "--target-text", "bodi")
-    assert message.endswith("did you mean 'body'?")
+    assert "did you mean 'body'?" in message
 
 
 def test_a_target_inside_the_lake(here):

@@ -162,7 +162,11 @@ def test_a_bucket_or_folder_that_is_not_there(bucket, here):
     url, _, options = bucket
     variables = exported(options, "AWS")
     message = refusal(curator(here, "ingest", f"{url}/lakes", **variables), 2)
-    assert message == f"there is nothing at {url}/lakes; names starting with '_' or '.' are passed over"
+    assert (
+        message
+        == f"there is nothing at {url}/lakes; names starting with '_' or '.' are passed over: give a folder of Parquet "
+        "files"
+    )
     missing = f"s3://no-such-{uuid.uuid4().hex}"
     assert missing in refusal(curator(here, "ingest", f"{missing}/lake", **variables), 2)
     arguments = ["lake", "--target", "target.parquet", "--destination", f"{missing}/curated", "--steps", 10**6]
