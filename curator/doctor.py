@@ -30,7 +30,8 @@ EXTRAS = {
     "azure": ("adlfs",),
     "delta": ("deltalake",),
     "iceberg": ("pyiceberg",),
-    "dagster": ("dagster",),
+    "dagster": ("dagster", "dagster-pipes"),
+    "openlineage": ("openlineage-python",),
 }
 INTRUDERS = ("elasticsearch-curator", "optim", "connectors", "curator")
 """Distributions on PyPI that install packages of our names; beside them, `import curator` may find theirs."""

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from curator.compare import ComparisonPlan
     from curator.comparison import Comparison
     from curator.garbage import Removal
+    from curator.integrations.openlineage import Told
     from curator.materialize import Materialization
     from curator.mixtures import Spec
     from curator.publish import Publication
@@ -268,10 +269,11 @@ class Lake:
             LearningError: the run failed or diverged.
             InterruptedRunError: stopped by the user.
         """
+        from curator.integrations.openlineage import lineage
         from curator.learn import learn
 
         goal = _goal(target, target_text)
-        with translated():
+        with lineage("learn", self.config.url, goal.url) as told, translated():
             run_id = learn(
                 self,
                 goal,
@@ -279,7 +281,14 @@ class Lake:
                 Path(run_dir) if run_dir else None,
                 on_progress,
             )
+            self._tell_run(told, run_id)
         return self.run(run_id)
+
+    def _tell_run(self, told: Told, run_id: str) -> None:
+        from curator.integrations.openlineage import Dataset
+
+        told.snapshot_id = self.snapshot_id
+        told.outputs.append(Dataset(url=self.destination.describe(f"{catalog.RUN_FOLDER}/{run_id}"), version=run_id))
 
     def prepare(
         self,
@@ -319,10 +328,12 @@ class Lake:
             LearningError: the run failed, or a checkpoint cannot be used.
             InterruptedRunError: stopped by the user.
         """
+        from curator.integrations.openlineage import lineage
         from curator.learn import resume
 
-        with translated():
+        with lineage("learn", self.config.url) as told, translated():
             run_id = resume(self, Path(run_dir), layout, on_progress)
+            self._tell_run(told, run_id)
         return self.run(run_id)
 
     def compare(
@@ -446,6 +457,7 @@ class Lake:
             NotFoundError: no such run.
             StorageError: the destination cannot be written; the version before stays.
         """
+        from curator.integrations.openlineage import Dataset, lineage
         from curator.publish import publish
         from curator.views import renew_views
 
@@ -454,10 +466,19 @@ class Lake:
         with translated():
             self._check_mode(mode)
             chosen = self.run(run) if isinstance(run, str) else run
-            made = publish(self, chosen, on_progress, mode=mode, dry_run=dry_run)
-            if not dry_run:
-                renew_views(self)
-            return made
+            if dry_run:
+                return publish(self, chosen, on_progress, mode=mode, dry_run=True)
+        weights = self.destination.describe(f"{catalog.RUN_FOLDER}/{chosen.run_id}")
+        with lineage("publish", self.config.url, weights) as told, translated():
+            made = publish(self, chosen, on_progress, mode=mode)
+            renew_views(self)
+            told.snapshot_id = made.snapshot_id
+            told.outputs.append(
+                Dataset(
+                    url=made.location, version=str(made.version), num_rows=made.num_rows, size_bytes=made.size_bytes
+                )
+            )
+        return made
 
     def refresh(
         self,
@@ -495,13 +516,24 @@ class Lake:
             StorageError: the destination cannot be written; the version before stays.
             TryAgainError: another refresh is at work, or the lake changed meanwhile.
         """
+        from curator.integrations.openlineage import Dataset, lineage
         from curator.refresh import refresh
 
         chosen = override(config or RefreshConfig(), **settings)
+        goal, how = _goal(target, target_text), learn or LearnConfig()
         with translated():
             self._check_mode(chosen.mode)
-            goal = _goal(target, target_text)
-            return refresh(self, goal, learn or LearnConfig(), chosen, on_progress, force=force, dry_run=dry_run)
+            if dry_run:
+                return refresh(self, goal, how, chosen, on_progress, force=force, dry_run=True)
+        with lineage("refresh", self.config.url, goal.url) as told, translated():
+            done = refresh(self, goal, how, chosen, on_progress, force=force, dry_run=False)
+            told.snapshot_id = done.snapshot_in
+            if done.outcome == "published" and done.location:
+                made = Dataset(url=done.location, version=str(done.version), num_rows=done.rows_written)
+                told.outputs.append(made)
+            if done.outcome == "refused":
+                told.refused = "; ".join(gate.said for gate in done.gates if not gate.passed)
+        return done
 
     def status(
         self,

@@ -56,14 +56,16 @@ def refresh(
 
     from curator import console
     from curator.config import override
+    from curator.integrations.pipes import told_to_dagster
 
     settings = read_settings(lake_url, config)
     goal = override(settings.target, url=target)
     columns = {"text": text, "domain": domain, "key": key, "destination": destination}
-    with open_given(settings, **columns) as lake, console.progress() as tell:
+    with told_to_dagster() as tell_dagster, open_given(settings, **columns) as lake, console.progress() as tell:
         done = lake.refresh(
             goal, learn=settings.learn, config=settings.refresh, force=force, dry_run=dry_run, on_progress=tell
         )
+        tell_dagster(done)
         place = f" --destination {shlex.quote(lake.config.destination)}" if lake.config.destination else ""
         named = f"{shlex.quote(lake.config.url)}{place}"
     if as_json:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from curator.config import Config, load_config
 from curator.errors import ConfigError, MissingExtraError
+from curator.integrations.pipes import metadata
 from curator.lake import open_lake
 from curator.progress import Progress
 from curator.refresh import Refresh
@@ -70,11 +70,8 @@ def _refresh(settings: Config, say: Callable[[str], Any]) -> Refresh:
 def _results(dagster: Any, name: str, done: Refresh) -> Iterator[Any]:
     """The asset, unless a gate kept it from being renewed, and its checks; those that were not needed pass."""
     if done.outcome != "refused":
-        values = {key: value for key, value in dataclasses.asdict(done).items() if key not in ("reasons", "gates")}
-        told = {key: value for key, value in values.items() if value is not None}
-        told["reasons"] = [reason.said for reason in done.reasons]
         yield dagster.MaterializeResult(
-            asset_key=name, metadata=told, data_version=dagster.DataVersion(str(done.version))
+            asset_key=name, metadata=metadata(done), data_version=dagster.DataVersion(str(done.version))
         )
     found: dict[str, Gate] = {gate.name: gate for gate in done.gates}
     for gate in _GATES:
