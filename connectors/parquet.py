@@ -6,7 +6,7 @@ One module to import from; the parts are `_parquet_file` (read), `_schemas` (com
 from connectors._add_columns import AddedColumns, add_columns
 from connectors._new_columns import ColumnSource
 from connectors._parquet_file import ParquetFile, iter_batches, parse_partition, read_parquet_info
-from connectors._schemas import check_schemas, union_schema
+from connectors._schemas import check_schemas, logical_type, union_schema
 
 __all__ = [
     "AddedColumns",
@@ -15,6 +15,7 @@ __all__ = [
     "add_columns",
     "check_schemas",
     "iter_batches",
+    "logical_type",
     "parse_partition",
     "read_parquet_info",
     "union_schema",

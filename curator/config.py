@@ -13,9 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from curator.errors import ConfigError
+from curator.mixture_files import SUFFIXES
 from optim.layout import Layout, unsupported
 from optim.presets import usual_learning_rate
 
@@ -63,7 +64,10 @@ class WeightsConfig(_Section):
         description="how far a mean gradient (eg, adam: a gradient) of the usual size moves a logit; "
         "None: 2.5 (eg, adam: .1)",
     )
-    prior: Literal["uniform", "natural"] = Field("uniform", description="where the weights start")
+    prior: str = Field(
+        "uniform",
+        description="where the weights start: uniform, natural, or a file with one mixture (`curator.mixture_files`)",
+    )
     prior_pull: float = Field(0.0, ge=0, lt=1, description="share of the way back to the prior at every update")
     floor: float = Field(0.0, ge=0, lt=1, description="least weight of a domain")
     warmup_share: float = Field(0.0, ge=0, lt=1, description="share of the steps before gradients count")
@@ -75,6 +79,13 @@ class WeightsConfig(_Section):
         None, ge=1, description="tokens that the weights are meant to train on; caps the share of small domains"
     )
     max_epochs: float = Field(4.0, gt=0, description="passes over a domain at the budget at most")
+
+    @field_validator("prior")
+    @classmethod
+    def _check_prior(cls, value: str) -> str:
+        if value not in ("uniform", "natural") and not value.endswith(SUFFIXES):
+            raise ValueError(f"it must be uniform, natural or a file of a mixture ({', '.join(SUFFIXES)})")
+        return value
 
     @property
     def usual_rate(self) -> float:
@@ -397,7 +408,8 @@ def _explain(section: type[BaseModel], path: tuple[str, ...], item: Any, source:
         hint = f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(known)}"
         return f"{where} is not a known key; {hint}"
     given = "" if "storage_options" in path else f"={item['input']!r}"  # those may be credentials
-    return f"{where}{given}: {item['msg'][0].lower()}{item['msg'][1:]}"
+    said = item["msg"].removeprefix("Value error, ")
+    return f"{where}{given}: {said[0].lower()}{said[1:]}"
 
 
 def _known_keys(section: type[BaseModel], parents: Sequence[str]) -> list[str]:

@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
     from curator.compare import ComparisonPlan
     from curator.comparison import Comparison
+    from curator.export.croissant import Description
+    from curator.forecast import Forecast
     from curator.garbage import Removal
     from curator.integrations.openlineage import Told
     from curator.materialize import Materialization
@@ -597,6 +599,20 @@ class Lake:
         with translated():
             write_views(self, place)
         return place
+
+    def describe(
+        self,
+        path: str | os.PathLike[str] = "croissant.json",
+        *,
+        version: int | None = None,
+        overwrite: bool = False,
+        dry_run: bool = False,
+    ) -> Description:
+        """Write a published version's description in Croissant (see `curator.export.croissant`)."""
+        from curator.export.croissant import describe
+
+        with translated():
+            return describe(self, Path(path), version=version, overwrite=overwrite, dry_run=dry_run)
 
     def verify(
         self,

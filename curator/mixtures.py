@@ -104,9 +104,18 @@ def _mixtures(lake: Lake, domains: Sequence[str], spec: Spec) -> list[Mixture]:
         return [_mixture(lake, domains, name, what)]
     path = Path(what)
     return [
-        Mixture(name=name + label.removeprefix(path.stem) if name else label, weights=_weights(domains, values, what))
-        for label, values in read_mixtures(path, domains).items()
+        Mixture(name=name + label.removeprefix(path.stem) if name else label, weights=weights)
+        for label, weights in weights_in(path, domains).items()
     ]
+
+
+def weights_in(path: Path, domains: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    """The mixtures of a file by name, each in the order of `domains` and summing to 1.
+
+    Raises:
+        ConfigError: it cannot be read, names other domains, or gives weights that are none.
+    """
+    return {label: _weights(domains, values, str(path)) for label, values in read_mixtures(path, domains).items()}
 
 
 def _mixture(lake: Lake, domains: Sequence[str], name: str | None, what: str) -> Mixture:

@@ -478,15 +478,37 @@ def worker_job(
             f"learn.weights.floor={config.weights.floor} leaves nothing to learn for {num_domains} domains; "
             f"it must be below {1 / num_domains:.4f}"
         )
-    tokens = corpus.domain_tokens()
     return WorkerJob(
         run_dir=folder,
         corpus=corpus.folder,
         target=target.folder,
         learn=config,
         model=model_source(config, hf_config, corpus.vocab_size, config.seed),
-        prior=(proportional(tokens) if config.weights.prior == "natural" else uniform(num_domains)).tolist(),
+        prior=_prior(config.weights.prior, corpus),
     )
+
+
+def _prior(named: str, corpus: TokenCache) -> list[float]:
+    """Where the weights start, one share for each domain of the cache."""
+    from curator.mixtures import weights_in
+
+    if named in ("uniform", "natural"):
+        p_D = uniform(len(corpus.domains)) if named == "uniform" else proportional(corpus.domain_tokens())
+        return [float(share) for share in p_D]
+    found = weights_in(Path(named), corpus.domains)
+    if len(found) != 1:
+        raise ConfigError(
+            f"learn.weights.prior={named!r} holds {len(found)} mixtures, and a run starts at one; write the one that "
+            "is meant into a file of its own"
+        )
+    (weights,) = found.values()
+    without = [name for name, weight in zip(corpus.domains, weights, strict=True) if not weight]
+    if without:
+        raise ConfigError(
+            f"learn.weights.prior={named!r} gives domain {without[0]!r} no weight, which learning could never change; "
+            "give every domain a weight above 0"
+        )
+    return list(weights)
 
 
 def model_source(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +18,9 @@ from curator.cli.options import (
     read_settings,
 )
 
+if TYPE_CHECKING:
+    from curator.export.croissant import Description
+
 
 def export(
     lake_url: LakeArgument = None,
@@ -26,7 +30,7 @@ def export(
         typer.Option(
             "--format",
             help="megatron, megatron-splits, energon, nanotron, olmo-core, torchtitan, levanter, streaming, torch, "
-            "datasets, trl, axolotl, llama-factory or data-juicer.",
+            "datasets, trl, axolotl, llama-factory or data-juicer; or croissant, which describes a published version.",
         ),
     ] = "megatron",
     run: Annotated[str, typer.Option("--run", help="The run whose weights are written.")] = "latest",
@@ -52,6 +56,10 @@ def export(
             show_default=False,
         ),
     ] = None,
+    version: Annotated[
+        int | None,
+        typer.Option("--version", help="For croissant: which version; default: the newest.", show_default=False),
+    ] = None,
     destination: DestinationOption = None,
     config: ConfigOption = None,
     *,
@@ -59,7 +67,7 @@ def export(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be written; write nothing.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a run's domain weights as the file that a trainer reads, in the unit that it means."""
+    """Write a run's domain weights as the file that a trainer reads, in its unit; or describe a published version."""
     import dataclasses
 
     from curator import console
@@ -68,8 +76,17 @@ def export(
 
     if out is None:
         raise ConfigError("no file was named; pass --out FILE")
+    settings = read_settings(lake_url, config)
+    if format_ == "croissant":
+        _check_description({"budget-tokens": budget_tokens, "quantiles": quantiles, "unit": unit})
+        with open_given(settings, destination=destination) as lake:
+            described = lake.describe(out, version=version, overwrite=overwrite, dry_run=dry_run)
+        _print_description(described, dry_run=dry_run, as_json=as_json)
+        return
+    if version is not None:
+        raise ConfigError("--version is for croissant, which describes a version; name a run with --run")
     where = read_object(Path(places), "places", "{domain: place}") if places.endswith(".json") else places
-    with open_given(read_settings(lake_url, config), destination=destination) as lake:
+    with open_given(settings, destination=destination) as lake:
         done = lake.run(run).export(
             format_,
             out,
@@ -104,6 +121,29 @@ def export(
             f"repeated more than four times at that budget: {console.printable(', '.join(done.repeated))}; "
             "learn with learn.weights.budget_tokens, which caps them"
         )
+
+
+def _check_description(given: Mapping[str, object]) -> None:
+    from curator.errors import ConfigError
+
+    for name, value in given.items():
+        if value is not None:
+            raise ConfigError(f"--{name} means nothing to croissant, which describes a published version; leave it out")
+
+
+def _print_description(done: Description, *, dry_run: bool, as_json: bool) -> None:
+    import dataclasses
+
+    from curator import console
+
+    if as_json:
+        console.print_json({"status": "ok", "dry_run": dry_run, **dataclasses.asdict(done)})
+        return
+    written = "would write" if dry_run else "wrote"
+    print_ = console.out().print
+    print_(console.printable(f"{written} {done.path}: version {done.version} with {len(done.columns)} columns"))
+    if done.left_out:
+        print_(console.printable(f"left out, since their types are nested: {', '.join(done.left_out)}"))
 
 
 def report(

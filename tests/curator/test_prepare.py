@@ -189,3 +189,41 @@ def test_a_share_that_leaves_no_target_rows_to_learn_from_is_refused(planted):
     with sdk.open_lake(str(planted / "lake")) as lake, pytest.raises(ConfigError) as caught:
         lake.learn(str(planted / "target.parquet"), **FAST | {"line_search": judged})
     assert str(caught.value).startswith("learn.line_search.validation_share=0.99 leaves 0 of the 21 distinct rows of ")
+
+
+@pytest.fixture
+def prior_of(tmp_path):
+    """The shares that a run with this prior would begin at, in the order of the domains."""
+    target = str(write_target(tmp_path / "target.parquet"))
+    lake = write_lake(tmp_path / "lake")
+
+    def found(prior, name="run"):
+        with sdk.open_lake(str(lake)) as opened:
+            folder = opened.prepare(target, run_dir=tmp_path / name, **FAST | {"weights": {"prior": str(prior)}})
+        return Begun.read(folder).job.prior
+
+    return found
+
+
+def test_a_run_begins_at_the_mixture_of_a_file(prior_of, tmp_path):
+    (tmp_path / "ours.json").write_text('{"north": 3, "south": 1, "east": 1}')
+    assert prior_of(tmp_path / "ours.json") == pytest.approx([0.2, 0.6, 0.2])
+    (tmp_path / "blend.txt").write_text("0.5 data/north_text_document 0.25 data/south 0.25 data/east")
+    assert prior_of(tmp_path / "blend.txt", "again") == pytest.approx([0.25, 0.5, 0.25])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("a.json", '{"north": 1, "south": 1}', "gives domain 'east' no weight"),
+        ("a.json", '{"north": 1, "soth": 1, "east": 1}', "did you mean 'south'"),
+        ("a.csv", "index,train_north,train_south,train_east\n1,1,1,1\n2,1,2,3\n", "holds 2 mixtures"),
+        ("gone.json", None, "cannot be read: No such file"),
+        ("a.xml", "", r"it must be uniform, natural or a file of a mixture \(\.json"),
+    ],
+)
+def test_a_file_that_is_no_prior_is_refused(prior_of, tmp_path, name, text, said):
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        prior_of(tmp_path / name)
