@@ -90,7 +90,7 @@ def reliability(gaps: RowGaps, tokens_R: NDArray[np.int64]) -> float:
     1 − (noise of a row's mean by its snapshots)/(scatter between the rows), token-weighted, and 0 where that is below:
     the factor by which James and Stein shrink many means to a common one.
     """
-    between = _spread(gaps, tokens_R) ** 2
+    between = spread(gaps.mean_relative_R, tokens_R) ** 2
     noise = np.average(gaps.standard_error_R**2, weights=tokens_R)
     return float(max(0.0, 1 - noise / between)) if between > 0 else 0.0
 
@@ -109,14 +109,25 @@ def in_domain_weights(
         tokens_R: target tokens T_i.
         sharpness: what a row of one spread's worth gains in log v; 0 leaves v at 1.
     """
-    spread = _spread(gaps, tokens_R)
-    z_R = reliability(gaps, tokens_R) * gaps.mean_relative_R / (spread or 1.0)
-    bound = np.log(MAX_RATIO)
-    ratio_R = np.exp(np.clip(-sharpness * z_R, -bound, bound))
+    width = spread(gaps.mean_relative_R, tokens_R)
+    ratio_R = weight_ratios(reliability(gaps, tokens_R) * gaps.mean_relative_R, width, sharpness=sharpness)
     weight_R: Floats = ratio_R / domain_means(ratio_R, domain_R, tokens_R)[domain_R]
     return weight_R
 
 
-def _spread(gaps: RowGaps, tokens_R: NDArray[np.int64]) -> float:
+def weight_ratios(expected_R: Floats, width: float, *, sharpness: float) -> Floats:
+    """What each row weighs against one whose gap is its domain's mean, (R,), within `MAX_RATIO`.
+
+    Args:
+        expected_R: relative gaps as far as they can be trusted, nats per token.
+        width: the spread of measured ones; if it is 0, all rows weigh the same.
+        sharpness: what a row of one spread's worth gains in log v.
+    """
+    bound = np.log(MAX_RATIO)
+    ratio_R: Floats = np.exp(np.clip(-sharpness * expected_R / (width or 1.0), -bound, bound))
+    return ratio_R
+
+
+def spread(relative_R: Floats, tokens_R: NDArray[np.int64]) -> float:
     """Root mean square of the relative gaps over all rows, token-weighted, nats per token."""
-    return float(np.sqrt(np.average(gaps.mean_relative_R**2, weights=tokens_R)))
+    return float(np.sqrt(np.average(relative_R**2, weights=tokens_R)))

@@ -1,0 +1,340 @@
+"""What a row's text looks like, as numbers: out of Arrow's buffers by numpy, without a Python object a row or word.
+
+Two kinds. *Dense* (`NAMES`): length, shares of kinds of characters, length of words, and how usual the row's sequences
+of bytes and words are in the lake and in the target, as means of log frequencies. *Hashed*: which share of its
+sequences falls into each of a few buckets. A row's features depend on its own text alone, to the bit: not on the rows
+beside it, nor on their order.
+
+A row must not be found usual for having been counted itself, or rows that come later would look odd. So the lake's
+rows are counted in two halves, by a hash of their ids, and a row is always compared with the other half.
+
+A word is a run of ASCII letters, digits and bytes beyond ASCII, without case; what has no spaces is one long word, and
+is told by its bytes. Of a row the first `LONGEST` bytes are looked at. Shapes: N rows, U places (bytes or words of all
+rows, end to end), K kinds of sequences that are counted, M buckets of counts, F dense and H hashed features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+LONGEST = 1 << 16
+"""Bytes of a row that are looked at; the last character may be cut."""
+BUCKET_BITS = 18
+NUM_BUCKETS = 1 << BUCKET_BITS
+"""Of counted sequences."""
+NUM_HASHED = 512
+"""Buckets of hashed features for bytes, and as many for words."""
+BYTE_LENGTHS = (1, 2, 3, 4, 5)
+WORD_LENGTHS = (1, 2)
+COUNTED = ("bytes_3", "bytes_5", "words_1", "words_2")
+"""The kinds of sequences whose frequencies are looked up."""
+_SHARES = ("digits", "spaces", "punctuation", "capitals", "beyond_ascii")
+NAMES = (
+    "log_bytes",
+    *_SHARES,
+    "word_length",
+    *(f"{kind}_in_lake" for kind in COUNTED),
+    *(f"{kind}_in_target" for kind in COUNTED),
+)
+
+_CHUNK_BYTES = 1 << 18
+"""Text at a time: its arrays stay near the processor's caches, whatever a batch holds."""
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_BASE = np.uint64(0xD6E8FEB86659FD93)
+_INVERSE = np.uint64(pow(0xD6E8FEB86659FD93, -1, 1 << 64))
+_PAIR = np.uint64(0xBF58476D1CE4E5B9)
+_UNSEEN = 0.5
+"""Added to every count, as for a sequence that was seen half a time."""
+
+Floats = NDArray[np.float64]
+Indices = NDArray[np.int64]
+Hashes = NDArray[np.uint64]
+
+
+def unit_hashes(ids: pa.Array, purpose: str) -> Floats:
+    """A number in [0, 1) for each id, (N,): the same everywhere, another one for another purpose (of eight letters)."""
+    data, offset_N = _bytes_of(ids)
+    salt = np.frombuffer(purpose.encode().ljust(8)[:8], np.uint64)
+    mixed_N = (_segment_hashes(data, offset_N[:-1], offset_N[1:]) ^ salt) * _GOLDEN
+    mixed_N = (mixed_N ^ (mixed_N >> np.uint64(32))) * _PAIR
+    return (mixed_N >> np.uint64(11)).astype(np.float64) / (1 << 53)
+
+
+def halves(ids: pa.Array) -> Indices:
+    """Which half of the lake each row is counted in, 0 or 1, (N,)."""
+    return (unit_hashes(ids, "half") < 0.5).astype(np.int64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grams:
+    """All sequences of `length` bytes or words within rows, as buckets (U,) of `NUM_BUCKETS`, one at every place.
+
+    Row i has the places from `offset_N[i]` to before `offset_N[i + 1]`. A sequence that would end beyond its row is in
+    no row: the last length − 1 places of each count for nothing.
+    """
+
+    bucket_U: Indices
+    offset_N: Indices
+    length: int
+
+    @cached_property
+    def count_N(self) -> Indices:
+        """Sequences of each row."""
+        return np.maximum(np.diff(self.offset_N) - self.length + 1, 0)
+
+    def means(self, table_M: NDArray[np.floating]) -> Floats:
+        """The mean over each row's sequences, (N,), of their values in a table of any power of two up to the buckets.
+
+        0 for a row without sequences.
+        """
+        value_U = np.take(table_M, self._coarse(len(table_M)))
+        value_U[self._beyond] = 0
+        return _row_sums(value_U.astype(np.float64, copy=False), self.offset_N) / np.maximum(self.count_N, 1)
+
+    def counts(self) -> Indices:
+        """How many sequences fall into each bucket, (M,)."""
+        beyond_M = np.bincount(self.bucket_U[self._beyond], minlength=NUM_BUCKETS)
+        return np.bincount(self.bucket_U, minlength=NUM_BUCKETS) - beyond_M
+
+    def shares(self, size: int) -> Floats:
+        """The share of each row's sequences that falls into each of `size` buckets, (N, size)."""
+        num_rows = len(self.offset_N) - 1
+        cell_U = np.repeat(np.arange(num_rows) * size, np.diff(self.offset_N)) + self._coarse(size)
+        found = np.bincount(cell_U, minlength=num_rows * size)
+        found -= np.bincount(cell_U[self._beyond], minlength=num_rows * size)
+        return found.reshape(num_rows, size) / np.maximum(self.count_N, 1)[:, None]
+
+    @cached_property
+    def _beyond(self) -> Indices:
+        first_N, end_N = self.offset_N[:-1], self.offset_N[1:]
+        places = [(end_N - back)[end_N - back >= first_N] for back in range(1, self.length)]
+        return np.concatenate([np.empty(0, np.int64), *places])
+
+    def _coarse(self, size: int) -> Indices:
+        return self.bucket_U if size == NUM_BUCKETS else self.bucket_U >> (BUCKET_BITS - size.bit_length() + 1)
+
+
+class Rows:
+    """A chunk of rows, small enough for its arrays."""
+
+    def __init__(self, texts: pa.Array) -> None:
+        self._data_U, self._offset_N = _bytes_of(texts)
+
+    @cached_property
+    def bytes(self) -> tuple[Grams, ...]:
+        """Their sequences of `BYTE_LENGTHS` bytes."""
+        count, longest = len(self._data_U), max(BYTE_LENGTHS)
+        padded = np.concatenate([self._data_U, np.zeros(longest - 1, np.uint8)]).astype(np.uint64)
+        code_U, found = np.zeros(count, np.uint64), []
+        for length in BYTE_LENGTHS:  # a code is the bytes themselves, so that the lengths cannot be taken for others
+            code_U |= padded[length - 1 : length - 1 + count] << np.uint64(8 * (length - 1))
+            bucket_U = _buckets(code_U + np.uint64(length << 40))
+            found.append(Grams(bucket_U=bucket_U, offset_N=self._offset_N, length=length))
+        return tuple(found)
+
+    @cached_property
+    def words(self) -> tuple[Grams, ...]:
+        """Their sequences of `WORD_LENGTHS` words."""
+        first_W, end_W = self._word_places
+        offset_N = np.searchsorted(first_W, self._offset_N).astype(np.int64)
+        hash_W = _segment_hashes(_tables().lower[self._data_U], first_W, end_W)
+        pair_W = hash_W * _PAIR + np.append(hash_W[1:], np.uint64(0))
+        return (
+            Grams(bucket_U=_buckets(hash_W), offset_N=offset_N, length=1),
+            Grams(bucket_U=_buckets(pair_W), offset_N=offset_N, length=2),
+        )
+
+    @property
+    def counted(self) -> tuple[Grams, ...]:
+        """The sequences of `COUNTED`."""
+        return self.bytes[2], self.bytes[4], *self.words
+
+    def shape(self) -> Floats:
+        """The dense features that need no frequencies, (N, 7)."""
+        size_N = np.diff(self._offset_N)
+        num_kinds = len(_SHARES) + 1
+        cell_U = np.repeat(np.arange(len(size_N)) * num_kinds, size_N) + _tables().kind[self._data_U]
+        found = np.bincount(cell_U, minlength=len(size_N) * num_kinds).reshape(-1, num_kinds)
+        shares = found[:, :-1] / np.maximum(size_N, 1)[:, None]
+        first_W, end_W = self._word_places
+        letters_N = _row_sums((end_W - first_W).astype(np.float64), self.words[0].offset_N)
+        return np.column_stack([np.log1p(size_N), shares, letters_N / np.maximum(self.words[0].count_N, 1)])
+
+    @cached_property
+    def _word_places(self) -> tuple[Indices, Indices]:
+        """Where each word begins, and where it has ended, (W,) each."""
+        in_word_U = _tables().in_word[self._data_U]
+        row_starts = np.zeros(len(in_word_U) + 1, dtype=bool)
+        row_starts[self._offset_N] = True
+        after_U, before_U = np.append(in_word_U[1:], False), np.append(False, in_word_U[:-1])
+        first_W = np.flatnonzero(in_word_U & (~before_U | row_starts[:-1]))
+        end_W = np.flatnonzero(in_word_U & (~after_U | row_starts[1:])) + 1
+        return first_W, end_W
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frequencies:
+    """Log frequencies of sequences, float32: (2, K, M) in the halves of the lake, and (K, M) in the target."""
+
+    lake_2KM: NDArray[np.float32]
+    target_KM: NDArray[np.float32]
+
+
+class Counter:
+    """Adds up how often sequences occur."""
+
+    def __init__(self) -> None:
+        self._lake_2KM = np.zeros((2, len(COUNTED), NUM_BUCKETS), np.int64)
+        self._target_KM = np.zeros((len(COUNTED), NUM_BUCKETS), np.int64)
+
+    def add_lake(self, texts: pa.Array, half_N: Indices) -> None:
+        """Count rows of the lake in their halves."""
+        for half, _, rows in _chunks(texts, half_N):
+            _count(rows, self._lake_2KM[half])
+
+    def add_target(self, texts: pa.Array) -> None:
+        """Count rows of the target."""
+        for _, _, rows in _chunks(texts, np.zeros(len(texts), np.int64)):
+            _count(rows, self._target_KM)
+
+    def frequencies(self) -> Frequencies:
+        """The logs of what was counted."""
+        return Frequencies(lake_2KM=_log_frequencies(self._lake_2KM), target_KM=_log_frequencies(self._target_KM))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """Features of N rows: dense (N, F), in the order of `NAMES`, and hashed (N, H) or what they are projected on."""
+
+    dense_NF: Floats
+    hashed: Floats
+
+
+def describe(
+    texts: pa.Array, half_N: Indices, frequencies: Frequencies, coefficient_H: Floats | None = None
+) -> Features:
+    """The features of rows; with coefficients, `hashed` is their product with the hashed ones, (N,).
+
+    Args:
+        texts: strings; null counts as empty.
+        half_N: of the rows' ids (`halves`).
+        frequencies: of the lake and the target.
+        coefficient_H: (2 · `NUM_HASHED`,); the product needs no matrix and is several times as fast.
+    """
+    num_rows = len(texts)
+    dense_NF = np.zeros((num_rows, len(NAMES)))
+    hashed = np.zeros((num_rows, 2 * NUM_HASHED) if coefficient_H is None else num_rows)
+    for half, place, rows in _chunks(texts, half_N):
+        tables = (*frequencies.lake_2KM[1 - half], *frequencies.target_KM)
+        usual = [grams.means(table_M) for grams, table_M in zip(rows.counted * 2, tables, strict=True)]
+        dense_NF[place] = np.column_stack([rows.shape(), *usual])
+        hashed[place] = _hashed(rows, coefficient_H)
+    return Features(dense_NF=dense_NF, hashed=hashed)
+
+
+def _hashed(rows: Rows, coefficient_H: Floats | None) -> Floats:
+    """The mean over the lengths of sequences, for bytes and for words."""
+    if coefficient_H is None:
+        blocks = [np.mean([grams.shares(NUM_HASHED) for grams in kind], axis=0) for kind in (rows.bytes, rows.words)]
+        return np.concatenate(blocks, axis=1)
+    parts = zip((rows.bytes, rows.words), np.split(coefficient_H, 2), strict=True)
+    return np.sum([np.mean([grams.means(part) for grams in kind], axis=0) for kind, part in parts], axis=0)
+
+
+def _count(rows: Rows, count_KM: Indices) -> None:
+    for kind, grams in enumerate(rows.counted):
+        count_KM[kind] += grams.counts()
+
+
+def _log_frequencies(counts: Indices) -> NDArray[np.float32]:
+    total = counts.sum(axis=-1, keepdims=True) + _UNSEEN * NUM_BUCKETS
+    return np.log((counts + _UNSEEN) / total).astype(np.float32)
+
+
+def _chunks(texts: pa.Array, half_N: Indices) -> Iterator[tuple[int, Indices, Rows]]:
+    """(half, places, rows) in chunks of one half each, of about `_CHUNK_BYTES`."""
+    for half in (0, 1):
+        place_N = np.flatnonzero(half_N == half)
+        if not len(place_N):
+            continue
+        chosen = texts.take(pa.array(place_N))
+        size_N = pc.fill_null(pc.binary_length(chosen), 0).to_numpy(zero_copy_only=False)
+        chunk_N = np.cumsum(np.minimum(size_N, LONGEST)) // _CHUNK_BYTES
+        starts = np.flatnonzero(np.diff(chunk_N, prepend=-1))
+        for first, end in zip(starts, [*starts[1:], len(place_N)], strict=True):
+            yield half, place_N[first:end], Rows(chosen.slice(int(first), int(end - first)))
+
+
+def _bytes_of(texts: pa.Array) -> tuple[NDArray[np.uint8], Indices]:
+    """The bytes of strings end to end, each cut at `LONGEST`, and where each starts, (N + 1,)."""
+    stored = pc.fill_null(texts.cast(pa.large_string()).cast(pa.large_binary()), b"")
+    if len(stored) and pc.max(pc.binary_length(stored)).as_py() > LONGEST:
+        stored = pc.binary_slice(stored, 0, LONGEST)
+    _, offsets, data = stored.buffers()
+    offset_N = np.frombuffer(offsets, np.int64)[stored.offset : stored.offset + len(stored) + 1]
+    whole = np.frombuffer(data or b"", np.uint8)
+    return whole[offset_N[0] : offset_N[-1]], offset_N - offset_N[0]
+
+
+def _row_sums(value_U: Floats, offset_N: Indices) -> Floats:
+    """The sum over each row's places, (N,)."""
+    total_N = np.zeros(len(offset_N) - 1)
+    filled = np.flatnonzero(np.diff(offset_N))
+    if len(filled):
+        total_N[filled] = np.add.reduceat(value_U, offset_N[filled])
+    return total_N
+
+
+def _buckets(code_U: Hashes) -> Indices:
+    """The upper bits of the product with the golden ratio: the lowest ones reach them, too (Knuth, 6.4)."""
+    return ((code_U * _GOLDEN) >> np.uint64(64 - BUCKET_BITS)).view(np.int64)
+
+
+def _segment_hashes(data_U: NDArray[np.uint8], first_W: Indices, end_W: Indices) -> Hashes:
+    """Σ (byte + 1)·base^place from each `first` to before its `end`, modulo 2⁶⁴: the same wherever a segment lies."""
+    weighted_U = (data_U.astype(np.uint64) + np.uint64(1)) * _powers(len(data_U), _BASE)
+    before = np.concatenate([np.zeros(1, np.uint64), np.cumsum(weighted_U, dtype=np.uint64)])
+    return (before[end_W] - before[first_W]) * _powers(len(data_U) + 1, _INVERSE)[first_W]
+
+
+def _powers(count: int, base: np.uint64) -> Hashes:
+    """The first `count` powers, modulo 2⁶⁴."""
+    return _all_powers(1 << max(count - 1, 1).bit_length(), int(base))[:count]
+
+
+@cache
+def _all_powers(count: int, base: int) -> Hashes:
+    powers = np.full(count, base, np.uint64)
+    powers[0] = 1
+    return np.cumprod(powers, dtype=np.uint64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tables:
+    """Of each byte: whether it is of a word, without case, and its place in `_SHARES`; small letters come last."""
+
+    in_word: NDArray[np.bool_]
+    lower: NDArray[np.uint8]
+    kind: Indices
+
+
+@cache
+def _tables() -> _Tables:
+    byte = np.arange(256)
+    is_digit, is_capital = (byte >= 48) & (byte < 58), (byte >= 65) & (byte < 91)
+    is_small, is_beyond = (byte >= 97) & (byte < 123), byte >= 128
+    is_space = np.isin(byte, [9, 10, 11, 12, 13, 32])
+    in_word = is_digit | is_capital | is_small | is_beyond
+    kinds = (is_digit, is_space, ~in_word & ~is_space, is_capital, is_beyond, is_small)
+    return _Tables(
+        in_word=in_word,
+        lower=np.where(is_capital, byte + 32, byte).astype(np.uint8),
+        kind=np.argmax(kinds, axis=0).astype(np.int64),
+    )
