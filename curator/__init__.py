@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from curator.publish import Publication
     from curator.refresh import Refresh
     from curator.run import Run, Version
+    from curator.score import Scores
     from curator.status import Status
     from curator.verify import Finding, Verification
     from curator.versions import Rollback
@@ -46,6 +47,7 @@ _HOMES = {
     "Removal": "curator.garbage",
     "Rollback": "curator.versions",
     "Run": "curator.run",
+    "Scores": "curator.score",
     "Status": "curator.status",
     "TargetConfig": "curator.config",
     "Verification": "curator.verify",
@@ -70,6 +72,7 @@ __all__ = [
     "Removal",
     "Rollback",
     "Run",
+    "Scores",
     "Status",
     "TargetConfig",
     "Verification",

@@ -1,12 +1,13 @@
 """The weights of a run for the lake as it is now, which need not be the lake that the run saw.
 
 The domain weights stay what they are, and so does what a row weighs within its domain; a row that came since weighs
-what its domain does in the mean. Row weights are scaled anew for the rows that are there, by
-`curator.weights.weight_table`, so that their mean is 1 and every domain has its share of the weighted tokens again.
-Rows that came since and stand in the target get no weight, as when the run was learned.
+what the run's scorer makes of its text, or where it has none, what its domain does in the mean. Row weights are scaled
+anew for the rows that are there, by `curator.weights.weight_table`, so that their mean is 1 and every domain has its
+share of the weighted tokens again. Rows that came since and stand in the target get no weight, as when the run was
+learned.
 
 Tokens of rows that the run has not seen are estimated from their bytes, by the tokens per byte of the rows of their
-domain that it has seen: no tokenizer is needed, and the text is read for the leak guard alone.
+domain that it has seen: no tokenizer is needed, and the text is read for the leak guard and the scorer alone.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ WITH of_domain AS (
 of_all AS (SELECT sum(num_tokens) / sum(num_bytes) AS per_byte FROM carried_rows WHERE num_tokens IS NOT NULL)
 SELECT sample_id, domain, coalesce(
     num_tokens, greatest(1, round(num_bytes * coalesce(d.per_byte, a.per_byte, 1)))::BIGINT) AS num_tokens,
-    coalesce(sample_weight / nullif(mean_weight, 0), 1)::DOUBLE AS row_weight
+    coalesce(sample_weight / nullif(mean_weight, 0), 1)::DOUBLE AS row_weight, num_tokens IS NULL AS is_new
 FROM carried_rows JOIN of_domain d USING (domain), of_all a ORDER BY sample_id
 """
 
@@ -105,7 +106,24 @@ def _rows(lake: Lake, run: Run, own: pa.Table, texts: Sequence[str], on_progress
     connection.unregister("run_samples")
     leaking = _leaking(lake, names, texts, on_progress) if texts else []
     rows: pa.Table = connection.sql(_ESTIMATED).to_arrow_table()
-    return rows.filter(pc.invert(pc.is_in(rows["sample_id"], pa.array(leaking, pa.string()))))
+    rows = rows.filter(pc.invert(pc.is_in(rows["sample_id"], pa.array(leaking, pa.string())))).combine_chunks()
+    return _scored(lake, run, rows, on_progress) if run.has_scorer else rows
+
+
+def _scored(lake: Lake, run: Run, rows: pa.Table, on_progress: ProgressCallback) -> pa.Table:
+    """The rows that came since with the weights that the run's scorer gives them."""
+    new = np.flatnonzero(rows["is_new"].to_numpy())
+    if not len(new):
+        return rows
+    scorer, done = run.scorer(), 0
+    ids = rows["sample_id"].take(pa.array(new)).combine_chunks()
+    domain_N = scorer.index(rows["domain"].take(pa.array(new)))
+    weight_N = rows["row_weight"].to_numpy().copy()
+    for place, texts in lake.texts_of(ids):
+        weight_N[new[place]] = scorer.row_weights(texts, ids.take(pa.array(place)), domain_N[place])
+        done += len(place)
+        on_progress(Progress(stage="score", done=done, total=len(new), detail="rows that came since the run"))
+    return rows.set_column(rows.schema.get_field_index("row_weight"), "row_weight", pa.array(weight_N))
 
 
 def _leaking(lake: Lake, names: Sequence[str], texts: Sequence[str], on_progress: ProgressCallback) -> list[str]:

@@ -125,6 +125,7 @@ class RowsConfig(_Section):
     sharpness: float = Field(
         1.0, ge=0, description="how much a row of the usual distance from its domain gains or loses"
     )
+    scorer: bool = Field(True, description="weigh rows that were not compared by what their text says of their gap")
 
 
 class CheckpointConfig(_Section):

@@ -87,7 +87,8 @@ class Grams:
     @cached_property
     def count_N(self) -> Indices:
         """Sequences of each row."""
-        return np.maximum(np.diff(self.offset_N) - self.length + 1, 0)
+        count_N: Indices = np.maximum(np.diff(self.offset_N) - self.length + 1, 0)
+        return count_N
 
     def means(self, table_M: NDArray[np.floating]) -> Floats:
         """The mean over each row's sequences, (N,), of their values in a table of any power of two up to the buckets.
@@ -245,7 +246,8 @@ def _hashed(rows: Rows, coefficient_H: Floats | None) -> Floats:
         blocks = [np.mean([grams.shares(NUM_HASHED) for grams in kind], axis=0) for kind in (rows.bytes, rows.words)]
         return np.concatenate(blocks, axis=1)
     parts = zip((rows.bytes, rows.words), np.split(coefficient_H, 2), strict=True)
-    return np.sum([np.mean([grams.means(part) for grams in kind], axis=0) for kind, part in parts], axis=0)
+    product_N: Floats = np.sum([np.mean([grams.means(part) for grams in kind], axis=0) for kind, part in parts], axis=0)
+    return product_N
 
 
 def _count(rows: Rows, count_KM: Indices) -> None:
@@ -255,7 +257,8 @@ def _count(rows: Rows, count_KM: Indices) -> None:
 
 def _log_frequencies(counts: Indices) -> NDArray[np.float32]:
     total = counts.sum(axis=-1, keepdims=True) + _UNSEEN * NUM_BUCKETS
-    return np.log((counts + _UNSEEN) / total).astype(np.float32)
+    logs: NDArray[np.float32] = np.log((counts + _UNSEEN) / total).astype(np.float32)
+    return logs
 
 
 def _chunks(texts: pa.Array, half_N: Indices) -> Iterator[tuple[int, Indices, Rows]]:
@@ -301,7 +304,8 @@ def _segment_hashes(data_U: NDArray[np.uint8], first_W: Indices, end_W: Indices)
     """Σ (byte + 1)·base^place from each `first` to before its `end`, modulo 2⁶⁴: the same wherever a segment lies."""
     weighted_U = (data_U.astype(np.uint64) + np.uint64(1)) * _powers(len(data_U), _BASE)
     before = np.concatenate([np.zeros(1, np.uint64), np.cumsum(weighted_U, dtype=np.uint64)])
-    return (before[end_W] - before[first_W]) * _powers(len(data_U) + 1, _INVERSE)[first_W]
+    hash_W: Hashes = (before[end_W] - before[first_W]) * _powers(len(data_U) + 1, _INVERSE)[first_W]
+    return hash_W
 
 
 def _powers(count: int, base: np.uint64) -> Hashes:

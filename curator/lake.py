@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from connectors import duck
 from connectors import errors as connector_errors
@@ -53,12 +54,16 @@ if TYPE_CHECKING:
     from curator.mixtures import Spec
     from curator.publish import Publication
     from curator.refresh import Refresh
+    from curator.score import Scores
     from curator.selection import Selection
     from curator.sidecar import Mode
     from curator.status import Status
     from curator.tokens import RowBatch
     from curator.verify import Verification
     from curator.versions import Rollback
+
+_BATCH_ROWS = 1024
+"""Rows whose texts are in memory at a time."""
 
 
 def open_lake(
@@ -778,16 +783,7 @@ class Lake:
         from curator.versions import find_version
 
         with translated():
-            url = os.fspath(out)
-            options = storage_options
-            if options is None and "://" in url and url.partition("://")[0] == self._root.url.partition("://")[0]:
-                options = self.config.storage_options
-            place = open_store(url, options)
-            if would_be_read_as_lake(self._root, self.config.url, place):
-                raise UsageError(
-                    f"{place.url} lies inside the lake {self.url}, which would take what is written there for more of "
-                    "its rows; choose a folder elsewhere, or one whose name starts with '_'"
-                )
+            place = self._place_for(out, storage_options)
             return materialize(
                 self,
                 selection,
@@ -798,6 +794,45 @@ class Lake:
                 overwrite=overwrite,
                 dry_run=dry_run,
             )
+
+    def score(
+        self,
+        run: Run | str,
+        out: str | os.PathLike[str],
+        *,
+        workers: int = 1,
+        dry_run: bool = False,
+        storage_options: Mapping[str, Any] | None = None,
+        on_progress: ProgressCallback = silent,
+    ) -> Scores:
+        """Weigh every row that the lake has now within its domain, by a run's scorer; the lake is ingested first.
+
+        A shard (`curator.score.SCHEMA`) for each of the lake's files is written to `out`, at the file's path, whole or
+        not at all. Shards that are there and still hold are left: the same call goes on where a killed one was, and
+        after the lake has grown.
+
+        Args:
+            run: one that weighed rows, its id, or "latest".
+            out: folder or URL.
+            workers: processes; with more than one, a script that calls this needs `if __name__ == "__main__":`.
+            dry_run: say what would be written.
+            storage_options: for `out`; by default the lake's, if it is of the same kind.
+            on_progress: told how far the work is, and how fast.
+
+        Raises:
+            NotFoundError: no such run.
+            UsageError: the run has no scorer, or `out` lies in the lake or has other files in a shard's place.
+            StorageError: the scorer is damaged, or `out` cannot be written.
+            TryAgainError: a worker was killed, or a file changed meanwhile.
+        """
+        from curator.score import score
+
+        if workers < 1:
+            raise UsageError(f"workers={workers} cannot work; at least 1 is needed")
+        with translated():
+            chosen = self.run(run) if isinstance(run, str) else run
+            place = self._place_for(out, storage_options)
+            return score(self, chosen, place, on_progress, workers=workers, dry_run=dry_run)
 
     def scan(self, *, version: int | None = None, as_of: str | datetime | None = None) -> pl.LazyFrame:
         """A published version as a polars LazyFrame: all columns of the lake and the three weight columns.
@@ -938,6 +973,20 @@ class Lake:
                 "its rows; name a folder elsewhere with --run-dir"
             )
 
+    def _place_for(self, out: str | os.PathLike[str], storage_options: Mapping[str, Any] | None) -> Store:
+        """Where results go, with the lake's storage options if it is of the same kind and none are given."""
+        url = os.fspath(out)
+        options = storage_options
+        if options is None and "://" in url and url.partition("://")[0] == self._root.url.partition("://")[0]:
+            options = self.config.storage_options
+        place = open_store(url, options)
+        if would_be_read_as_lake(self._root, self.config.url, place):
+            raise UsageError(
+                f"{place.url} lies inside the lake {self.url}, which would take what is written there for more of "
+                "its rows; choose a folder elsewhere, or one whose name starts with '_'"
+            )
+        return place
+
     def _check_mode(self, mode: Mode) -> None:
         """Refuse sidecars where a table or a file of views cannot have them."""
         from curator.sidecar import check_no_views
@@ -971,12 +1020,24 @@ class Lake:
         from curator.tokens import RowBatch
 
         names = pa.array(list(domains))
-        for batch in self._stream(condition, 1024):
+        for batch in self._stream(condition):
             yield RowBatch(
                 sample_id=batch["sample_id"],
                 text=cast("list[str]", batch["text"].to_pylist()),
                 domain=pc.index_in(batch["domain"].cast(pa.string()), names).to_numpy().astype(np.int32),
             )
+
+    def texts_of(self, ids: pa.Array) -> Iterator[tuple[NDArray[np.int64], pa.Array]]:
+        """(places in `ids`, texts) of the rows with these ids, in Arrow batches, in any order; others are left out."""
+        connection, text = self.connection, duck.quote_identifier(self.text_name)
+        connection.register("asked", pa.table({"sample_id": ids.cast(pa.string()), "place": np.arange(len(ids))}))
+        connection.execute("CREATE OR REPLACE TEMP TABLE asked_rows AS SELECT * FROM asked")
+        connection.unregister("asked")
+        relation = connection.sql(
+            f"SELECT a.place, l.{text} AS text FROM lake_rows l JOIN asked_rows a USING (sample_id)"
+        )
+        for batch in relation.to_arrow_reader(_BATCH_ROWS):
+            yield batch["place"].to_numpy(), batch["text"]
 
     def text_sample(self, num_chars: int) -> Iterator[str]:
         """Texts of about `num_chars` characters from every domain: the rows whose ids come first."""
@@ -985,7 +1046,7 @@ class Lake:
             "(PARTITION BY domain ORDER BY md5(sample_id), sample_id) - num_chars AS before "
             f"FROM sample_index WHERE usable) WHERE before < {int(num_chars)}"
         )
-        for batch in self._stream(f"AND sample_id IN ({first})", 1024):
+        for batch in self._stream(f"AND sample_id IN ({first})"):
             yield from cast("list[str]", batch["text"].to_pylist())
 
     def record_run(self, folder: Path, record: Mapping[str, Any]) -> None:
@@ -994,7 +1055,7 @@ class Lake:
         from curator.weights import WEIGHTS
 
         home = f"{catalog.RUN_FOLDER}/{record['run_id']}"
-        rows = (row_gaps.TABLE,) if record.get("rows") else ()
+        rows = row_gaps.files(record)
         for name in (WEIGHTS, trajectory.TABLE, *rows, RECORD):
             path = f"{home}/{name}"
             if self.destination.is_local and Path(self.destination.full_path(path)) == folder / name:
@@ -1002,12 +1063,12 @@ class Lake:
             write_object(self.destination, path, (folder / name).read_bytes())
         self.release()
 
-    def _stream(self, condition: str, batch_rows: int) -> Iterator[pa.RecordBatch]:
+    def _stream(self, condition: str) -> Iterator[pa.RecordBatch]:
         text = duck.quote_identifier(self.text_name)
         relation = self.connection.sql(
             f"SELECT sample_id, domain, {text} AS text FROM lake_rows WHERE usable {condition}"
         )
-        yield from relation.to_arrow_reader(batch_rows)
+        yield from relation.to_arrow_reader(_BATCH_ROWS)
 
 
 def _goal(given: str | TargetConfig, text: str | None = None) -> TargetConfig:

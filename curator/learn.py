@@ -127,7 +127,7 @@ def _finish(lake: Lake, begun: Begun, watch: Stopwatch) -> None:
         result = search.applied_to(result)
     corpus, rows = TokenCache.open(begun.job.corpus), None
     if begun.job.learn.granularity == "sample":
-        rows = row_gaps.weigh_rows(folder, begun.run_id, corpus, sharpness=begun.job.learn.rows.sharpness)
+        rows = _weigh_rows(lake, begun, corpus, watch)
         result = dataclasses.replace(result, verdict=_with_rows(result.verdict, rows, len(corpus.domains)))
     table = _weight_table(corpus, result, rows.weights if rows else None)
     pq.write_table(table.samples, folder / WEIGHTS, compression="zstd")
@@ -139,6 +139,17 @@ def _finish(lake: Lake, begun: Begun, watch: Stopwatch) -> None:
     with lake.writing():
         lake.record_run(folder, record)
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+
+
+def _weigh_rows(lake: Lake, begun: Begun, corpus: TokenCache, on_progress: ProgressCallback) -> row_gaps.RowWeights:
+    from curator.unmeasured import score_unmeasured
+
+    measured, settings = row_gaps.MeasuredRows.read(begun.folder), begun.job.learn.rows
+    scored = None
+    if settings.scorer:
+        target = TokenCache.open(begun.job.target)
+        scored = score_unmeasured(lake, corpus, target, measured, settings.sharpness, on_progress)
+    return row_gaps.weigh_rows(begun.folder, begun.run_id, corpus, measured, scored, sharpness=settings.sharpness)
 
 
 def _count_words(lake: Lake, target: TargetConfig, begun: Begun, on_progress: ProgressCallback) -> None:

@@ -14,6 +14,7 @@ Stage = Literal[
     "calibrate",
     "learn",
     "rows",
+    "score",
     "train",
     "publish",
     "verify",

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,12 +19,17 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from curator.tokens import TokenCache
-from optim.row_gaps import Floats, RowGaps, in_domain_weights, reliability
+from optim.row_gaps import Floats, RowGaps, in_domain_weights, reliability, spread
+
+if TYPE_CHECKING:
+    from curator.unmeasured import Scored
 
 SUMS = "row_gaps.npz"
 """In a checkpoint, and in the folder of a run whose workers have ended: what they measured."""
 TABLE = "row_gaps.parquet"
 """In a run's folder: `SCHEMA`."""
+SCORER = "scorer.npz"
+"""In a run's folder, if it has one that may be used (`curator.scorer`)."""
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 SCHEMA = pa.schema(
@@ -69,10 +75,11 @@ class MeasuredRows:
 
 @dataclass(frozen=True, kw_only=True)
 class RowWeights:
-    """In-domain weights v (N,) of all rows of a corpus, 1 for those that were not measured.
+    """In-domain weights v (N,) of all rows of a corpus, 1 for those that were neither measured nor scored.
 
     `reliability` is the share of the measured rows' scatter that is not noise, `share` that of the rows that were
-    measured, `quantiles` those of their v.
+    measured, `quantiles` those of their v. `num_scored` rows were weighed by the scorer; `scorer` says what that is
+    worth (`curator.unmeasured.Scored.figures`), None if there was to be none.
     """
 
     weights: Floats
@@ -81,31 +88,82 @@ class RowWeights:
     num_rows: int
     snapshots: int
     quantiles: dict[str, float]
+    num_scored: int = 0
+    scorer: dict[str, Any] | None = None
+    said_of_others: str = ""
 
     @property
     def sentence(self) -> str:
         """For the verdict: what no training has judged."""
         return (
             f"rows weigh {self.quantiles['0.05']:.2f} … {self.quantiles['0.95']:.2f} times their domain's mean (5 … 95 "
-            f"%; reliability {self.reliability:.2f}), which no training has judged"
+            f"%; reliability {self.reliability:.2f}), which no training has judged{self.said_of_others}"
         )
 
     @property
     def figures(self) -> dict[str, Any]:
         """For the run's record."""
-        return {name: value for name, value in vars(self).items() if name != "weights"}
+        return {name: value for name, value in vars(self).items() if name not in ("weights", "said_of_others")}
 
 
-def weigh_rows(folder: Path, run_id: str, corpus: TokenCache, *, sharpness: float) -> RowWeights:
-    """Weigh the rows of a run whose workers have ended, and write `TABLE` into its folder."""
-    measured = MeasuredRows.read(folder)
+def files(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a run's folder holds of its rows, by its record."""
+    rows = record.get("rows")
+    if not rows:
+        return ()
+    has_scorer = bool((rows.get("scorer") or {}).get("is_usable"))
+    return (TABLE, SCORER) if has_scorer else (TABLE,)
+
+
+def weigh_rows(
+    folder: Path, run_id: str, corpus: TokenCache, measured: MeasuredRows, scored: Scored | None, *, sharpness: float
+) -> RowWeights:
+    """Weigh the rows of a run whose workers have ended; writes `TABLE`, and `SCORER` if one may be used.
+
+    Measured and scored rows of a domain are brought to a mean of 1 together.
+    """
     gaps, places = measured.gaps, measured.places
-    domain_R, tokens_R = np.asarray(corpus.domain)[places], np.asarray(corpus.num_targets)[places]
-    weight_R = in_domain_weights(gaps, domain_R, tokens_R, sharpness=sharpness)
+    domain_N, tokens_N = np.asarray(corpus.domain), np.asarray(corpus.num_targets)
+    trust, width = reliability(gaps, tokens_N[places]), spread(gaps.mean_relative_R, tokens_N[places])
+    scorer = scored.scorer if scored else None
+    weighed = places if scorer is None else np.arange(corpus.num_rows)
+    expected_N = np.zeros(corpus.num_rows) if scored is None or scored.expected_N is None else scored.expected_N.copy()
+    expected_N[places] = trust * gaps.mean_relative_R
+    weights = np.ones(corpus.num_rows)
+    weights[weighed], mean_D = in_domain_weights(
+        expected_N[weighed], width, domain_N[weighed], tokens_N[weighed], sharpness=sharpness
+    )
+    if scorer is not None:
+        replace(scorer, mean_ratio_D=mean_D).write(folder / SCORER)
+    _write_table(folder, run_id, corpus, measured, weights[places])
+    return RowWeights(
+        weights=weights,
+        reliability=trust,
+        share=len(places) / corpus.num_rows,
+        num_rows=len(places),
+        snapshots=gaps.num_snapshots,
+        quantiles={str(q): float(np.quantile(weights[places], q)) for q in QUANTILES},
+        num_scored=len(weighed) - len(places),
+        scorer=scored.figures if scored else None,
+        said_of_others=_said(scored, corpus.num_rows - len(places)),
+    )
+
+
+def _said(scored: Scored | None, num_others: int) -> str:
+    if scored is None or not num_others:
+        return ""
+    if scored.scorer is None or scored.judgement is None:
+        return f"; the other {num_others:,} weigh their domain's mean, since {scored.refusal}"
+    return f"; a scorer weighs the other {num_others:,} by their text ({scored.judgement.agreement})"
+
+
+def _write_table(folder: Path, run_id: str, corpus: TokenCache, measured: MeasuredRows, weight_R: Floats) -> None:
+    gaps, places = measured.gaps, measured.places
+    label = pa.DictionaryArray.from_arrays(pa.array(np.asarray(corpus.domain)[places]), pa.array(list(corpus.domains)))
     columns = {
         "run_id": pa.array([run_id]).take(pa.array(np.zeros(len(places), np.int64))),
         "sample_id": corpus.sample_ids().take(pa.array(places)),
-        "domain": pa.DictionaryArray.from_arrays(pa.array(domain_R), pa.array(list(corpus.domains))).cast(pa.string()),
+        "domain": label.cast(pa.string()),
         "gap": gaps.mean_R,
         "relative_gap": gaps.mean_relative_R,
         "standard_error": gaps.standard_error_R,
@@ -113,13 +171,3 @@ def weigh_rows(folder: Path, run_id: str, corpus: TokenCache, *, sharpness: floa
         "row_weight": weight_R,
     }
     pq.write_table(pa.table(columns, schema=SCHEMA), folder / TABLE, compression="zstd")
-    weights = np.ones(corpus.num_rows)
-    weights[places] = weight_R
-    return RowWeights(
-        weights=weights,
-        reliability=reliability(gaps, tokens_R),
-        share=len(places) / corpus.num_rows,
-        num_rows=len(places),
-        snapshots=gaps.num_snapshots,
-        quantiles={str(q): float(np.quantile(weight_R, q)) for q in QUANTILES},
-    )

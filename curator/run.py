@@ -12,14 +12,15 @@ import pyarrow.parquet as pq
 
 from connectors import duck
 from connectors.store import open_object
-from curator import catalog
-from curator.errors import StorageError, one_line, translated
+from curator import catalog, row_gaps
+from curator.errors import StorageError, UsageError, one_line, translated
 
 if TYPE_CHECKING:
     from curator.export import Export
     from curator.lake import Lake
     from curator.leaks import LeakReport
     from curator.report import Report
+    from curator.scorer import Scorer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +92,24 @@ class Run:
         WeightTable(samples=samples, domains=tuple(DomainWeight(**row) for row in self.record["domains"])).check()
         return samples
 
+    @property
+    def has_scorer(self) -> bool:
+        """Whether it can weigh rows that it has not measured by their text."""
+        return row_gaps.SCORER in row_gaps.files(self.record)
+
+    def scorer(self) -> Scorer:
+        """What weighs rows by their text.
+
+        Raises:
+            UsageError: the run has none, and why.
+            StorageError: it is gone or damaged, or of another version of this package.
+        """
+        from curator.scorer import Scorer
+
+        if not self.has_scorer:
+            raise UsageError(f"run {self.run_id} cannot score rows: {_why_no_scorer(self.record)}")
+        return Scorer.read(self.lake.destination, f"{catalog.RUN_FOLDER}/{self.run_id}/{row_gaps.SCORER}")
+
     def export(self, format: str, path: str | Path, **settings: Any) -> Export:  # noqa: A002 - the word that users say
         """Write the domain weights as the file that a trainer reads (see `curator.export.export`)."""
         from curator.export import export
@@ -107,3 +126,12 @@ class Run:
         top = sorted(self.record["domains"], key=lambda row: -row["domain_weight"])[:3]
         leading = ", ".join(f"{row['domain']} {row['domain_weight']:.2f}" for row in top)
         return f"Run({self.run_id!r}: {leading}; {self.record['verdict']['status']})"
+
+
+def _why_no_scorer(record: Mapping[str, Any]) -> str:
+    rows = record.get("rows")
+    if not rows:
+        return "it weighed domains alone; learn with --granularity sample"
+    if not rows.get("scorer"):
+        return "it was learned without a scorer; learn with learn.rows.scorer = true"
+    return f"{rows['scorer']['refusal']}; measure more rows (learn.rows.max_rows), or at more ends of branches"

@@ -50,6 +50,10 @@ class Tokenizer:
         edge = [self.boundary_id]
         return [np.array(edge + item.ids + edge, dtype=np.int64) for item in encoded]
 
+    def decode(self, rows: Sequence[NDArray[Any]]) -> list[str]:
+        """The text of each row of ids without its boundaries; what the tokenizer normalised stays so."""
+        return self.backend.decode_batch([ids.tolist() for ids in rows], skip_special_tokens=False)
+
     def save(self, path: Path) -> None:
         """Write the tokenizer as `tokenizer.json`."""
         path.write_text(self.backend.to_str(), encoding="utf-8")

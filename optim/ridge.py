@@ -75,10 +75,10 @@ class RankAgreement:
 def rank_agreement(first_R: Floats, second_R: Floats) -> RankAgreement:
     """How alike two orders of the same rows are; of fewer than five rows, or values without order, nothing is known."""
     num_rows = len(first_R)
-    ranks = [_ranks(each) for each in (first_R, second_R)]
-    if num_rows < 5 or any(np.ptp(rank_R) == 0 for rank_R in ranks):
+    rank_R, other_R = _ranks(first_R), _ranks(second_R)
+    if num_rows < 5 or np.ptp(rank_R) == 0 or np.ptp(other_R) == 0:
         return RankAgreement(value=0.0, low=-1.0, high=1.0)
-    value = float(np.corrcoef(*ranks)[0, 1])
+    value = float(np.corrcoef(rank_R, other_R)[0, 1])
     middle = math.atanh(min(max(value, -1 + 1e-12), 1 - 1e-12))
     margin = _NORMAL * math.sqrt((1 + value**2 / 2) / (num_rows - 3))
     return RankAgreement(value=value, low=math.tanh(middle - margin), high=math.tanh(middle + margin))

@@ -8,7 +8,7 @@ can be trusted. Shapes: R rows, D domains.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +58,10 @@ class RowGaps:
             square_R=self.square_R + relative_R**2,
         )
 
+    def only(self, kept: NDArray[np.int64]) -> RowGaps:
+        """Of the rows at these places."""
+        return replace(self, sum_R=self.sum_R[kept], relative_R=self.relative_R[kept], square_R=self.square_R[kept])
+
     @property
     def mean_R(self) -> Floats:
         """The mean gap of each row."""
@@ -96,32 +100,30 @@ def reliability(gaps: RowGaps, tokens_R: NDArray[np.int64]) -> float:
 
 
 def in_domain_weights(
-    gaps: RowGaps, domain_R: NDArray[np.int32], tokens_R: NDArray[np.int64], *, sharpness: float
-) -> Floats:
-    """v ∝ exp(−sharpness·z), (R,), with Σ v_i·T_i = Σ T_i in every domain.
+    expected_R: Floats, width: float, domain_R: NDArray[np.int32], tokens_R: NDArray[np.int64], *, sharpness: float
+) -> tuple[Floats, Floats]:
+    """v ∝ exp(−sharpness·z), (R,), with Σ v_i·T_i = Σ T_i in every domain, and its mean before that scaling, (D,).
 
-    z is the mean relative gap in units of its spread over all rows, times their reliability: mere noise leaves v at 1,
-    and no domain is spread more than its rows differ. Before v is scaled it is kept within `MAX_RATIO` of 1.
+    z is the expected relative gap in units of the spread of the measured ones over all rows: no domain is spread more
+    than its rows differ. Of a measured row its mean relative gap times the `reliability` is expected, so that mere
+    noise leaves v at 1.
 
     Args:
-        gaps: of at least two snapshots.
+        expected_R: relative gaps as far as they can be trusted, nats per token.
+        width: the spread.
         domain_R: each row's domain, from 0.
         tokens_R: target tokens T_i.
         sharpness: what a row of one spread's worth gains in log v; 0 leaves v at 1.
     """
-    width = spread(gaps.mean_relative_R, tokens_R)
-    ratio_R = weight_ratios(reliability(gaps, tokens_R) * gaps.mean_relative_R, width, sharpness=sharpness)
-    weight_R: Floats = ratio_R / domain_means(ratio_R, domain_R, tokens_R)[domain_R]
-    return weight_R
+    ratio_R = weight_ratios(expected_R, width, sharpness=sharpness)
+    mean_D = domain_means(ratio_R, domain_R, tokens_R)
+    return ratio_R / mean_D[domain_R], mean_D
 
 
 def weight_ratios(expected_R: Floats, width: float, *, sharpness: float) -> Floats:
     """What each row weighs against one whose gap is its domain's mean, (R,), within `MAX_RATIO`.
 
-    Args:
-        expected_R: relative gaps as far as they can be trusted, nats per token.
-        width: the spread of measured ones; if it is 0, all rows weigh the same.
-        sharpness: what a row of one spread's worth gains in log v.
+    Arguments are those of `in_domain_weights`; a spread of 0 leaves all rows alike.
     """
     bound = np.log(MAX_RATIO)
     ratio_R: Floats = np.exp(np.clip(-sharpness * expected_R / (width or 1.0), -bound, bound))

@@ -5,7 +5,8 @@
 request, nothing to do.
 
 `entry` starts a command and reports its failure; `options` has what several commands take. Commands are plain
-functions, by what they are about: `setup`, `lakes`, `learning`, `versions`, `refreshing`, `selections`, `exports`.
+functions, by what they are about: `setup`, `lakes`, `learning`, `versions`, `refreshing`, `scoring`, `selections`,
+`exports`.
 Nothing heavy is imported before a command runs, so that `curator --help` is quick.
 """
 

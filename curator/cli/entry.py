@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from curator.cli import exports, lakes, learning, refreshing, selections, setup, versions
+from curator.cli import exports, lakes, learning, refreshing, scoring, selections, setup, versions
 
 
 class _Commands(TyperGroup):
@@ -61,6 +61,7 @@ for _command in (
     lakes.ingest,
     learning.learn,
     learning.compare,
+    scoring.score,
     versions.publish,
     refreshing.refresh,
     refreshing.status,

@@ -47,7 +47,9 @@ def test_damaged_rows_weigh_less_than_the_sound_ones_of_their_domain(tmp_path):
         tmp_path / "lake" / "south.parquet", text=sentences("south", 40), domain=["south"] * 40, is_sound=[True] * 40
     )
     with sdk.open_lake(str(tmp_path / "lake")) as lake:
-        run = lake.learn(str(write_target(tmp_path / "target.parquet")), **FAST)
+        run = lake.learn(
+            str(write_target(tmp_path / "target.parquet")), **FAST | {"rows": {"snapshots": 4, "scorer": False}}
+        )
         lake.publish(run)
         rows = lake.sql("SELECT is_sound, sample_weight FROM samples WHERE domain = 'north'").pl()
         write_rows(
@@ -86,3 +88,65 @@ def test_a_lake_of_one_domain_has_its_rows_weighed(tmp_path):
         lake.publish(run)
         rows = lake.sql("SELECT is_sound, sample_weight FROM samples").pl()
     assert auc(rows["sample_weight"].to_numpy(), rows["is_sound"].to_numpy()) > 0.9
+
+
+def half_damaged(num, seed, language="north"):
+    """(texts, whether they are sound)."""
+    rng = random.Random(seed)
+    texts = sentences(language, num + 500 * seed)[500 * seed :]
+    return [text if i % 2 else damaged(text, rng) for i, text in enumerate(texts)], [bool(i % 2) for i in range(num)]
+
+
+def test_rows_that_were_not_measured_are_weighed_by_what_their_text_says(tmp_path):
+    texts, is_sound = half_damaged(400, 0)
+    south = sentences("south", 60)
+    write_rows(tmp_path / "lake" / "north.parquet", text=texts, domain=["north"] * 400, is_sound=is_sound)
+    write_rows(tmp_path / "lake" / "south.parquet", text=south, domain=["south"] * 60, is_sound=[True] * 60)
+    with sdk.open_lake(str(tmp_path / "lake")) as lake:
+        target = str(write_target(tmp_path / "target.parquet"))
+        run = lake.learn(target, **FAST | {"rows": {"snapshots": 4, "max_rows": 230}})
+        lake.publish(run)
+        assert lake.verify(deep=True).is_sound
+        rows = lake.sql(
+            "SELECT s.*, t.num_tokens, g.sample_id IS NOT NULL AS is_measured FROM samples s "
+            "JOIN sample_tokens t USING (sample_id) LEFT JOIN row_gaps g USING (sample_id)"
+        ).pl()
+        new, new_is_sound = half_damaged(60, 1)
+        write_rows(tmp_path / "lake" / "new.parquet", text=new, domain=["north"] * 60, is_sound=new_is_sound)
+        lake.ingest()
+        carried = pl.from_arrow(weights_now(lake, run, [], silent).samples)
+        came = lake.sql("SELECT sample_id, is_sound FROM samples WHERE sample_weight IS NULL").pl()
+    figures = run.record["rows"]
+    assert (figures["num_rows"], figures["num_scored"], rows["is_measured"].sum()) == (230, 230, 230)
+    assert figures["scorer"]["is_usable"]
+    assert figures["scorer"]["spearman_low"] > 0
+    assert "; a scorer weighs the other 230 by their text (Spearman 0." in run.verdict
+    for is_measured in (True, False):
+        own = rows.filter((pl.col("domain") == "north") & (pl.col("is_measured") == is_measured))
+        assert auc(own["sample_weight"].to_numpy(), own["is_sound"].to_numpy()) > 0.9, is_measured
+    shares = rows.group_by("domain").agg((pl.col("sample_weight").cast(float) * pl.col("num_tokens")).sum())
+    total = shares["sample_weight"].sum()
+    learned = {row["domain"]: row["domain_weight"] for row in run.record["domains"]}
+    assert {name: weight / total for name, weight in shares.iter_rows()} == pytest.approx(learned, rel=1e-5)
+    both = came.join(carried, on="sample_id")
+    assert len(both) == 60
+    assert auc(both["sample_weight"].to_numpy(), both["is_sound"].to_numpy()) > 0.9
+
+
+def test_where_text_tells_nothing_the_others_weigh_their_domains_mean(tmp_path):
+    """All rows are as sound as each other: what was measured is noise, and the verdict says what became of the rest."""
+    for name in ("north", "south"):
+        write_rows(tmp_path / "lake" / f"{name}.parquet", text=sentences(name, 120), domain=[name] * 120)
+    with sdk.open_lake(str(tmp_path / "lake")) as lake:
+        target = str(write_target(tmp_path / "target.parquet", "east"))
+        few = FAST | {"steps": 6, "branch_steps": 3, "rows": {"snapshots": 2, "max_rows": 60}}
+        run = lake.learn(target, **few)
+        refusal = run.record["rows"]["scorer"]["refusal"]
+        assert refusal == "60 measured rows are fewer than the 100 that a scorer needs"
+        assert f"; the other 180 weigh their domain's mean, since {refusal}" in run.verdict
+        assert run.record["rows"]["num_scored"] == 0
+        own = pl.from_arrow(run.samples())
+        measured = lake.sql("SELECT sample_id FROM row_gaps").pl()["sample_id"]
+        others = own.filter(~pl.col("sample_id").is_in(measured.implode()))
+        assert others.group_by("domain").agg(pl.col("sample_weight").n_unique())["sample_weight"].to_list() == [1, 1]
+    assert not list((tmp_path / "lake" / "_curator").rglob("scorer.npz"))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optim.row_gaps import MAX_RATIO, RowGaps, in_domain_weights, reliability
+from optim.row_gaps import MAX_RATIO, RowGaps, in_domain_weights, reliability, spread
 
 
 @st.composite
@@ -23,6 +23,20 @@ def added(gap_SR, domain_R, tokens_R):
     for gap_R in gap_SR:
         gaps = gaps.added(gap_R, domain_R, tokens_R)
     return gaps
+
+
+def weights_of(gaps, domain_R, tokens_R, *, sharpness):
+    """Those of measured rows; what they were scaled by is checked."""
+    relative_R = gaps.mean_relative_R
+    expected_R, width = reliability(gaps, tokens_R) * relative_R, spread(relative_R, tokens_R)
+    weight_R, mean_D = in_domain_weights(expected_R, width, domain_R, tokens_R, sharpness=sharpness)
+    unscaled_R = weight_R * mean_D[domain_R]
+    np.testing.assert_allclose(
+        np.log(unscaled_R),
+        np.clip(-sharpness * expected_R / (width or 1), -np.log(MAX_RATIO), np.log(MAX_RATIO)),
+        atol=1e-9,
+    )
+    return weight_R
 
 
 @given(measured())
@@ -43,7 +57,7 @@ def test_sums_give_the_means_and_errors_of_all_snapshots(rows):
 def test_every_domain_keeps_its_tokens_and_lower_gaps_never_weigh_less(rows, sharpness):
     _, domain_R, tokens_R = rows
     gaps = added(*rows)
-    weight_R = in_domain_weights(gaps, domain_R, tokens_R, sharpness=sharpness)
+    weight_R = weights_of(gaps, domain_R, tokens_R, sharpness=sharpness)
     for domain in set(domain_R):
         own = domain_R == domain
         assert weight_R[own] @ tokens_R[own] == pytest.approx(tokens_R[own].sum())
@@ -58,9 +72,9 @@ def test_the_order_of_rows_and_snapshots_changes_nothing(rows, random):
     order, turn = list(range(len(domain_R))), list(range(len(gap_SR)))
     random.shuffle(order)
     random.shuffle(turn)
-    straight = in_domain_weights(added(*rows), domain_R, tokens_R, sharpness=1.0)
+    straight = weights_of(added(*rows), domain_R, tokens_R, sharpness=1.0)
     shuffled = (gap_SR[turn][:, order], domain_R[order], tokens_R[order])
-    mixed = in_domain_weights(added(*shuffled), domain_R[order], tokens_R[order], sharpness=1.0)
+    mixed = weights_of(added(*shuffled), domain_R[order], tokens_R[order], sharpness=1.0)
     np.testing.assert_allclose(mixed, straight[order], rtol=1e-5)
 
 
@@ -73,13 +87,13 @@ def many(signal, noise, num_snapshots=6, num_rows=4000):
 def test_mere_noise_leaves_all_rows_alike():
     rows = many(signal=0, noise=0.2)
     assert reliability(added(*rows), rows[2]) < 0.06
-    np.testing.assert_allclose(in_domain_weights(added(*rows), *rows[1:], sharpness=1.0), 1, atol=0.25)
+    np.testing.assert_allclose(weights_of(added(*rows), *rows[1:], sharpness=1.0), 1, atol=0.25)
 
 
 def test_equal_gaps_leave_all_rows_alike():
     rows = many(signal=0, noise=0)
     assert reliability(added(*rows), rows[2]) == 0
-    assert (in_domain_weights(added(*rows), *rows[1:], sharpness=1.0) == 1).all()
+    assert (weights_of(added(*rows), *rows[1:], sharpness=1.0) == 1).all()
 
 
 @pytest.mark.parametrize(("signal", "noise"), [(0.1, 0.1), (0.1, 0.4), (1.0, 0.01)])
@@ -95,14 +109,23 @@ def test_what_a_domain_moves_by_is_no_signal_of_its_rows():
     shifted = added(gap_SR + shift_SD[:, domain_R], domain_R, tokens_R)
     plain = added(gap_SR, domain_R, tokens_R)
     np.testing.assert_allclose(shifted.standard_error_R, plain.standard_error_R, atol=1e-9)
-    weights = [in_domain_weights(gaps, domain_R, tokens_R, sharpness=1.0) for gaps in (shifted, plain)]
+    weights = [weights_of(gaps, domain_R, tokens_R, sharpness=1.0) for gaps in (shifted, plain)]
     np.testing.assert_allclose(*weights)
+
+
+def test_some_of_the_rows_have_their_own_sums():
+    rows = many(signal=0.1, noise=0.1)
+    gaps, kept = added(*rows), np.array([7, 3, 3999])
+    part = gaps.only(kept)
+    assert (part.mean_relative_R == gaps.mean_relative_R[kept]).all()
+    assert (part.standard_error_R == gaps.standard_error_R[kept]).all()
+    assert (part.mean_R == gaps.mean_R[kept]).all()
 
 
 def test_a_row_of_one_spread_gains_the_sharpness_times_the_reliability():
     gap_SR = np.tile([[-1.0, 1.0]], (3, 1))
     domain_R, tokens_R = np.zeros(2, np.int32), np.array([7, 7])
-    low, high = in_domain_weights(added(gap_SR, domain_R, tokens_R), domain_R, tokens_R, sharpness=0.5)
+    low, high = weights_of(added(gap_SR, domain_R, tokens_R), domain_R, tokens_R, sharpness=0.5)
     assert low / high == pytest.approx(np.e)  # reliability 1, and exp(.5)/exp(−.5)
-    low, high = in_domain_weights(added(gap_SR, domain_R, tokens_R), domain_R, tokens_R, sharpness=99.0)
+    low, high = weights_of(added(gap_SR, domain_R, tokens_R), domain_R, tokens_R, sharpness=99.0)
     assert low / high == pytest.approx(MAX_RATIO**2)
