@@ -74,6 +74,7 @@ def test_commands_exist():
     assert {"learn", "compare", "publish", "sql"} <= verbs
     known = {"demo", "init", "ingest", "learn", "compare", "publish", "plan", "sql", "history", "doctor"}
     known |= {"rollback", "gc", "verify", "views", "export", "report", "refresh", "status", "materialize"}
+    known |= {"score"}
     assert known - {"demo", "doctor", "ingest"} <= verbs
     for verb in sorted(verbs & known):
         command = [sys.executable, "-m", "curator", verb, "--help"]
