@@ -37,7 +37,7 @@ def write_lake(folder, num_rows=120):
         write_rows(folder / name, text=texts, domain=[domain] * num_rows)
 
 
-def write_run(lake, tmp_path):
+def write_run(lake, tmp_path, meanwhile=lambda: None):
     """A finished run of rows whose gaps are known: what `learn` records after its workers."""
     names = sorted(LANGUAGES)
     (tmp_path / "corpus").mkdir()
@@ -57,6 +57,7 @@ def write_run(lake, tmp_path):
     measured = MeasuredRows(places=places, gaps=gaps)
     folder = tmp_path / "run"
     folder.mkdir()
+    meanwhile()
     scored = score_unmeasured(lake, corpus, target, measured, 1.0, silent)
     rows = weigh_rows(folder, "r1", corpus, measured, scored, sharpness=1.0)
     return corpus, rows, folder
@@ -245,6 +246,18 @@ def test_what_cannot_be_scored_is_refused(here):
         (here / "lake" / "_curator" / "runs" / "r1" / "scorer.npz").write_bytes(b"PK")
         with pytest.raises(StorageError, match=r"scorer\.npz is damaged"):
             lake.score("r1", here / "elsewhere")
+
+
+def test_a_lake_that_cannot_be_read_any_more_costs_the_scorer_and_not_the_run(tmp_path):
+    write_lake(tmp_path / "lake")
+    with sdk.open_lake(str(tmp_path / "lake")) as lake:
+        lake.ingest()
+        _, rows, folder = write_run(lake, tmp_path, (tmp_path / "lake" / "south.parquet").unlink)
+    assert rows.scorer["is_usable"] is False
+    assert rows.scorer["refusal"].startswith("the text for a scorer could not be read (")
+    assert "; the other 210 weigh their domain's mean, since the text for a scorer could not be read" in rows.sentence
+    assert (rows.num_scored, (rows.weights == 1).sum()) == (0, 210)
+    assert [path.name for path in folder.iterdir()] == [row_gaps.TABLE]
 
 
 @pytest.mark.parametrize(
