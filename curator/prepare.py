@@ -298,7 +298,7 @@ def find_goal(lake: Lake, target: TargetConfig) -> Goal:
     try:
         check_schemas(corpus.files, text=text)
     except SchemaError as error:
-        raise InputError(f"{one_line(error)}; of a target set it by --target-text or target.text") from error
+        raise InputError(f"{one_line(error)} (a target's by --target-text or target.text)") from error
     return Goal(corpus=corpus, text=text, leaks=target.leaks)
 
 

@@ -13,6 +13,7 @@ import pytest
 from lake_cases import refusal, sentences, tree, write_lake, write_rows, write_target
 from report_cases import a_record, lake_with
 
+import curator
 from curator.cli import main
 
 pytest.importorskip("megatron.core", reason="needs the extra [train]")
@@ -274,7 +275,8 @@ MISTAKES = [
 def here(tmp_path_factory):
     """A lake and a target as they should be, and many that are not."""
     folder = tmp_path_factory.mktemp("mistakes")
-    write_lake(folder / "lake")
+    with curator.open_lake(str(write_lake(folder / "lake"))) as lake:
+        lake.ingest()
     write_lake(folder / "damaged")
     (folder / "damaged" / "north.parquet").write_bytes(b"PAR1 nothing")
     lake_with(folder / "with-a-run", a_record())

@@ -55,7 +55,10 @@ def ingest(here, *arguments):
 
 def test_a_missing_column(here):
     message = learn_lake(here, "--text", "txt")
-    assert message == "target.parquet has no column 'txt', configured as the text column; did you mean 'text'?"
+    assert message == (
+        "target.parquet has no column 'txt', configured as the text column; did you mean 'text'? (a target's by "
+        "--target-text or target.text)"
+    )
     message = ingest(here, "--domain", "domian")
     assert message == "east.parquet has no column 'domian', configured as the domain column; did you mean 'domain'?"
     message = ingest(here, "--key", "uuid")
@@ -234,8 +237,8 @@ def test_a_target_with_another_column(here):
     write_rows(here / "other.parquet", body=sentences("north", 9))
     message = learn(here, "lake", "--target", "other.parquet")
     assert message == (
-        "other.parquet has no column 'text', configured as the text column; there is 'body': name one of these; "
-        "of a target set it by --target-text or target.text"
+        "other.parquet has no column 'text', configured as the text column; there is 'body': name one of these "
+        "(a target's by --target-text or target.text)"
     )
     message = learn(here, "lake", "--target", "other.parquet", "--target-text", "bodi")
     assert "did you mean 'body'?" in message
