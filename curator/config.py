@@ -148,7 +148,9 @@ class LearnConfig(_Section):
     steps: int = Field(300, ge=1, description="steps of the solver")
     seed: int = Field(0, ge=0, description="seed of initial weights, data order and blocks")
     sequence_length: int = Field(128, ge=8, description="target tokens of a sequence at most")
-    rows_per_domain: int = Field(4, ge=1, description="sequences of each domain in a step")
+    rows_per_domain: int | None = Field(
+        None, ge=1, description="sequences of each domain in a step; None: 4, or 32 of a lake's only domain"
+    )
     domains_per_step: int = Field(32, ge=2, description="domains in a step at most")
     target_rows: int = Field(16, ge=1, description="target sequences in a step")
     penalty: float = Field(10.0, gt=0, description="α of the penalty objective")
@@ -203,6 +205,10 @@ class LearnConfig(_Section):
     def is_stepwise(self) -> bool:
         """Whether the method takes steps of `optim.solver`; the others count words, or train many models."""
         return self.method not in ("dsir", "regmix")
+
+    def num_rows_per_domain(self, num_domains: int) -> int:
+        """Sequences of each domain in a step: what was asked for, or the usual number."""
+        return self.rows_per_domain or (4 if num_domains > 1 else 32)
 
     @property
     def layout(self) -> Layout:

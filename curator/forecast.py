@@ -144,7 +144,7 @@ def forecast(
         num_target_rows=len(texts),
         tokens=sample.tokens,
         steps=config.steps,
-        step_tokens=(config.rows_per_domain * in_step + config.target_rows) * config.sequence_length,
+        step_tokens=(config.num_rows_per_domain(len(domains)) * in_step + config.target_rows) * config.sequence_length,
         search_trainings=trainings,
         publish_bytes=Estimate(mean=size + added / 2, low=size, high=size + added),
         data_parallel=config.layout.data_parallel,

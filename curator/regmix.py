@@ -38,7 +38,7 @@ def find_weights(job: WorkerJob, workdir: Path, device: launch.Device, on_progre
     """
     corpus, target = TokenCache.open(job.corpus), TokenCache.open(job.target)
     prior_D, seed = np.array(job.prior), job.learn.seed
-    rows = job.learn.rows_per_domain * min(len(corpus.domains), job.learn.domains_per_step)
+    rows = job.learn.num_rows_per_domain(len(corpus.domains)) * min(len(corpus.domains), job.learn.domains_per_step)
     config = training_config(  # as many tokens a step as a step of the solver draws from the lake at most
         job.learn, steps=job.learn.steps, tokens_per_step=rows * job.learn.sequence_length, seeds=1
     )

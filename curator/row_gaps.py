@@ -37,6 +37,7 @@ SCHEMA = pa.schema(
         "run_id": pa.string(),
         "sample_id": pa.string(),
         "domain": pa.string(),
+        "loss": pa.float64(),
         "gap": pa.float64(),
         "relative_gap": pa.float64(),
         "standard_error": pa.float64(),
@@ -44,8 +45,8 @@ SCHEMA = pa.schema(
         "row_weight": pa.float64(),
     }
 )
-"""One row a measured sample: ℓ(w) − ℓ(u) in nats per token, mean over the snapshots; that less the mean of its domain,
-with the standard error of this; and the in-domain weight v."""
+"""One row a measured sample: ℓ(u) and ℓ(w) − ℓ(u) in nats per token, means over the snapshots; the latter less the mean
+of its domain, with the standard error of this; and the in-domain weight v."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +165,7 @@ def _write_table(folder: Path, run_id: str, corpus: TokenCache, measured: Measur
         "run_id": pa.array([run_id]).take(pa.array(np.zeros(len(places), np.int64))),
         "sample_id": corpus.sample_ids().take(pa.array(places)),
         "domain": label.cast(pa.string()),
+        "loss": gaps.mean_loss_R,
         "gap": gaps.mean_R,
         "relative_gap": gaps.mean_relative_R,
         "standard_error": gaps.standard_error_R,

@@ -44,8 +44,8 @@ class RowProbe:
     def __call__(self, state: SolverState) -> None:
         """Measure the rows if a branch ends here."""
         if state.step in self._steps:
-            gap_R = (self._losses(Copy.MODEL) - self._losses(Copy.AUX)) / self._rows.num_targets
-            self._gaps = self._gaps.added(gap_R, self._rows.domain, self._rows.num_targets)
+            loss_w_R, loss_u_R = (self._losses(copy) / self._rows.num_targets for copy in (Copy.MODEL, Copy.AUX))
+            self._gaps = self._gaps.added(loss_w_R - loss_u_R, loss_u_R, self._rows.domain, self._rows.num_targets)
 
     @property
     def compute_tokens(self) -> float:

@@ -202,7 +202,7 @@ def run_worker(job: WorkerJob) -> None:
         target.rows(0, learn.num_fit_rows(target.num_rows)),
         SamplerSettings(
             sequence_length=learn.sequence_length,
-            rows_per_domain=learn.rows_per_domain,
+            rows_per_domain=learn.num_rows_per_domain(len(corpus.domains)),
             domains_per_step=learn.domains_per_step,
             target_rows=learn.target_rows,
             seed=learn.seed,

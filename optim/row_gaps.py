@@ -23,11 +23,13 @@ MAX_RATIO = 8.0
 class RowGaps:
     """The gaps of R rows at `num_snapshots` ends of branches, as sums, (R,) in nats per target token.
 
-    `sum_R` is Σ_s g_i, `relative_R` and `square_R` are Σ_s x_i and Σ_s x_i² of the gap x_i relative to the mean of the
-    row's domain in the same snapshot, over its target tokens: what a whole domain moves by is no news of a row.
+    `loss_R` is Σ_s ℓ_i(u)/T_i, `sum_R` is Σ_s g_i; `relative_R` and `square_R` are Σ_s x_i and Σ_s x_i² of the gap x_i
+    relative to the mean of the row's domain in the same snapshot, over its target tokens: what a whole domain moves by
+    is no news of a row.
     """
 
     num_snapshots: int
+    loss_R: Floats
     sum_R: Floats
     relative_R: Floats
     square_R: Floats
@@ -37,22 +39,25 @@ class RowGaps:
         """Before the first snapshot."""
         return RowGaps(
             num_snapshots=0,
+            loss_R=np.zeros(num_rows),
             sum_R=np.zeros(num_rows),
             relative_R=np.zeros(num_rows),
             square_R=np.zeros(num_rows),
         )
 
-    def added(self, gap_R: Floats, domain_R: NDArray[np.int32], tokens_R: NDArray[np.int64]) -> RowGaps:
+    def added(self, gap_R: Floats, loss_R: Floats, domain_R: NDArray[np.int32], tokens_R: NDArray[np.int64]) -> RowGaps:
         """With one more snapshot.
 
         Args:
             gap_R: (ℓ_i(w) − ℓ_i(u))/T_i.
+            loss_R: ℓ_i(u)/T_i.
             domain_R: each row's domain, from 0.
             tokens_R: target tokens T_i.
         """
         relative_R = gap_R - domain_means(gap_R, domain_R, tokens_R)[domain_R]
         return RowGaps(
             num_snapshots=self.num_snapshots + 1,
+            loss_R=self.loss_R + loss_R,
             sum_R=self.sum_R + gap_R,
             relative_R=self.relative_R + relative_R,
             square_R=self.square_R + relative_R**2,
@@ -60,7 +65,18 @@ class RowGaps:
 
     def only(self, kept: NDArray[np.int64]) -> RowGaps:
         """Of the rows at these places."""
-        return replace(self, sum_R=self.sum_R[kept], relative_R=self.relative_R[kept], square_R=self.square_R[kept])
+        return replace(
+            self,
+            loss_R=self.loss_R[kept],
+            sum_R=self.sum_R[kept],
+            relative_R=self.relative_R[kept],
+            square_R=self.square_R[kept],
+        )
+
+    @property
+    def mean_loss_R(self) -> Floats:
+        """The mean loss of each row under u, in nats per token."""
+        return self.loss_R / self.num_snapshots
 
     @property
     def mean_R(self) -> Floats:

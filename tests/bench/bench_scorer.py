@@ -76,7 +76,7 @@ def trained(path: Path) -> tuple[Scorer, Frequencies]:
     num, rng = batch.num_rows, np.random.default_rng(0)
     domain, tokens, gaps = np.zeros(num, np.int32), np.full(num, 100), RowGaps.none(num)
     for _ in range(3):
-        gaps = gaps.added(rng.standard_normal(num), domain, tokens)
+        gaps = gaps.added(rng.standard_normal(num), np.zeros(num), domain, tokens)
     features = describe(batch["text"], halves(batch["sample_id"]), frequencies)
     scorer, _ = fit(
         features,

@@ -99,14 +99,13 @@ def test_rows_are_measured_at_the_ends_of_the_last_branches(caches, tmp_path):
     def measure(state, backend):
         nonlocal by_hand
         if state.step in (6, 9):
-            gap_R = np.array(
-                [
-                    (loss_of(backend, Copy.MODEL, corpus, row) - loss_of(backend, Copy.AUX, corpus, row))
-                    / int(corpus.num_targets[row])
-                    for row in range(corpus.num_rows)
-                ]
+            loss_w_R, loss_u_R = (
+                np.array([loss_of(backend, copy, corpus, row) for row in range(corpus.num_rows)]) / corpus.num_targets
+                for copy in (Copy.MODEL, Copy.AUX)
             )
-            by_hand = by_hand.added(gap_R, np.asarray(corpus.domain), np.asarray(corpus.num_targets))
+            by_hand = by_hand.added(
+                loss_w_R - loss_u_R, loss_u_R, np.asarray(corpus.domain), np.asarray(corpus.num_targets)
+            )
 
     with _world():
         probe = run(caches, tmp_path, measure)
@@ -115,7 +114,7 @@ def test_rows_are_measured_at_the_ends_of_the_last_branches(caches, tmp_path):
     assert measured.places.tolist() == list(range(14))
     assert np.abs(by_hand.mean_R).max() > 1e-3
     assert measured.gaps.num_snapshots == by_hand.num_snapshots == 2
-    for name in ("sum_R", "relative_R", "square_R"):
+    for name in ("loss_R", "sum_R", "relative_R", "square_R"):
         np.testing.assert_allclose(getattr(measured.gaps, name), getattr(by_hand, name), atol=1e-5)
     # two copies, two snapshots, a third of a pass each
     assert probe.compute_tokens == pytest.approx(4 / 3 * int(corpus.num_targets.sum()))

@@ -53,7 +53,7 @@ def write_run(lake, tmp_path, meanwhile=lambda: None):
     gaps = RowGaps.none(NUM_MEASURED)
     for _ in range(3):
         noisy = worth + 0.4 * rng.standard_normal(NUM_MEASURED)
-        gaps = gaps.added(noisy, corpus.domain[places], corpus.num_targets[places])
+        gaps = gaps.added(noisy, np.zeros(len(places)), corpus.domain[places], corpus.num_targets[places])
     measured = MeasuredRows(places=places, gaps=gaps)
     folder = tmp_path / "run"
     folder.mkdir()

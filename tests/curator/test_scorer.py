@@ -53,7 +53,7 @@ def frequencies(lake):
 def gaps_of(worth, domain, tokens, *, noise, seed=0):
     rng, gaps = np.random.default_rng(seed), RowGaps.none(len(worth))
     for _ in range(4):
-        gaps = gaps.added(worth + noise * rng.standard_normal(len(worth)), domain, tokens)
+        gaps = gaps.added(worth + noise * rng.standard_normal(len(worth)), np.zeros(len(worth)), domain, tokens)
     return gaps
 
 

@@ -21,7 +21,7 @@ def measured(draw):
 def added(gap_SR, domain_R, tokens_R):
     gaps = RowGaps.none(len(domain_R))
     for gap_R in gap_SR:
-        gaps = gaps.added(gap_R, domain_R, tokens_R)
+        gaps = gaps.added(gap_R, 2 * gap_R, domain_R, tokens_R)
     return gaps
 
 
@@ -49,6 +49,7 @@ def test_sums_give_the_means_and_errors_of_all_snapshots(rows):
         relative_SR[:, own] -= np.average(gap_SR[:, own], axis=1, weights=tokens_R[own])[:, None]
     error_R = relative_SR.std(axis=0, ddof=1) / np.sqrt(len(gap_SR))
     np.testing.assert_allclose(gaps.mean_R, gap_SR.mean(0))
+    np.testing.assert_allclose(gaps.mean_loss_R, 2 * gap_SR.mean(0))
     np.testing.assert_allclose(gaps.mean_relative_R, relative_SR.mean(0), atol=1e-12)
     np.testing.assert_allclose(gaps.standard_error_R, error_R, rtol=1e-6, atol=1e-7)
 

@@ -1,0 +1,203 @@
+"""Weights of rows against what people, or the experiment, know of the rows; the learner knows nothing of it.
+
+Run: python tests/bench/experiments/rows.py [--tasks noise,clickbait,spam,nl2bash] [--seeds 3] [--work bench-work]
+
+Of every task a lake of one domain, a target of sound rows, and a label: the area under the curve (AUC) says how often a
+sound row scores above another one. Beside the learned weight: what needs no learning (length; low loss, u's own; DSIR's
+importance an n-gram). Rows that came after the run are scored by its scorer, and by a run of their own for comparison.
+Default settings throughout. Ends with one line for each thing that must be shown, and writes `results/rows.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from lakes import DATA, clean_pairs, damaged
+from numpy.typing import NDArray
+from run import Teller
+from scipy.stats import rankdata, t
+
+import curator
+from curator.dsir import ngram_buckets
+from optim.learners.dsir import bucket_counts, log_importance, log_ratios
+
+RESULTS = Path(__file__).parent / "results" / "rows.json"
+LATER = 0.2
+"""Share of the rows that come to the lake after the run."""
+
+Score = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Rows (text, group) of which those in `sound` are good, a target, and the least AUC of each other group."""
+
+    rows: list[tuple[str, str]]
+    target: list[str]
+    wanted: Mapping[str, float]
+    sound: str = "sound"
+
+
+def noise() -> Task:
+    """Half of 6,000 instruction pairs are sound, a sixth each mispaired, scrambled and with random characters."""
+    pairs, target, _ = clean_pairs()
+    rng = np.random.default_rng(10)
+    rows = []
+    for place, (instruction, response) in enumerate(pairs):
+        kind = ("mispaired", "scrambled", "characters")[place % 3] if place < len(pairs) // 2 else "sound"
+        if kind == "mispaired":
+            response = pairs[(place + 600) % len(pairs)][1]
+        elif kind != "sound":
+            response = damaged(response, kind, rng)
+        rows.append((f"{instruction}\n{response}", kind))
+    return Task(rows, target, {"characters": 0.95, "scrambled": 0.75, "mispaired": 0.0})
+
+
+def clickbait() -> Task:
+    """Headlines; those of newspapers are sound, and 500 of them are known to be."""
+    table = pl.read_parquet(DATA / "quality" / "clickbait.parquet")
+    return _labelled(table["text"], table["clickbait"] == 0, "clickbait", num_target=500, wanted=0.98)
+
+
+def spam() -> Task:
+    """Mails; those that were wanted are sound, and 300 of them are known to be."""
+    table = pl.read_parquet(DATA / "quality" / "spamassassin.parquet")
+    return _labelled(table["text"], table["spam"] == 0, "spam", num_target=300, wanted=0.95)
+
+
+def nl2bash() -> Task:
+    """Commands written by models; sound if most judges accepted them. The target are pairs by experts."""
+    table = pl.read_parquet(DATA / "quality" / "nl2bash_judgements.parquet")
+    texts = table["instruction"] + "\n" + table["response"]
+    labels = pl.select(pl.when(table["correct_command"] > 0.5).then(pl.lit("sound")).otherwise(pl.lit("refused")))
+    experts = pl.read_parquet(DATA / "instruct" / "nl2bash.parquet").sample(600, seed=0, shuffle=True)
+    target = (experts["instruction"] + "\n" + experts["response"]).to_list()
+    return Task(list(zip(texts, labels.to_series(), strict=True)), target, {"refused": 0.68})
+
+
+TASKS: dict[str, Callable[[], Task]] = {"noise": noise, "clickbait": clickbait, "spam": spam, "nl2bash": nl2bash}
+
+
+def main() -> int:
+    """The exit code says whether everything that must be shown was."""
+    arguments = _arguments()
+    if not DATA.is_dir():
+        print(f"no data in {DATA}; set CURATOR_DATA")
+        return 2
+    os.environ.setdefault("CURATOR_HOME", str(arguments.work.resolve() / "home"))
+    known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    shown = True
+    for name in arguments.tasks:
+        task = TASKS[name]()
+        found = [
+            _seed(task, arguments.work.resolve() / "rows" / f"{name}-{seed}", seed) for seed in range(arguments.seeds)
+        ]
+        known[name] = {"seeds": arguments.seeds, "wanted": dict(task.wanted), "auc": found}
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+        print(table(name, known[name]))
+        for group, wanted in task.wanted.items():
+            mean = float(np.mean([one["learned"][group] for one in found]))
+            shown &= mean >= wanted
+            print(f"{'shown ' if mean >= wanted else 'MISSED'}  {name}: {group} {mean:.3f} (wanted {wanted:g})")
+    return int(not shown)
+
+
+def table(name: str, values: Mapping[str, Any]) -> str:
+    """AUC by group and score: mean over the seeds, and half the width of its 95 % interval."""
+    scores = list(dict.fromkeys(score for one in values["auc"] for score in one))
+    lines = [f"| {name} | {' | '.join(scores)} |", f"|---|{'---|' * len(scores)}"]
+    for group in values["wanted"]:
+        cells = [_mean([one[score][group] for one in values["auc"] if score in one]) for score in scores]
+        lines.append(f"| {group} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _mean(each: Sequence[float]) -> str:
+    if len(each) < 2:
+        return f"{each[0]:.3f}"
+    margin = t.ppf(0.975, len(each) - 1) * np.std(each, ddof=1) / len(each) ** 0.5
+    return f"{np.mean(each):.3f} ± {margin:.3f}"
+
+
+def _seed(task: Task, folder: Path, seed: int) -> dict[str, dict[str, float]]:
+    """The AUC of every group by every score, of one run."""
+    order = np.random.default_rng(seed).permutation(len(task.rows))
+    rows = pl.DataFrame([task.rows[i] for i in order], schema=["text", "group"], orient="row")
+    rows = rows.with_columns(domain=pl.lit("all"), key=pl.int_range(pl.len()).cast(pl.String))
+    now, later = rows[: -round(LATER * len(rows))], rows[-round(LATER * len(rows)) :]
+    files = folder / "lake"
+    files.mkdir(parents=True, exist_ok=True)
+    if not (files / "now.parquet").exists():
+        now.write_parquet(files / "now.parquet")
+        pl.DataFrame({"text": task.target}).write_parquet(folder / "target.parquet")
+    with curator.open_lake(str(files), text="text", domain="domain", key="key") as lake:
+        runs, tell = lake.runs(), Teller(folder.name)
+        settings = {"seed": seed, "granularity": "sample", "on_progress": tell}
+        run = runs[0] if runs else lake.learn(str(folder / "target.parquet"), **settings)
+        tell.end(repr(run))
+        gaps = lake.sql(f"SELECT sample_id AS key, gap, loss FROM row_gaps WHERE run_id = '{run.run_id}'").pl()
+        measured = now.join(gaps, on="key")
+        if not (files / "later.parquet").exists():
+            later.write_parquet(files / "later.parquet")
+        lake.ingest()
+        found = {"learned": _aucs(task, measured, -measured["gap"])}
+        if (run.record["rows"]["scorer"] or {}).get("is_usable"):
+            lake.score(run, folder / "scores")
+            scored = pl.read_parquet(str(folder / "scores" / "**" / "*.parquet"))
+            predicted = later.join(scored, left_on="key", right_on="sample_id")
+            found["scorer, on later rows"] = _aucs(task, predicted, predicted["row_weight"])
+    texts = measured["text"].to_list()
+    return found | {
+        "low loss": _aucs(task, measured, -measured["loss"]),
+        "DSIR": _aucs(task, measured, pl.Series(_importance(texts, task.target))),
+        "length": _aucs(task, measured, measured["text"].str.len_chars()),
+    }
+
+
+def _aucs(task: Task, rows: pl.DataFrame, score: pl.Series) -> dict[str, float]:
+    group, value = rows["group"].to_numpy(), score.to_numpy()
+    return {other: auc(value[group == task.sound], value[group == other]) for other in task.wanted}
+
+
+def _importance(texts: Sequence[str], target: Sequence[str]) -> Score:
+    """DSIR's, the mean over a row's n-grams."""
+    buckets, row = ngram_buckets(texts)
+    ratio = log_ratios(bucket_counts(ngram_buckets(target)[0]), bucket_counts(buckets))
+    return log_importance(buckets, row, len(texts), ratio) / np.maximum(np.bincount(row, minlength=len(texts)), 1)
+
+
+def auc(sound: Score, other: Score) -> float:
+    """The chance that a sound row scores above another one; ties count half (Mann and Whitney 1947)."""
+    ranks = rankdata(np.concatenate([sound, other]))[: len(sound)]
+    return float((ranks.sum() - len(sound) * (len(sound) + 1) / 2) / (len(sound) * len(other)))
+
+
+def _labelled(texts: pl.Series, is_sound: pl.Series, other: str, *, num_target: int, wanted: float) -> Task:
+    order = np.random.default_rng(7).permutation(len(texts))
+    rows = [(texts[int(i)], "sound" if is_sound[int(i)] else other) for i in order]
+    known = [place for place, (_, group) in enumerate(rows) if group == "sound"][:num_target]
+    taken = set(known)
+    rest = [row for place, row in enumerate(rows) if place not in taken]
+    return Task(rest, [rows[place][0] for place in known], {other: wanted})
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--tasks", type=lambda text: text.split(","), default=list(TASKS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--work", type=Path, default=Path("bench-work"))
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
