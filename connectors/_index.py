@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from connectors._database import Connection, database_errors, transaction
 from connectors._parquet_file import ParquetFile
-from connectors._rows import ID_SCHEME, Columns, index_batches
+from connectors._rows import Columns, IdHash, index_batches
 from connectors._schemas import check_schemas
 from connectors.errors import BadRowsError
 from connectors.plain import Corpus
@@ -19,7 +19,8 @@ OnBadRows = Literal["error", "skip"]
 OnProgress = Callable[[int, int], None]
 
 _ROWS_PER_INSERT = 100_000
-_CONTENT_ID_CHARS = 32
+CONTENT = "split_part({}, '-', 1)"
+"""In SQL, of a sample id that is no key: the hash of the row's content, which identical rows share."""
 _INDEX_TABLES = """
 CREATE TABLE IF NOT EXISTS files (
     file_id INTEGER, path VARCHAR, size_bytes BIGINT, version VARCHAR, num_rows BIGINT, num_row_groups INTEGER);
@@ -33,7 +34,7 @@ CREATE SEQUENCE IF NOT EXISTS file_ids;
 # which files were indexed. Only rows that have, or had, an identical one are touched.
 _NUMBER_DUPLICATES = f"""
 WITH contents AS (
-    SELECT file_id, row, sample_id, left(sample_id, {_CONTENT_ID_CHARS}) AS content FROM sample_index),
+    SELECT file_id, row, sample_id, {CONTENT.format("sample_id")} AS content FROM sample_index),
 repeated AS (
     SELECT content FROM contents GROUP BY content HAVING count(*) > 1 OR bool_or(sample_id <> content)),
 numbered AS (
@@ -42,6 +43,7 @@ numbered AS (
 UPDATE sample_index AS i SET sample_id = if(n.number = 1, n.content, n.content || '-' || n.number)
 FROM numbered AS n WHERE i.file_id = n.file_id AND i.row = n.row
 """
+_NUM_DUPLICATES = "SELECT count(*) FROM sample_index WHERE usable AND contains(sample_id, '-')"
 _FIRST_REPEATED_KEYS = """
 SELECT sample_id, count(*), arg_min(path, (path, row)), arg_min(row, (path, row)), count(*) OVER ()
 FROM sample_index JOIN files USING (file_id) GROUP BY sample_id HAVING count(*) > 1
@@ -57,6 +59,8 @@ class IngestReport:
         num_files: in the lake now.
         num_rows: in the lake now.
         num_unusable: rows without text or domain, indexed with `usable = false`.
+        num_duplicates: usable rows with the domain and text of an earlier one, exactly; None if a key identifies rows,
+            since their texts are not compared then.
         added, changed, removed, unchanged: against the index before.
         reindexed_all: whether the settings changed, so that nothing of the old index could be kept.
         rows_indexed: rows read by this call.
@@ -65,12 +69,20 @@ class IngestReport:
     num_files: int
     num_rows: int
     num_unusable: int
+    num_duplicates: int | None
     added: int
     changed: int
     removed: int
     unchanged: int
     reindexed_all: bool
     rows_indexed: int
+
+    @property
+    def duplicate_share(self) -> float | None:
+        """Of the usable rows, 0 if there is none."""
+        if self.num_duplicates is None:
+            return None
+        return self.num_duplicates / max(1, self.num_rows - self.num_unusable)
 
 
 def create_index_tables(connection: Connection) -> None:
@@ -99,6 +111,7 @@ def ingest(
     text: str,
     domain: str,
     key: str | None = None,
+    id_hash: IdHash = "xxh3_128",
     bad_rows: OnBadRows = "error",
     on_progress: OnProgress | None = None,
 ) -> IngestReport:
@@ -115,6 +128,7 @@ def ingest(
         text: string column that is trained on.
         domain: column or Hive partition that names the domain.
         key: unique column that identifies a row; None identifies rows by content.
+        id_hash: of a row's content; of no account with a key.
         bad_rows: "error" refuses rows without text or domain, "skip" indexes them with `usable = false`.
         on_progress: called with (rows indexed so far, rows to index).
 
@@ -124,7 +138,7 @@ def ingest(
         ConflictError: a file changed since it was listed.
     """
     check_schemas(corpus.files, text=text, domain=domain, key=key)
-    columns = Columns(text=text, domain=domain, key=key)
+    columns = Columns(text=text, domain=domain, key=key, id_hash=id_hash)
     with transaction(connection):
         connection.execute(_INDEX_TABLES)
         reindexed_all = _adopt_settings(connection, corpus, columns, bad_rows)
@@ -139,10 +153,12 @@ def ingest(
         if new or report["removed"]:
             _make_ids_unique(connection, corpus, columns)
         (unusable,) = _one(connection, "SELECT count(*) FROM sample_index WHERE NOT usable")
+        duplicates = _one(connection, _NUM_DUPLICATES)[0] if key is None else None
     return IngestReport(
         num_files=len(corpus.files),
         num_rows=corpus.num_rows,
         num_unusable=unusable,
+        num_duplicates=duplicates,
         reindexed_all=reindexed_all,
         rows_indexed=total,
         **report,
@@ -157,7 +173,7 @@ def _adopt_settings(connection: Connection, corpus: Corpus, columns: Columns, ba
         "domain": columns.domain,
         "key": columns.key or "",
         "bad_rows": bad_rows,
-        "id_scheme": ID_SCHEME,
+        "id_scheme": columns.id_scheme,
     }
     known = dict(connection.execute("SELECT name, value FROM ingest_settings").fetchall())
     if known == wanted:

@@ -1,7 +1,9 @@
 """One pass over a file's rows in Arrow: usability, sizes and content ids; no Python object per value but the id."""
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -12,8 +14,8 @@ from connectors._parquet_file import ParquetFile, iter_batches
 from connectors.errors import BadRowsError
 from connectors.store import Store
 
-# What a change of this scheme would invalidate: recorded in the catalog, so that it re-indexes.
-ID_SCHEME = "xxh3_128(domain NUL text)/1"
+IdHash = Literal["xxh3_128", "sha256"]
+_HASHES: Mapping[IdHash, Callable[[bytes], Any]] = {"xxh3_128": xxhash.xxh3_128, "sha256": hashlib.sha256}
 
 INDEX_SCHEMA = pa.schema(
     {
@@ -35,11 +37,18 @@ class Columns:
         text: the column that is trained on.
         domain: the column, or Hive partition, that names the domain.
         key: the column that identifies a row across versions; None identifies rows by content.
+        id_hash: of a row's content, where there is no key.
     """
 
     text: str
     domain: str
     key: str | None = None
+    id_hash: IdHash = "xxh3_128"
+
+    @property
+    def id_scheme(self) -> str:
+        """What a change of would invalidate all ids: recorded in the catalog, so that it indexes anew."""
+        return f"{self.id_hash}(domain NUL text)/1"
 
 
 @dataclass
@@ -83,7 +92,10 @@ def index_batches(
         domain = read.get(columns.domain)
         if domain is None:
             domain = pa.repeat(pa.scalar(file.partition[columns.domain], pa.large_string()), batch.num_rows)
-        ids = content_ids(domain, text) if columns.key is None else _keys(read[columns.key], columns, place, first_row)
+        if columns.key is None:
+            ids = content_ids(domain, text, columns.id_hash)
+        else:
+            ids = _keys(read[columns.key], columns, place, first_row)
         usable = _find_usable(text, domain, columns, faults, first_row)
         rows = np.arange(first_row, first_row + batch.num_rows)
         num_chars, num_bytes = (
@@ -96,17 +108,18 @@ def index_batches(
         raise BadRowsError(_describe(faults, place))
 
 
-def content_ids(domain: pa.Array, text: pa.Array) -> pa.Array:
-    """xxh3_128 of domain, NUL and text of every row, as 32 hex digits; null counts as empty.
+def content_ids(domain: pa.Array, text: pa.Array, id_hash: IdHash) -> pa.Array:
+    """The hash of domain, NUL and text of every row, in hex (32 digits of xxh3_128, 64 of sha256); null is empty.
 
     Args:
         domain: large_string.
         text: large_string of the same length.
+        id_hash: which one.
     """
     if len(text) == 0:
         return pa.array([], pa.string())
     encoded = pc.fill_null(domain, "").dictionary_encode()
-    prefixes = [xxhash.xxh3_128(name.encode() + b"\0") for name in encoded.dictionary.to_pylist()]
+    prefixes = [_HASHES[id_hash](name.encode() + b"\0") for name in encoded.dictionary.to_pylist()]
     offsets, data = _offsets_and_bytes(pc.fill_null(text, ""))
     ids = []
     for code, start, stop in zip(encoded.indices.to_numpy().tolist(), offsets[:-1], offsets[1:], strict=True):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from connectors._database import Connection, database_errors, duck_path, quote_identifier, quote_literal, register_store
-from connectors._index import changed_files
+from connectors._index import CONTENT, changed_files
 from connectors._parquet_file import parse_partition
 from connectors._rows import Columns
 from connectors.errors import ConflictError, SchemaError, UnsupportedError, suggest
@@ -55,6 +55,30 @@ def create_samples_view(
             f"CREATE OR REPLACE TEMP VIEW {quote_identifier(name)} AS SELECT {', '.join(selected)} FROM {source} "
             "JOIN sample_index AS i ON i.file_id = f.lake_file_id AND i.row = p.file_row_number"
         )
+
+
+def create_duplicates_view(connection: Connection, *, key: str | None, name: str = "duplicates") -> None:
+    """Makes the temporary view `name`: every text that usable rows of one domain have more than once.
+
+    Columns: sample_id (of the first, in order of path and row), domain, num_rows, num_files. Where a key identifies
+    rows nobody has compared their texts, and the view fails when it is read, with a sentence that says so.
+    """
+    content = CONTENT.format("sample_id")
+    rows = (
+        f"SELECT {content} AS sample_id, any_value(domain) AS domain, count(*) AS num_rows, "
+        f"count(DISTINCT file_id) AS num_files FROM sample_index WHERE usable GROUP BY {content} HAVING count(*) > 1"
+    )
+    if key is not None:
+        reason = (
+            f"rows are identified by column {key!r}, so that their texts were not compared; configure no key to find "
+            "duplicates"
+        )
+        rows = (
+            f"SELECT CAST(error({quote_literal(reason)}) AS VARCHAR) AS sample_id, CAST(NULL AS VARCHAR) AS domain, "
+            "CAST(NULL AS BIGINT) AS num_rows, CAST(NULL AS BIGINT) AS num_files"
+        )
+    with database_errors("the catalog"):
+        connection.execute(f"CREATE OR REPLACE TEMP VIEW {quote_identifier(name)} AS {rows}")
 
 
 def create_published_view(

@@ -18,10 +18,17 @@ from connectors._database import (
     register_store,
     transaction,
 )
-from connectors._index import IngestReport, OnBadRows, OnProgress, changed_files, create_index_tables, ingest
-from connectors._views import create_published_view, create_samples_view, create_version_view, version_rows
+from connectors._index import CONTENT, IngestReport, OnBadRows, OnProgress, changed_files, create_index_tables, ingest
+from connectors._views import (
+    create_duplicates_view,
+    create_published_view,
+    create_samples_view,
+    create_version_view,
+    version_rows,
+)
 
 __all__ = [
+    "CONTENT",
     "Connection",
     "Error",
     "IngestReport",
@@ -33,6 +40,7 @@ __all__ = [
     "check_select",
     "confine",
     "connect",
+    "create_duplicates_view",
     "create_index_tables",
     "create_published_view",
     "create_samples_view",

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from curator.errors import ConfigError, InterruptedRunError, LearningError, one_line
 from curator.files import write_atomically
@@ -28,13 +28,17 @@ _SLURM = "slurm.sh"
 
 @dataclass(frozen=True, kw_only=True)
 class Begun:
-    """A run whose workers have their orders: what `job.json` says."""
+    """A run whose workers have their orders: what `job.json` says.
+
+    `duplicates` has `num_duplicates` and their `share` as ingest counted them, both None where a key identifies rows.
+    """
 
     run_id: str
     snapshot_id: str
     target_url: str
     target_text: str
     leaks: LeakReport
+    duplicates: Mapping[str, Any]
     job: WorkerJob
 
     @property
@@ -50,6 +54,7 @@ class Begun:
             "snapshot_id": self.snapshot_id,
             "target": {"url": self.target_url, "text": self.target_text},
             "leaks": self.leaks.to_json(),
+            "duplicates": dict(self.duplicates),
             "job": self.job.to_json(),
         }
         write_atomically(self.folder / JOB, json.dumps(values, indent=1))
@@ -74,6 +79,7 @@ class Begun:
                 target_url=values["target"]["url"],
                 target_text=values["target"]["text"],
                 leaks=LeakReport.from_json(values["leaks"]),
+                duplicates=values.get("duplicates", {}),  # runs of before they were counted have none
                 job=dataclasses.replace(WorkerJob.from_json(values["job"]), run_dir=folder),
             )
         except FileNotFoundError:

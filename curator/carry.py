@@ -1,10 +1,10 @@
 """The weights of a run for the lake as it is now, which need not be the lake that the run saw.
 
 The domain weights stay what they are, and so does what a row weighs within its domain; a row that came since weighs
-what the run's scorer makes of its text, or where it has none, what its domain does in the mean. Row weights are scaled
-anew for the rows that are there, by `curator.weights.weight_table`, so that their mean is 1 and every domain has its
-share of the weighted tokens again. Rows that came since and stand in the target get no weight, as when the run was
-learned.
+what the rows do that it repeats word for word, else what the run's scorer makes of its text, or where it has none, what
+its domain does in the mean. Row weights are scaled anew for the rows that are there, by `curator.weights.weight_table`,
+so that their mean is 1 and every domain has its share of the weighted tokens again. Rows that came since and stand in
+the target get no weight, as when the run was learned.
 
 Tokens of rows that the run has not seen are estimated from their bytes, by the tokens per byte of the rows of their
 domain that it has seen: no tokenizer is needed, and the text is read for the leak guard and the scorer alone.
@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from connectors import duck
 from curator.leaks import LeakCounter
 from curator.progress import Progress, ProgressCallback
 from curator.weights import weight_table
@@ -31,8 +32,11 @@ if TYPE_CHECKING:
 
 _ROWS = """
 CREATE OR REPLACE TEMP TABLE carried_rows AS
+WITH seen AS (
+    SELECT {id} AS id, any_value(num_tokens) AS num_tokens, avg(sample_weight) AS sample_weight
+    FROM run_samples GROUP BY 1)
 SELECT i.sample_id, i.domain, i.num_bytes, s.num_tokens, s.sample_weight
-FROM sample_index i LEFT JOIN run_samples s ON i.sample_id = s.sample_id
+FROM sample_index i LEFT JOIN seen s ON {indexed} = s.id
 WHERE i.usable AND list_contains($domains, i.domain)
 """
 _ESTIMATED = """
@@ -102,7 +106,10 @@ def _rows(lake: Lake, run: Run, own: pa.Table, texts: Sequence[str], on_progress
     names = [row["domain"] for row in run.record["domains"]]
     connection = lake.connection
     connection.register("run_samples", own)
-    connection.execute(_ROWS, {"domains": names})
+    same = "{}" if lake.config.key is not None else duck.CONTENT
+    connection.execute(
+        _ROWS.format(id=same.format("sample_id"), indexed=same.format("i.sample_id")), {"domains": names}
+    )
     connection.unregister("run_samples")
     leaking = _leaking(lake, names, texts, on_progress) if texts else []
     rows: pa.Table = connection.sql(_ESTIMATED).to_arrow_table()

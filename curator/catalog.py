@@ -2,7 +2,8 @@
 
 The catalog file caches what ingest read (tables `files` and `sample_index`, see `connectors.duck`); it can be thrown
 away. Runs and versions are truth elsewhere, as records in the destination store, and become temporary tables of a
-session: `runs`, `domain_weights`, `comparisons`, `versions`, and the views `diagnostics`, `row_gaps` and `samples`.
+session: `runs`, `domain_weights`, `comparisons`, `versions`, and the views `diagnostics`, `row_gaps` and `samples`; the
+view `duplicates` asks the index.
 """
 
 from __future__ import annotations
@@ -64,6 +65,8 @@ _RUNS = pa.schema(
         "seconds": pa.float64(),
         "num_leaks": pa.int64(),
         "leak_share": pa.float64(),
+        "num_duplicates": pa.int64(),
+        "duplicate_share": pa.float64(),
         "run_dir": pa.string(),
     }
 )
@@ -331,6 +334,7 @@ def unchanged_files(corpus: Corpus, manifest: Manifest) -> dict[str, str]:
 def _run_row(record: dict[str, Any]) -> dict[str, Any]:
     summary = record["summary"] or {}  # dsir and regmix take no steps
     leaks = record.get("leaks", {})  # runs of before there was a guard have none
+    duplicates = record.get("duplicates", {})  # nor those of before they were counted
     return {
         "run_id": record["run_id"],
         "created_at": record["created_at"],
@@ -350,6 +354,8 @@ def _run_row(record: dict[str, Any]) -> dict[str, Any]:
         "seconds": record["seconds"],
         "num_leaks": leaks.get("num_leaks"),
         "leak_share": leaks.get("share"),
+        "num_duplicates": duplicates.get("num_duplicates"),
+        "duplicate_share": duplicates.get("share"),
         "run_dir": record["run_dir"],
     }
 

@@ -35,6 +35,9 @@ class LakeConfig(_Section):
     text: str = Field("text", description="column with the text of a row")
     domain: str = Field("domain", description="column (or hive partition) with the domain of a row")
     key: str | None = Field(None, description="column with a unique, stable key; None: a hash of domain and text")
+    id_hash: Literal["xxh3_128", "sha256"] = Field(
+        "xxh3_128", description="that hash; sha256 where texts may be made to collide"
+    )
     destination: str | None = Field(None, description="where versions are published; None: _curator inside the lake")
     skip_bad_rows: bool = Field(False, description="leave out rows without text or domain instead of refusing them")
     min_domain_rows: int = Field(8, ge=1, description="least usable rows of a domain")

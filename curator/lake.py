@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
@@ -72,6 +72,7 @@ def open_lake(
     text: str | None = None,
     domain: str | None = None,
     key: str | None = None,
+    id_hash: Literal["xxh3_128", "sha256"] | None = None,
     destination: str | None = None,
     skip_bad_rows: bool | None = None,
     min_domain_rows: int | None = None,
@@ -86,6 +87,8 @@ def open_lake(
         text: column with the text; by default as last used, else "text".
         domain: column or hive partition with the domain; by default as last used, else "domain".
         key: column with a unique, stable key; by default a hash of domain and text identifies a row.
+        id_hash: that hash, "xxh3_128" (fast) or "sha256" (no two texts can be made to share it); by default as last
+            used, else "xxh3_128".
         destination: where versions and run records go; by default `_curator` inside the lake.
         skip_bad_rows: leave out rows without text or domain instead of refusing them.
         min_domain_rows: least usable rows of a domain that is learned on.
@@ -100,6 +103,7 @@ def open_lake(
         "text": text,
         "domain": domain,
         "key": key,
+        "id_hash": id_hash,
         "destination": destination,
         "skip_bad_rows": skip_bad_rows,
         "min_domain_rows": min_domain_rows,
@@ -191,6 +195,8 @@ class Lake:
     def snapshot_id(self) -> str:
         """Names the content of the lake: equal for equal files (path, size, version) read by equal settings."""
         parts = [self.config.text, self.config.domain, self.config.key or "", str(self.config.skip_bad_rows)]
+        if self.config.id_hash != "xxh3_128":  # ids of before there was a choice keep their name
+            parts.append(self.config.id_hash)
         parts += [f"{file.path}\0{file.size_bytes}\0{file.version}" for file in self.corpus.files]
         return hashlib.blake2b("\n".join(parts).encode(), digest_size=6).hexdigest()
 
@@ -242,6 +248,7 @@ class Lake:
                     text=config.text,
                     domain=config.domain,
                     key=config.key,
+                    id_hash=config.id_hash,
                     bad_rows="skip" if config.skip_bad_rows else "error",
                     on_progress=lambda done, total: on_progress(
                         Progress(stage="ingest", done=done, total=total, detail="rows")
@@ -921,6 +928,7 @@ class Lake:
         connection = self.connection
         if not self._has_views:
             catalog.register_records(connection, self.destination, self.connector)
+            duck.create_duplicates_view(connection, key=self.config.key)
             catalog.create_samples(connection, self.corpus, self.connector, self.destination)
             self._has_views = True
         return connection
@@ -936,6 +944,7 @@ class Lake:
         if found.number not in self._past:
             session = self.connection.cursor()
             catalog.register_records(session, self.destination, self.connector)
+            duck.create_duplicates_view(session, key=self.config.key)
             create_samples_at(session, self, found)
             catalog.create_selections(session, self.destination, found.run_id)
             self._past[found.number] = session

@@ -149,7 +149,10 @@ def _weigh_rows(lake: Lake, begun: Begun, corpus: TokenCache, on_progress: Progr
     if settings.scorer:
         target = TokenCache.open(begun.job.target)
         scored = score_unmeasured(lake, corpus, target, measured, settings.sharpness, on_progress)
-    return row_gaps.weigh_rows(begun.folder, begun.run_id, corpus, measured, scored, sharpness=settings.sharpness)
+    by_content = lake.config.key is None
+    return row_gaps.weigh_rows(
+        begun.folder, begun.run_id, corpus, measured, scored, sharpness=settings.sharpness, by_content=by_content
+    )
 
 
 def _count_words(lake: Lake, target: TargetConfig, begun: Begun, on_progress: ProgressCallback) -> None:
@@ -329,7 +332,7 @@ def _record(lake: Lake, begun: Begun, result: WorkerResult, table: WeightTable, 
         "seconds": round(seconds, 3),
         "run_dir": str(begun.folder),
         "snapshot_id": begun.snapshot_id,
-        "lake": lake.config.model_dump(include={"url", "text", "domain", "key", "skip_bad_rows"}),
+        "lake": lake.config.model_dump(include={"url", "text", "domain", "key", "id_hash", "skip_bad_rows"}),
         "target": {
             "url": begun.target_url,
             "text": begun.target_text,
@@ -338,6 +341,7 @@ def _record(lake: Lake, begun: Begun, result: WorkerResult, table: WeightTable, 
             "fingerprint": fingerprint(target.sample_ids()),
         },
         "leaks": begun.leaks.to_json(),
+        "duplicates": dict(begun.duplicates),
         "learn": begun.job.learn.model_dump(mode="json"),
         "backend": result.backend and dataclasses.asdict(result.backend),
         "domains": [dataclasses.asdict(domain) for domain in table.domains],

@@ -108,7 +108,7 @@ def prepare(
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
     folder = _new_run_dir(run_dir or lake.workdir / "runs" / run_id)
     with explaining_interruptions(lake, folder):
-        lake.ingest(on_progress)
+        indexed = lake.ingest(on_progress)
         check_column_names(lake)
         caches = tokenized(lake, goal, config, on_progress)
         if len(caches.corpus.domains) == 1:  # rows alone are weighed, and no mixture is there to be judged
@@ -120,6 +120,7 @@ def prepare(
             target_url=goal.url,
             target_text=goal.text,
             leaks=caches.leaks,
+            duplicates={"num_duplicates": indexed.num_duplicates, "share": indexed.duplicate_share},
             job=worker_job(folder, caches.corpus, caches.target, config, hf_config),
         )
         begun.write()

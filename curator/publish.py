@@ -19,6 +19,7 @@ from connectors.manifest import Manifest, PublishedFile
 from connectors.parquet import ParquetFile, add_columns
 from connectors.store import stat_object
 from curator.catalog import WEIGHT_COLUMNS, check_published_files
+from curator.config import LakeConfig
 from curator.errors import InputError, TryAgainError
 from curator.progress import Progress, ProgressCallback
 from curator.sidecar import Mode, write_sidecar
@@ -174,12 +175,13 @@ class RowWeights:
 
 def _check_same_columns(lake: Lake, run: Run) -> None:
     """Row ids are made of these columns: with others no row would find its weight."""
-    for name in ("text", "domain", "key"):
-        then, now = run.record["lake"][name], getattr(lake.config, name)
+    for name in ("text", "domain", "key", "id_hash"):
+        then, now = run.record["lake"].get(name, LakeConfig.model_fields[name].default), getattr(lake.config, name)
         if then != now:
+            setting = f"lake.{name}" if name == "id_hash" else f"--{name}"
             raise InputError(
                 f"run {run.run_id!r} read {lake.url} with {name}={then!r}, but it is read with {name}={now!r} now; "
-                f"`curator ingest` it with --{name} as the run did, or learn again"
+                f"`curator ingest` it with {setting} as the run did, or learn again"
             )
 
 

@@ -340,7 +340,7 @@ def _unfinished(lake: Lake, want: Wanted) -> Path | None:
             continue
         record = {
             "learn": begun.job.learn.model_dump(mode="json"),
-            "lake": lake.config.model_dump(include={"text", "domain", "key", "skip_bad_rows"}),
+            "lake": lake.config.model_dump(include={"text", "domain", "key", "id_hash", "skip_bad_rows"}),
             "leaks": begun.leaks.to_json(),
             "target": {"fingerprint": fingerprint(TokenCache.open(begun.job.target).sample_ids())},
         }

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -78,6 +79,8 @@ class MeasuredRows:
 class RowWeights:
     """In-domain weights v (N,) of all rows of a corpus, 1 for those that were neither measured nor scored.
 
+    What repeats a measured row word for word counts as measured, where the rows' ids tell.
+
     `reliability` is the share of the measured rows' scatter that is not noise, `share` that of the rows that were
     measured, `quantiles` those of their v. `num_scored` rows were weighed by the scorer; `scorer` says what that is
     worth (`curator.unmeasured.Scored.figures`), None if there was to be none.
@@ -117,19 +120,30 @@ def files(record: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def weigh_rows(
-    folder: Path, run_id: str, corpus: TokenCache, measured: MeasuredRows, scored: Scored | None, *, sharpness: float
+    folder: Path,
+    run_id: str,
+    corpus: TokenCache,
+    measured: MeasuredRows,
+    scored: Scored | None,
+    *,
+    sharpness: float,
+    by_content: bool,
 ) -> RowWeights:
     """Weigh the rows of a run whose workers have ended; writes `TABLE`, and `SCORER` if one may be used.
 
-    Measured and scored rows of a domain are brought to a mean of 1 together.
+    Measured and scored rows of a domain are brought to a mean of 1 together. With `by_content`, ids are made of content,
+    and rows with the same weigh the same: what those of them that were measured are worth in the mean.
     """
     gaps, places = measured.gaps, measured.places
     domain_N, tokens_N = np.asarray(corpus.domain), np.asarray(corpus.num_targets)
     trust, width = reliability(gaps, tokens_N[places]), spread(gaps.mean_relative_R, tokens_N[places])
     scorer = scored.scorer if scored else None
-    weighed = places if scorer is None else np.arange(corpus.num_rows)
     expected_N = np.zeros(corpus.num_rows) if scored is None or scored.expected_N is None else scored.expected_N.copy()
-    expected_N[places] = trust * gaps.mean_relative_R
+    known, expected_K = places, trust * gaps.mean_relative_R
+    if by_content:
+        known, expected_K = _with_repeated(corpus.sample_ids(), places, expected_K)
+    expected_N[known] = expected_K
+    weighed = known if scorer is None else np.arange(corpus.num_rows)
     weights = np.ones(corpus.num_rows)
     weights[weighed], mean_D = in_domain_weights(
         expected_N[weighed], width, domain_N[weighed], tokens_N[weighed], sharpness=sharpness
@@ -144,9 +158,9 @@ def weigh_rows(
         num_rows=len(places),
         snapshots=gaps.num_snapshots,
         quantiles={str(q): float(np.quantile(weights[places], q)) for q in QUANTILES},
-        num_scored=len(weighed) - len(places),
+        num_scored=len(weighed) - len(known),
         scorer=scored.figures if scored else None,
-        said_of_others=_said(scored, corpus.num_rows - len(places)),
+        said_of_others=_said(scored, corpus.num_rows - len(known)),
     )
 
 
@@ -156,6 +170,19 @@ def _said(scored: Scored | None, num_others: int) -> str:
     if scored.scorer is None or scored.judgement is None:
         return f"; the other {num_others:,} weigh their domain's mean, since {scored.refusal}"
     return f"; a scorer weighs the other {num_others:,} by their text ({scored.judgement.agreement})"
+
+
+def _with_repeated(
+    sample_ids: pa.Array[Any], places: NDArray[np.int64], value_R: Floats
+) -> tuple[NDArray[np.int64], Floats]:
+    """The places (K,) of all rows with the content of a measured one, and the mean of the values of those that were."""
+    contents = pc.list_element(pc.split_pattern(sample_ids, "-"), 0)  # identical rows have the same, with a number
+    content_N = contents.dictionary_encode().indices.to_numpy()
+    num_contents = int(content_N.max()) + 1
+    sums = np.bincount(content_N[places], weights=value_R, minlength=num_contents)
+    counts = np.bincount(content_N[places], minlength=num_contents)
+    known = np.flatnonzero(counts[content_N])
+    return known, (sums / np.maximum(counts, 1))[content_N[known]]
 
 
 def _write_table(folder: Path, run_id: str, corpus: TokenCache, measured: MeasuredRows, weight_R: Floats) -> None:

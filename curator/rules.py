@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from curator.run import Run
 
 Code = Literal["first", "target", "config", "new_domain", "vanished_domain", "shares", "age", "forced"]
-_COLUMNS = ("text", "domain", "key", "skip_bad_rows")
+_COLUMNS = ("text", "domain", "key", "id_hash", "skip_bad_rows")
 _MOST_NAMED = 5
 
 
@@ -58,7 +58,8 @@ def changed_settings(record: Mapping[str, Any], lake: LakeConfig, learn: LearnCo
     now = _flat(learn.model_dump(mode="json", exclude=set(EXECUTION_FIELDS)))
     then = _flat(LearnConfig().model_dump(mode="json")) | _flat(record["learn"])
     pairs = [(f"learn.{name}", then.get(name), value) for name, value in now.items()]
-    pairs += [(f"lake.{name}", record["lake"].get(name), getattr(lake, name)) for name in _COLUMNS]
+    lake_then = LakeConfig().model_dump(include=set(_COLUMNS)) | record["lake"]
+    pairs += [(f"lake.{name}", lake_then[name], getattr(lake, name)) for name in _COLUMNS]
     if leaks is not None and "leaks" in record:
         pairs.append(("target.leaks", "keep" if record["leaks"]["kept"] else "exclude", leaks))
     return [f"{name} was {old!r} and is {new!r}" for name, old, new in pairs if old != new]

@@ -48,13 +48,19 @@ def ingest(
         report = lake.ingest(tell)
         counts = lake.domain_counts()
     if as_json:
-        console.print_json({"status": "ok", **dataclasses.asdict(report), "domains": dict(counts)})
+        values = dataclasses.asdict(report) | {"duplicate_share": report.duplicate_share}
+        console.print_json({"status": "ok", **values, "domains": dict(counts)})
         return
     console.print_rows(["domain", "usable rows"], counts)
     console.out().print(
         f"\n{report.num_files} files, {report.num_rows:,} rows ({report.num_unusable:,} left out); "
         f"{report.added} files new, {report.changed} changed, {report.removed} gone, {report.unchanged} as before"
     )
+    if report.num_duplicates:
+        console.out().print(
+            f"{report.num_duplicates:,} rows ({report.duplicate_share:.2%}) repeat an earlier row of their domain word "
+            "for word; SQL has them in the view duplicates"
+        )
 
 
 def sql(
@@ -62,7 +68,7 @@ def sql(
     query: Annotated[
         str,
         typer.Argument(
-            help="DuckDB SQL over samples, domain_weights, runs, diagnostics, row_gaps, comparisons, versions."
+            help="SQL over samples, domain_weights, runs, diagnostics, row_gaps, comparisons, versions, duplicates."
         ),
     ],
     destination: DestinationOption = None,

@@ -141,6 +141,9 @@ def learn(
         console.out().print(
             f"\nVerdict   {run.verdict}\nLeaks     {run.leaks}\nRun       {run.run_id} in {run.run_dir}"
         )
+        if num_duplicates := run.record["duplicates"].get("num_duplicates"):
+            share = run.record["duplicates"]["share"]
+            console.out().print(f"Repeated  {num_duplicates:,} rows ({share:.2%}) repeat another of their domain")
         place = f" --destination {shlex.quote(lake.config.destination)}" if lake.config.destination else ""
         named = f"{shlex.quote(lake.config.url)}{place} --run {run.run_id}"
         print_next(f"curator report {named}", f"curator publish {named}")
@@ -441,6 +444,7 @@ def learn_values(record: Any) -> dict[str, Any]:
         "domain_weights": {row["domain"]: row["domain_weight"] for row in record["domains"]},
         "natural_share": {row["domain"]: row["natural_share"] for row in record["domains"]},
         "leaks": record["leaks"],
+        "duplicates": record["duplicates"],
         "verdict": f"{record['verdict']['status']}: {record['verdict']['reason']}",
         "run_dir": record["run_dir"],
         "seconds": record["seconds"],

@@ -1,5 +1,6 @@
 """The row index: what it holds, that it is brought up to date in one step, and what it refuses."""
 
+import hashlib
 import itertools
 import os
 import subprocess
@@ -109,6 +110,42 @@ def test_identical_rows_get_numbers_and_other_domains_do_not(url, connection, pu
         ("b.parquet", 0): f"{base}-3",
         ("b.parquet", 1): content_id("y", "a"),
     }
+
+
+def test_ids_may_be_made_by_sha256_and_another_hash_indexes_everything_again(url, connection, put):
+    put(url, "a.parquet", text=["a", "a", "ä"], source=["x", "x", "y"])
+    ingest(connection, url)
+    report = ingest(connection, url, id_hash="sha256")
+    assert (report.reindexed_all, report.num_duplicates) == (True, 1)
+    first, other = (hashlib.sha256(f"{domain}\0{text}".encode()).hexdigest() for domain, text in ("xa", "yä"))
+    assert [entry[0] for _, entry in sorted(index(connection).items())] == [first, f"{first}-2", other]
+    assert not ingest(connection, url, id_hash="sha256").reindexed_all
+
+
+def test_duplicates_are_counted_exactly_and_sql_has_them(url, connection, put):
+    put(url, "a.parquet", text=["a", "a", "b", "b", None, None], source=["x", "x", "x", "y", "x", "x"])
+    put(url, "b.parquet", text=["a", "c", "b", "c"], source=["x", "y", "y", "y"])
+    report = ingest(connection, url, bad_rows="skip")
+    # three of x/a, two of y/b, two of y/c; the rows without text are none
+    assert (report.num_duplicates, report.duplicate_share) == (4, 4 / 8)
+    duck.create_duplicates_view(connection, key=None)
+    found = connection.execute("SELECT sample_id, domain, num_rows, num_files FROM duplicates").fetchall()
+    assert sorted(found, key=lambda row: row[1:]) == [
+        (content_id("x", "a"), "x", 3, 2),
+        (content_id("y", "c"), "y", 2, 1),
+        (content_id("y", "b"), "y", 2, 2),
+    ]
+    delete(open_store(url), "b.parquet")
+    assert ingest(connection, url, bad_rows="skip").num_duplicates == 1
+
+
+def test_rows_with_a_key_are_not_compared(url, connection, put):
+    put(url, "a.parquet", text=["a", "a"], source=["x", "x"], id=["7", "7-2"])
+    report = ingest(connection, url, key="id")
+    assert (report.num_duplicates, report.duplicate_share) == (None, None)
+    duck.create_duplicates_view(connection, key="id")
+    with pytest.raises(duck.Error, match="rows are identified by column 'id', so that their texts were not compared"):
+        connection.execute("SELECT * FROM duplicates").fetchall()
 
 
 def test_domain_and_text_do_not_run_together(url, connection, put):

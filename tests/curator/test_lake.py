@@ -156,6 +156,19 @@ def test_asking_before_ingesting_and_after_a_change_says_what_to_run(lake, tmp_p
         again.sql("SELECT 1")
 
 
+def test_another_id_hash_is_another_snapshot_and_is_remembered(lake):
+    lake.ingest()
+    before = lake.snapshot_id
+    lake.close()
+    with curator.open_lake(lake.config.url, id_hash="sha256") as other:
+        assert other.ingest().reindexed_all
+        assert other.snapshot_id != before
+    with curator.open_lake(lake.config.url) as again:
+        assert again.config.id_hash == "sha256"
+        assert again.ingest().rows_indexed == 0
+        assert {len(name) for (name,) in again.sql("SELECT sample_id FROM samples").fetchall()} == {64}
+
+
 def test_progress_is_told_in_rows(lake):
     told = []
     lake.ingest(told.append)

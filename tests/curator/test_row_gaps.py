@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from lake_cases import FAST, LANGUAGES, sentences, write_lake, write_rows, write_target
 
@@ -16,7 +17,7 @@ pytest.importorskip("megatron.core", reason="needs the extra [train]")
 
 import torch
 
-from curator.row_gaps import MeasuredRows
+from curator.row_gaps import MeasuredRows, weigh_rows
 from curator.row_probe import RowProbe
 from curator.sampler import Sampler, SamplerSettings
 from curator.worker import _world, solver_settings
@@ -24,7 +25,7 @@ from optim.backend import AdamWSettings, Copy, ModelSource
 from optim.batch import Batch
 from optim.local import LocalBackend
 from optim.presets import preset
-from optim.row_gaps import RowGaps
+from optim.row_gaps import RowGaps, reliability, spread
 from optim.solver import solve
 
 LEARN = LearnConfig(
@@ -215,6 +216,35 @@ def test_rows_that_were_not_measured_weigh_their_domains_mean(tmp_path):
         mean = (own["sample_weight"].cast(float) * own["num_tokens"]).sum() / own["num_tokens"].sum()
         assert list(others) == [pytest.approx(mean, rel=1e-5)]
     assert len(found) == 48
+
+
+@pytest.mark.parametrize("by_content", [True, False])
+def test_rows_with_ids_of_the_same_content_weigh_the_same(tmp_path, by_content):
+    """Rows a, a-2 and b were measured, a-3 and c were not; with a key the names mean nothing."""
+    texts = sentences("north", 3)
+    rows = RowBatch(
+        sample_id=pa.array(["a", "a-2", "a-3", "b", "c"]),
+        text=[texts[0]] * 3 + texts[1:],
+        domain=np.zeros(5, np.int32),
+    )
+    (tmp_path / "corpus").mkdir()
+    corpus = write_cache(tmp_path / "corpus", train_tokenizer(texts, 300), [rows], ["north"])
+    places, tokens = np.array([0, 1, 3]), np.asarray(corpus.num_targets)
+    gaps = RowGaps.none(3)
+    for noise in (0.0, 0.001):
+        gaps = gaps.added(np.array([-0.1, -0.3 + noise, 0.2]), np.zeros(3, np.int32), tokens[places])
+    measured = MeasuredRows(places=places, gaps=gaps)
+    found = weigh_rows(tmp_path, "run", corpus, measured, None, sharpness=1.0, by_content=by_content)
+    x, y, z = reliability(gaps, tokens[places]) * gaps.mean_relative_R / spread(gaps.mean_relative_R, tokens[places])
+    known, worth = ([0, 1, 2, 3], [(x + y) / 2] * 3 + [z]) if by_content else ([0, 1, 3], [x, y, z])
+    ratio = np.exp(-np.array(worth))
+    expected = np.ones(5)
+    expected[known] = ratio / np.average(ratio, weights=tokens[known])
+    assert y + 0.1 < x
+    assert found.weights == pytest.approx(expected)
+    table = pq.read_table(tmp_path / "row_gaps.parquet")
+    assert table["row_weight"].to_pylist() == pytest.approx(list(expected[places]))
+    assert (found.num_rows, found.num_scored) == (3, 0)
 
 
 def test_a_lake_whose_runs_weigh_no_rows_has_an_empty_table(learned):

@@ -52,12 +52,17 @@ def test_damaged_rows_weigh_less_than_the_sound_ones_of_their_domain(tmp_path):
         )
         lake.publish(run)
         rows = lake.sql("SELECT is_sound, sample_weight FROM samples WHERE domain = 'north'").pl()
-        write_rows(
-            tmp_path / "lake" / "new.parquet", text=sentences("later", 20), domain=["north"] * 20, is_sound=[True] * 20
-        )
+        later = sentences("later", 20) + texts[:10]
+        write_rows(tmp_path / "lake" / "new.parquet", text=later, domain=["north"] * 30, is_sound=[True] * 30)
         lake.ingest()
-        carried = pl.from_arrow(weights_now(lake, run, [], silent).samples).filter(pl.col("domain") == "north")
+        everything = pl.from_arrow(weights_now(lake, run, [], silent).samples).filter(pl.col("domain") == "north")
+        duplicates = lake.sql("SELECT domain, num_rows, num_files FROM duplicates").fetchall()
         kept = lake.sql("SELECT count(*) FILTER (is_sound), count(*) FROM top_k(0.5) WHERE domain = 'north'").fetchall()
+    repeats = everything.filter(pl.col("sample_id").str.contains("-"))
+    carried = everything.filter(~pl.col("sample_id").str.contains("-"))
+    first = carried.select(pl.col("sample_id") + "-2", first="sample_weight")
+    assert duplicates == [("north", 2, 2)] * len(repeats) == [("north", 2, 2)] * 10
+    assert repeats.join(first, on="sample_id")["first"].to_numpy() == pytest.approx(repeats["sample_weight"].to_numpy())
     own = pl.from_arrow(run.samples()).select("sample_id", before="sample_weight")
     both = carried.join(own, on="sample_id", how="left")
     seen, new = both.filter(pl.col("before").is_not_null()), both.filter(pl.col("before").is_null())
