@@ -15,7 +15,7 @@ from connectors._failures import redact_url
 from connectors._parquet_file import ParquetFile, read_parquet_info
 from connectors._schemas import union_schema
 from connectors.commit import Version, commit, read_log, read_manifest, restore
-from connectors.errors import InputError, NotFoundError
+from connectors.errors import ConflictError, InputError, NotFoundError
 from connectors.manifest import Manifest
 from connectors.store import (
     ObjectInfo,
@@ -134,6 +134,19 @@ def list_parquet(url: str, storage_options: Mapping[str, Any] | None = None) -> 
         _check_name(store, info.path)
     files = _read_footers(store, listed)
     return Corpus(store=store, files=files, schema=union_schema(files))
+
+
+def check_corpus_unchanged(corpus: Corpus) -> None:
+    """Check, by one listing, that every file is still the one that was listed.
+
+    Raises:
+        ConflictError: naming the first that has gone or is another one now.
+    """
+    now = {info.path: info.version for info in list_objects(corpus.store)}
+    changed = [file.path for file in corpus.files if now.get(file.path) != file.version]
+    if changed:
+        what = "has changed" if changed[0] in now else "has gone"
+        raise ConflictError(f"{corpus.store.describe(changed[0])} {what} since it was listed; list the lake again")
 
 
 def lake_root(url: str, storage_options: Mapping[str, Any] | None = None) -> Store:

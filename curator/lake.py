@@ -24,7 +24,7 @@ from connectors import duck
 from connectors import errors as connector_errors
 from connectors.connector import Connector, lake_root, open_connector
 from connectors.parquet import check_schemas
-from connectors.plain import Corpus
+from connectors.plain import Corpus, check_corpus_unchanged
 from connectors.store import Store, open_store, substore, write_object
 from curator import catalog, row_gaps, trajectory
 from curator.config import CompareConfig, LakeConfig, LearnConfig, RefreshConfig, TargetConfig, override, parse
@@ -1025,7 +1025,12 @@ class Lake:
         return [(str(domain), int(count)) for domain, count in rows]
 
     def text_batches(self, domains: Sequence[str], *, condition: str = "") -> Iterator[RowBatch]:
-        """Every usable row that meets an SQL `condition` ("AND …"); `domain` as an index into `domains`."""
+        """Every usable row that meets an SQL `condition` ("AND …"); `domain` as an index into `domains`.
+
+        Raises:
+            TryAgainError: after the last row, that a file was replaced since it was listed: texts of other rows were
+                read for those of the index.
+        """
         from curator.tokens import RowBatch
 
         names = pa.array(list(domains))
@@ -1078,6 +1083,8 @@ class Lake:
             f"SELECT sample_id, domain, {text} AS text FROM lake_rows WHERE usable {condition}"
         )
         yield from relation.to_arrow_reader(_BATCH_ROWS)
+        with translated():
+            check_corpus_unchanged(self.corpus)
 
 
 def _goal(given: str | TargetConfig, text: str | None = None) -> TargetConfig:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import uuid
+from dataclasses import replace
 
 import pyarrow as pa
 import pytest
@@ -17,10 +18,11 @@ from connectors import duck
 from connectors.errors import (
     BadRowsError,
     ConflictError,
+    CorruptFileError,
     SchemaError,
 )
 from connectors.plain import list_parquet
-from connectors.store import delete, open_store
+from connectors.store import delete, open_store, read_bytes, write_object
 
 
 def ingest(connection, url, options=None, **settings):
@@ -203,6 +205,40 @@ def test_only_new_and_changed_files_are_read(url, connection, put):
     assert (report.num_files, report.num_rows, report.rows_indexed) == (3, 4, 3)
     assert sorted(path for path, _ in index(connection)) == ["changed.parquet"] * 2 + ["new.parquet", "same.parquet"]
     assert connection.execute("SELECT file_id FROM files WHERE path = 'same.parquet'").fetchone() == (before,)
+
+
+def test_of_files_that_have_not_changed_only_the_footer_is_read(place, connection, put):
+    """The pages of the others are not there any more, which their listing does not tell."""
+    put(place.url, "same.parquet", place.options, text=["a" * 100], source=["x"])
+    put(place.url, "moved.parquet", place.options, text=["b"], source=["x"])
+    ingest(connection, place.url, place.options)
+    store = place.store()
+    put(place.url, "elsewhere.parquet", place.options, text=["b"], source=["x"])
+    delete(store, "moved.parquet")
+    data = read_bytes(store, "same.parquet")
+    (before,) = [file for file in list_parquet(place.url, place.options).files if file.path == "same.parquet"]
+    write_object(store, "same.parquet", data[:4] + bytes(100) + data[104:])
+    corpus = list_parquet(place.url, place.options)
+    files = tuple(
+        replace(file, version=before.version) if file.path == "same.parquet" else file for file in corpus.files
+    )
+    settings = {"text": "text", "domain": "source"}
+    report = duck.ingest(connection, replace(corpus, files=files), **settings)
+    assert (report.added, report.removed, report.unchanged, report.rows_indexed) == (1, 1, 1, 1)
+    with pytest.raises(CorruptFileError, match=r"same\.parquet is damaged"):
+        duck.ingest(connection, corpus, **settings)
+    assert {path for path, _ in index(connection)} == {"same.parquet", "elsewhere.parquet"}
+
+
+def test_a_file_of_the_same_size_with_other_rows_is_read_again(place, connection, put):
+    for text, other in (("one", "two"), ("six", "ten")):
+        put(place.url, "a.parquet", place.options, text=[text, other], source=["x", "x"])
+        ingest(connection, place.url, place.options)
+        assert {entry[0] for entry in index(connection).values()} == {content_id("x", text), content_id("x", other)}
+    assert connection.execute("SELECT count(*), min(size_bytes) FROM files").fetchone() == (
+        1,
+        list_parquet(place.url, place.options).size_bytes,
+    )
 
 
 def test_nothing_new_reads_nothing(url, connection, put):

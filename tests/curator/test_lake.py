@@ -10,6 +10,7 @@ from lake_cases import FAST, sentences, tree, write_lake, write_rows
 
 import curator
 from connectors import duck
+from connectors.store import delete, open_store, write_object
 from curator.errors import (
     ConfigError,
     CuratorError,
@@ -167,6 +168,32 @@ def test_another_id_hash_is_another_snapshot_and_is_remembered(lake):
         assert again.config.id_hash == "sha256"
         assert again.ingest().rows_indexed == 0
         assert {len(name) for (name,) in again.sql("SELECT sample_id FROM samples").fetchall()} == {64}
+
+
+@pytest.mark.parametrize("where", ["local", "s3"])
+@pytest.mark.parametrize("change", ["replaced", "gone"])
+def test_texts_of_files_that_are_no_longer_those_of_the_index_are_refused(where, change, tmp_path, request):
+    place = request.getfixturevalue("s3_place") if where == "s3" else None
+    url, options = (place.url, place.options) if place else (str(tmp_path / "lake"), None)
+
+    def put(*texts):
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.table({"text": texts, "domain": ["x", "y"]}), sink)
+        write_object(open_store(url, options), "a.parquet", sink.getvalue().to_pybytes())
+
+    put("one", "two")
+    with curator.open_lake(url, storage_options=options) as lake:
+        lake.ingest()
+        assert [batch.text for batch in lake.text_batches(["x", "y"])] == [["one", "two"]]
+        batches = lake.text_batches(["x", "y"])
+        next(batches)
+        if change == "gone":
+            delete(lake.corpus.store, "a.parquet")
+        else:
+            put("six", "ten")
+        what = "changed" if change == "replaced" else "gone"
+        with pytest.raises(TryAgainError, match=rf"a\.parquet has {what} since it was listed; list the lake again"):
+            list(batches)
 
 
 def test_progress_is_told_in_rows(lake):
