@@ -1,13 +1,13 @@
 """The row index: which rows the lake has, brought up to date file by file in one transaction."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import pyarrow as pa
 
 from connectors._database import Connection, database_errors, transaction
-from connectors._parquet_file import ParquetFile
+from connectors._parquet_file import OnProgress, ParquetFile, untold
 from connectors._rows import Columns, IdHash, index_batches
 from connectors._schemas import check_schemas
 from connectors.errors import BadRowsError
@@ -15,8 +15,6 @@ from connectors.plain import Corpus
 from connectors.store import Store
 
 OnBadRows = Literal["error", "skip"]
-# (rows indexed so far, rows to index)
-OnProgress = Callable[[int, int], None]
 
 _ROWS_PER_INSERT = 100_000
 CONTENT = "split_part({}, '-', 1)"
@@ -113,7 +111,7 @@ def ingest(
     key: str | None = None,
     id_hash: IdHash = "xxh3_128",
     bad_rows: OnBadRows = "error",
-    on_progress: OnProgress | None = None,
+    on_progress: OnProgress = untold,
 ) -> IngestReport:
     """Atomic: brings the index to `corpus`; an exception, Ctrl-C or crash leaves the index as it was.
 
@@ -145,11 +143,9 @@ def ingest(
         new, report = _diff(connection, corpus, reindexed_all)
         total = sum(file.num_rows for file in new)
         done = 0
-        for file in new:
-            for num_rows in _index_file(connection, corpus.store, file, columns, bad_rows):
-                done += num_rows
-                if on_progress is not None:
-                    on_progress(done, total)
+        for num_rows in _index_files(connection, corpus.store, new, columns, bad_rows):
+            done += num_rows
+            on_progress(done, total)
         if new or report["removed"]:
             _make_ids_unique(connection, corpus, columns)
         (unusable,) = _one(connection, "SELECT count(*) FROM sample_index WHERE NOT usable")
@@ -195,39 +191,67 @@ def _diff(connection: Connection, corpus: Corpus, reindex_all: bool) -> tuple[li
         else:
             new.append(file)
     dropped = [known[path][2] for path in known if path not in kept]
-    connection.execute("DELETE FROM sample_index WHERE list_contains(?, file_id)", [dropped])
-    connection.execute("DELETE FROM files WHERE list_contains(?, file_id)", [dropped])
+    connection.execute("DELETE FROM sample_index WHERE file_id IN (SELECT unnest(?))", [dropped])
+    connection.execute("DELETE FROM files WHERE file_id IN (SELECT unnest(?))", [dropped])
     changed = sum(file.path in known for file in new)
     present = {file.path for file in corpus.files}
     counts = {"added": len(new) - changed, "changed": changed, "unchanged": len(kept)}
     return new, counts | {"removed": sum(path not in present for path in known)}
 
 
-def _index_file(
-    connection: Connection, store: Store, file: ParquetFile, columns: Columns, bad_rows: OnBadRows
+def _index_files(
+    connection: Connection, store: Store, files: Sequence[ParquetFile], columns: Columns, bad_rows: OnBadRows
 ) -> Iterator[int]:
-    """Indexes one file, yielding the number of rows as they are inserted."""
-    (file_id,) = _one(connection, "SELECT nextval('file_ids')")
-    row = [file_id, file.path, file.size_bytes, file.version, file.num_rows, file.num_row_groups]
-    connection.execute("INSERT INTO files VALUES (?, ?, ?, ?, ?, ?)", row)
+    """Indexes files, yielding the number of rows as they are read; many small files are inserted together."""
+    numbered = _add_files(connection, files)
     waiting: list[pa.RecordBatch] = []
     num_waiting = 0
-    for batch in index_batches(store, file, columns, bad_rows):
-        waiting.append(batch)
-        num_waiting += batch.num_rows
-        if num_waiting >= _ROWS_PER_INSERT:
-            yield _insert(connection, file_id, waiting)
-            waiting, num_waiting = [], 0
+    for file_id, file in numbered:
+        num_read = 0
+        for batch in index_batches(store, file, columns, bad_rows):
+            waiting.append(_with_file_id(batch, file_id))
+            num_waiting += batch.num_rows
+            num_read += batch.num_rows
+            if num_waiting >= _ROWS_PER_INSERT:
+                _insert(connection, "sample_index", pa.Table.from_batches(waiting))
+                waiting, num_waiting = [], 0
+                yield num_read
+                num_read = 0
+        if num_read:
+            yield num_read
     if waiting:
-        yield _insert(connection, file_id, waiting)
+        _insert(connection, "sample_index", pa.Table.from_batches(waiting))
 
 
-def _insert(connection: Connection, file_id: int, batches: list[pa.RecordBatch]) -> int:
-    table = pa.Table.from_batches(batches)
-    connection.register("incoming_rows", table)
-    connection.execute("INSERT INTO sample_index SELECT ?, * FROM incoming_rows", [file_id])
+def _add_files(connection: Connection, files: Sequence[ParquetFile]) -> list[tuple[int, ParquetFile]]:
+    """Enters files into `files`; each with its new id."""
+    drawn = connection.execute("SELECT nextval('file_ids') FROM range(?)", [len(files)]).fetchall()
+    numbered = [(int(file_id), file) for (file_id,), file in zip(drawn, files, strict=True)]
+    rows = [
+        {
+            "file_id": file_id,
+            "path": file.path,
+            "size_bytes": file.size_bytes,
+            "version": file.version,
+            "num_rows": file.num_rows,
+            "num_row_groups": file.num_row_groups,
+        }
+        for file_id, file in numbered
+    ]
+    if rows:
+        _insert(connection, "files", pa.Table.from_pylist(rows))
+    return numbered
+
+
+def _with_file_id(batch: pa.RecordBatch, file_id: int) -> pa.RecordBatch:
+    ids = pa.repeat(pa.scalar(file_id, pa.int32()), batch.num_rows)
+    return pa.record_batch([ids, *batch.columns], names=["file_id", *batch.schema.names])
+
+
+def _insert(connection: Connection, name: str, rows: pa.Table) -> None:
+    connection.register("incoming_rows", rows)
+    connection.execute(f"INSERT INTO {name} SELECT * FROM incoming_rows")
     connection.unregister("incoming_rows")
-    return int(table.num_rows)
 
 
 def _make_ids_unique(connection: Connection, corpus: Corpus, columns: Columns) -> None:

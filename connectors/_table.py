@@ -13,7 +13,6 @@ import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -27,7 +26,7 @@ from connectors._schemas import union_schema
 from connectors.commit import MANIFEST_FOLDER, Version, read_manifest
 from connectors.errors import ConflictError, ConnectorError, CorruptFileError, NotFoundError, UnavailableError
 from connectors.manifest import Manifest, PublishedFile, build, manifest_to_json
-from connectors.parquet import ParquetFile, add_columns, read_parquet_info
+from connectors.parquet import OnProgress, ParquetFile, add_columns, read_parquet_info, read_parquet_infos, untold
 from connectors.plain import Corpus
 from connectors.store import ObjectInfo, Store, exists, list_objects, stat_object, write_object
 
@@ -39,7 +38,6 @@ COPIES = "curator"
 """The folder of a table where copies are staged."""
 _COPY = re.compile(rf"^(?:{COPIES}/[^/]+/(?:from-[0-9a-f]{{16}}/)?)+")
 _MAX_ATTEMPTS = 10
-_REMOTE_THREADS = 16
 
 
 class TableFile(Protocol):
@@ -76,7 +74,7 @@ class TableConnector(ABC, Generic[File]):
         self.replaceable = frozenset(columns)
         self._destination = destination
 
-    def read_corpus(self) -> Corpus:
+    def read_corpus(self, on_progress: OnProgress = untold) -> Corpus:
         """The sources of the newest snapshot's files, their footers read; columns that we added are not shown.
 
         Raises:
@@ -88,8 +86,7 @@ class TableConnector(ABC, Generic[File]):
         sources = self._sources(table)
         if not sources:
             raise NotFoundError(f"the {self.kind} {self.data.url} has no rows yet; write some first")
-        with ThreadPoolExecutor(max_workers=_REMOTE_THREADS if self.data.is_remote else 1) as pool:
-            read = list(pool.map(lambda pair: read_parquet_info(self.data, pair[1]), sources))
+        read = read_parquet_infos(self.data, [info for _, info in sources], on_progress)
         shown = (self._shown(table, file, named) for file, (named, _) in zip(read, sources, strict=True))
         files = tuple(sorted(shown, key=lambda file: file.path))
         return Corpus(store=self.data, files=files, schema=union_schema(files))

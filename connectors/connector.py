@@ -8,7 +8,7 @@ import pyarrow as pa
 from connectors import plain
 from connectors.commit import Version
 from connectors.manifest import Manifest
-from connectors.parquet import ParquetFile
+from connectors.parquet import OnProgress, ParquetFile
 from connectors.plain import Corpus, PlainConnector
 from connectors.store import Store, open_store
 
@@ -30,8 +30,11 @@ class Connector(Protocol):
     replaceable: frozenset[str]
     owns_log: bool
 
-    def read_corpus(self) -> Corpus:
-        """The lake's files as of now, without columns that were published; the sources of the next version."""
+    def read_corpus(self, on_progress: OnProgress = ...) -> Corpus:
+        """The lake's files as of now, without columns that were published; the sources of the next version.
+
+        `on_progress` is called with (footers read so far, files).
+        """
         ...
 
     def folder(self, name: str) -> str:

@@ -18,7 +18,7 @@ from connectors._database import (
     register_store,
     transaction,
 )
-from connectors._index import CONTENT, IngestReport, OnBadRows, OnProgress, changed_files, create_index_tables, ingest
+from connectors._index import CONTENT, IngestReport, OnBadRows, changed_files, create_index_tables, ingest
 from connectors._views import (
     create_duplicates_view,
     create_published_view,
@@ -33,7 +33,6 @@ __all__ = [
     "Error",
     "IngestReport",
     "OnBadRows",
-    "OnProgress",
     "Relation",
     "attached",
     "changed_files",

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +11,7 @@ import pyarrow as pa
 from fsspec.utils import glob_translate
 
 from connectors._failures import redact_url
-from connectors._parquet_file import ParquetFile, read_parquet_info
+from connectors._parquet_file import OnProgress, ParquetFile, read_parquet_infos, untold
 from connectors._schemas import union_schema
 from connectors.commit import Version, commit, read_log, read_manifest, restore
 from connectors.errors import ConflictError, InputError, NotFoundError
@@ -28,8 +27,6 @@ from connectors.store import (
 )
 
 SUFFIXES = (".parquet", ".parq", ".pq")
-# A footer is one round trip to object storage; more at a time than cores, since they wait.
-_REMOTE_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -75,9 +72,9 @@ class PlainConnector:
         self._url = url
         self._storage_options = storage_options
 
-    def read_corpus(self) -> Corpus:
+    def read_corpus(self, on_progress: OnProgress = untold) -> Corpus:
         """See `list_parquet`."""
-        return list_parquet(self._url, self._storage_options)
+        return list_parquet(self._url, self._storage_options, on_progress)
 
     def folder(self, name: str) -> str:
         """A folder of the destination."""
@@ -117,12 +114,19 @@ class PlainConnector:
         return restore(self.data, number)
 
 
-def list_parquet(url: str, storage_options: Mapping[str, Any] | None = None) -> Corpus:
+def list_parquet(
+    url: str, storage_options: Mapping[str, Any] | None = None, on_progress: OnProgress = untold
+) -> Corpus:
     """The Parquet files at `url`, their footers read and their schemas compared.
 
     A folder is taken with everything below it, `key=value` folders as Hive partitions; parts of the path that
     start with `_` or `.` are passed over (Hive's convention; what we publish lives in `_curator/`). In a glob
     `*` stays inside a folder and `**` does not. A name that exists is taken literally even if it has wildcards.
+
+    Args:
+        url: what to list.
+        storage_options: as for `open_store`.
+        on_progress: called with (footers read so far, files).
 
     Raises:
         NotFoundError: nothing there, or nothing that is Parquet; the message says what is there.
@@ -132,7 +136,7 @@ def list_parquet(url: str, storage_options: Mapping[str, Any] | None = None) -> 
     store, listed = _resolve(url, storage_options)
     for info in listed:
         _check_name(store, info.path)
-    files = _read_footers(store, listed)
+    files = tuple(read_parquet_infos(store, listed, on_progress))
     return Corpus(store=store, files=files, schema=union_schema(files))
 
 
@@ -236,10 +240,3 @@ def _check_name(store: Store, path: str) -> None:
         path.encode()
     except UnicodeEncodeError as error:
         raise InputError(f"the file name {path!a} in {store.describe()} is not valid UTF-8; rename it") from error
-
-
-def _read_footers(store: Store, listed: Sequence[ObjectInfo]) -> tuple[ParquetFile, ...]:
-    if not store.is_remote:
-        return tuple(read_parquet_info(store, info) for info in listed)
-    with ThreadPoolExecutor(max_workers=_REMOTE_THREADS) as pool:
-        return tuple(pool.map(lambda info: read_parquet_info(store, info), listed))

@@ -237,8 +237,10 @@ class Lake:
         """
         with translated():
             self.release()
-            self._corpus = None
-            corpus, config = self.corpus, self.config
+            self._corpus = self.connector.read_corpus(
+                lambda done, total: on_progress(Progress(stage="list", done=done, total=total, detail="files"))
+            )
+            corpus, config = self._corpus, self.config
             check_schemas(corpus.files, text=config.text, domain=config.domain, key=config.key)
             make_work_folder(self.workdir)
             with self._writable_catalog() as connection:

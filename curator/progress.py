@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Stage = Literal[
+    "list",
     "ingest",
     "tokenize",
     "leaks",

@@ -199,8 +199,10 @@ def test_texts_of_files_that_are_no_longer_those_of_the_index_are_refused(where,
 def test_progress_is_told_in_rows(lake):
     told = []
     lake.ingest(told.append)
-    assert [state.done for state in told] == [24, 48, 72]
-    assert {(state.stage, state.total, state.detail) for state in told} == {("ingest", 72, "rows")}
+    assert [(state.stage, state.done, state.total, state.detail) for state in told] == [
+        *(("list", done, 3, "files") for done in (1, 2, 3)),
+        *(("ingest", done, 72, "rows") for done in (24, 48, 72)),
+    ]
 
 
 # SQL --------------------------------------------------------------------------------------------------------------
