@@ -14,7 +14,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
 from uuid import uuid4
@@ -23,9 +23,9 @@ import pyarrow as pa
 import xxhash
 
 from connectors._schemas import union_schema
-from connectors.commit import MANIFEST_FOLDER, Version, read_manifest
+from connectors.commit import MANIFEST_FOLDER, Version, entry_from_values, entry_values, read_manifest
 from connectors.errors import ConflictError, ConnectorError, CorruptFileError, NotFoundError, UnavailableError
-from connectors.manifest import Manifest, PublishedFile, build, manifest_to_json
+from connectors.manifest import Manifest, PublishedFile, manifest_to_json
 from connectors.parquet import OnProgress, ParquetFile, add_columns, read_parquet_info, read_parquet_infos, untold
 from connectors.plain import Corpus
 from connectors.store import ObjectInfo, Store, exists, list_objects, stat_object, write_object
@@ -316,7 +316,7 @@ class TableConnector(ABC, Generic[File]):
 
 def version_metadata(version: Version) -> dict[str, str]:
     """What our commit says of itself; number and time are the table's own."""
-    told = {k: v for k, v in asdict(version).items() if k not in ("number", "committed_at", "created")}
+    told = {k: v for k, v in entry_values(version).items() if k not in ("number", "committed_at")}
     return {OURS: json.dumps(told), "run_id": version.run_id}
 
 
@@ -327,7 +327,7 @@ def parse_version(told: str, number: int, timestamp_ms: int, place: str) -> Vers
         CorruptFileError: the entry is not one of ours.
     """
     at = datetime.fromtimestamp(timestamp_ms / 1000, UTC).isoformat(timespec="microseconds")
-    return build(Version, json.loads(told) | {"number": number, "committed_at": at, "created": True}, place)
+    return entry_from_values(json.loads(told) | {"number": number, "committed_at": at}, place)
 
 
 def without_columns(file: ParquetFile, names: frozenset[str]) -> ParquetFile:

@@ -4,15 +4,17 @@
     <destination>/log/00000000000000000001.json   the commit point: created if absent
 
 A version exists when its entry exists. Entries are numbered from 1 without gaps and are never changed. An entry that
-names the manifest of an older one restores that version.
+names the manifest of an older one restores that version. One that `collects` older ones names the manifest of the one
+before it: from then on nobody reads the files of those, and they may be removed; their manifests stay, for history.
 """
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from typing import Any
 from uuid import uuid4
 
 import xxhash
@@ -31,6 +33,8 @@ from connectors.store import Store, list_objects, put_if_absent, read_bytes, wri
 
 LOG_FOLDER = "log"
 MANIFEST_FOLDER = "manifests"
+_COLLECTING_SCHEMA_VERSION = 2
+"""Of an entry that collects others: readers that do not know of it must not take those for whole."""
 _SUFFIX = ".json"
 _MAX_ATTEMPTS = 50
 _MAX_BACKOFF_SECONDS = 0.5
@@ -50,6 +54,8 @@ class Version:
         manifest_path: relative to the destination store.
         manifest_hash: xxh3_128 of the manifest's bytes.
         created: whether this call of `commit` made it; True for versions that were read.
+        collects: numbers of the versions whose files this entry lets go.
+        collected_by: number of the entry that let go the files of this one, as `read_log` tells; else None.
     """
 
     number: int
@@ -62,6 +68,8 @@ class Version:
     manifest_hash: str
     schema_version: int = SCHEMA_VERSION
     created: bool = field(default=True, compare=False)
+    collects: tuple[int, ...] = ()
+    collected_by: int | None = field(default=None, compare=False)
 
 
 def read_log(store: Store) -> list[Version]:
@@ -71,7 +79,9 @@ def read_log(store: Store) -> list[Version]:
         CorruptFileError: an entry is missing or damaged.
         UnsupportedError: an entry was written by a later version of this package.
     """
-    return _read_entries(store, _entry_numbers(store))
+    log = _read_entries(store, _entry_numbers(store))
+    collected_by = {number: version.number for version in log for number in version.collects}
+    return [replace(version, collected_by=collected_by.get(version.number)) for version in log]
 
 
 def latest(store: Store) -> Version | None:
@@ -177,31 +187,90 @@ def restore(store: Store, number: int, *, max_attempts: int = _MAX_ATTEMPTS) -> 
         The newest version; `created` is False if it had the content of version `number` already.
 
     Raises:
-        NotFoundError: there is no such version.
+        NotFoundError: there is no such version, or its files were let go.
         ConflictError: another version was published since the log was read; look at it, then try again.
         UnavailableError, ReadOnlyError: as for `commit`.
     """
     log = read_log(store)
     target = next((version for version in log if version.number == number), None) or read_version(store, number)
+    check_readable(log, target, store.describe())
     newest = log[-1]
     if newest.manifest_path == target.manifest_path:
         return replace(newest, created=False)
     entry = replace(
-        target, commit_id=uuid4().hex, idempotency_key=f"restore version {number} after version {newest.number}"
+        target,
+        commit_id=uuid4().hex,
+        idempotency_key=f"restore version {number} after version {newest.number}",
+        schema_version=SCHEMA_VERSION,
+        collects=(),
     )
+    again = "look at it, then roll back again if it is to be left behind, too"
+    return _append(store, entry, lambda log: _check_newest(store, log, newest, again), max_attempts)
 
-    def check_newest(log: Sequence[Version]) -> None:
-        if log[-1].number != newest.number:
-            raise ConflictError(
-                f"version {log[-1].number} was published to {store.describe()} meanwhile; look at it, then roll back "
-                "again if it is to be left behind, too"
-            )
 
-    return _append(store, entry, check_newest, max_attempts)
+def beyond(log: Sequence[Version], keep: int) -> tuple[int, ...]:
+    """Numbers of the versions that are let go if only the newest `keep` different ones are to be readable.
+
+    An entry that restored another one, or collected some, is no version of its own: it has the files of that one.
+    """
+    readable = [version for version in log if version.collected_by is None]
+    newest_first = dict.fromkeys(version.manifest_path for version in reversed(readable))
+    kept = list(newest_first)[:keep]
+    return tuple(version.number for version in readable if version.manifest_path not in kept)
+
+
+def collect(store: Store, keep: int, *, max_attempts: int = _MAX_ATTEMPTS) -> tuple[int, ...]:
+    """Atomic: let go the files of all versions but the newest `keep`, by one more entry with the newest's content.
+
+    Nothing is removed here. From then on these versions cannot be restored, and `connectors.garbage` finds their files.
+
+    Args:
+        store: the destination.
+        keep: at least 1.
+        max_attempts: as for `commit`.
+
+    Returns:
+        The numbers of the versions that this call let go; nothing was written if there are none.
+
+    Raises:
+        ConflictError: another version was published meanwhile; try again.
+        UnavailableError, ReadOnlyError: as for `commit`.
+    """
+    log = read_log(store)
+    numbers = beyond(log, keep)
+    if not numbers:
+        return ()
+    newest = log[-1]
+    entry = replace(
+        newest,
+        commit_id=uuid4().hex,
+        idempotency_key=f"collect {len(numbers)} versions after version {newest.number}",
+        schema_version=_COLLECTING_SCHEMA_VERSION,
+        collects=numbers,
+    )
+    made = _append(store, entry, lambda log: _check_newest(store, log, newest, "try again"), max_attempts)
+    return made.collects
+
+
+def check_readable(log: Sequence[Version], version: Version, place: str) -> None:
+    """Raises NotFoundError if the files of a version of `log` were let go."""
+    if version.collected_by is not None:
+        left = ", ".join(str(each.number) for each in log if each.collected_by is None)
+        raise NotFoundError(
+            f"version {version.number} of {place} cannot be read any more: its files were let go by version "
+            f"{version.collected_by} (`curator gc --keep`); the versions that can be read are {left}"
+        )
+
+
+def _check_newest(store: Store, log: Sequence[Version], newest: Version, advice: str) -> None:
+    if log[-1].number != newest.number:
+        raise ConflictError(f"version {log[-1].number} was published to {store.describe()} meanwhile; {advice}")
 
 
 def restored_number(log: Sequence[Version], version: Version) -> int | None:
     """The first version with the same manifest, if `version` restored an older one."""
+    if version.collects:
+        return None
     first = next(each.number for each in log if each.manifest_path == version.manifest_path)
     return first if first < version.number else None
 
@@ -221,7 +290,7 @@ def _append(store: Store, draft: Version, before: Callable[[Sequence[Version]], 
         committed_at = datetime.now(UTC).isoformat(timespec="microseconds")
         entry = replace(draft, number=len(log) + 1, committed_at=committed_at)
         try:
-            put_if_absent(store, _entry_path(entry.number), _entry_to_json(entry))
+            put_if_absent(store, _entry_path(entry.number), dump_json(entry_values(entry)))
         except (ConflictError, UnavailableError) as error:
             failure = error  # another writer was first, or the answer was lost: the log says which
             time.sleep(random.random() * min(_MAX_BACKOFF_SECONDS, 0.02 * (attempt + 1)))  # noqa: S311
@@ -253,12 +322,27 @@ def _read_entries(store: Store, numbers: Sequence[int]) -> list[Version]:
         return list(pool.map(lambda number: read_version(store, number), numbers))
 
 
-def _entry_to_json(version: Version) -> bytes:
-    return dump_json({name: value for name, value in asdict(version).items() if name != "created"})
+def entry_values(version: Version) -> dict[str, Any]:
+    """What an entry says, as values of JSON."""
+    left_out = {"created", "collected_by"} | (set() if version.collects else {"collects"})
+    return {name: value for name, value in asdict(version).items() if name not in left_out}
+
+
+def entry_from_values(values: Mapping[str, Any], place: str) -> Version:
+    """The inverse of `entry_values`.
+
+    Raises:
+        CorruptFileError: names the entry that is missing, unknown or mistyped.
+    """
+    numbers = values.get("collects", [])
+    if not isinstance(numbers, list) or not all(type(each) is int for each in numbers):
+        raise CorruptFileError(f"{place}: entry 'collects' of a Version is {numbers!r}")
+    read = {"created": True, "collects": tuple(numbers), "collected_by": None}
+    return build(Version, {**values, **read}, place)
 
 
 def _parse_entry(data: bytes, number: int, place: str) -> Version:
-    version = build(Version, load_json(data, place) | {"created": True}, place)
+    version = entry_from_values(load_json(data, place, newest=_COLLECTING_SCHEMA_VERSION), place)
     if version.number != number:
         raise CorruptFileError(f"{place} says that it is version {version.number}; it was damaged or moved")
     return version

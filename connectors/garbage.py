@@ -6,7 +6,7 @@ which must be longer than a publication takes. Entries of the log are never garb
 
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -52,13 +52,18 @@ class Garbage:
     upload_id: str = ""
 
 
-def find_garbage(store: Store, staged: re.Pattern[str], *, grace_seconds: float) -> list[Garbage]:
+def find_garbage(
+    store: Store, staged: re.Pattern[str], *, grace_seconds: float, without: Collection[int] = ()
+) -> list[Garbage]:
     """What may be removed: older than the grace time, ours by its name, and named by no version. Changes nothing.
+
+    Of versions that were let go (`connectors.commit.collect`) the manifests stay and the files are garbage.
 
     Args:
         store: the destination.
         staged: matches the whole path of what the caller stages below `data/`; all else there is left alone.
         grace_seconds: longer than any publication takes.
+        without: numbers of more versions, as if they had been let go.
 
     Raises:
         CorruptFileError: the log or a manifest is damaged, so that it cannot be told what is garbage.
@@ -69,7 +74,8 @@ def find_garbage(store: Store, staged: re.Pattern[str], *, grace_seconds: float)
     # Read after the listing: what was committed in between counts.
     log = read_log(store)
     named = {version.manifest_path for version in log}
-    for version in {version.manifest_path: version for version in log}.values():
+    kept = [version for version in log if version.collected_by is None and version.number not in without]
+    for version in {version.manifest_path: version for version in kept}.values():
         named |= {file.published_path for file in read_manifest(store, version).files}
     garbage = [
         Garbage(

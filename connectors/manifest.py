@@ -87,8 +87,8 @@ def dump_json(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def load_json(data: bytes, place: str) -> dict[str, Any]:
-    """A JSON object in a schema version that this package knows.
+def load_json(data: bytes, place: str, *, newest: int = SCHEMA_VERSION) -> dict[str, Any]:
+    """A JSON object in a schema version that this package knows: from 1 to `newest`.
 
     Raises:
         CorruptFileError: not a JSON object.
@@ -100,9 +100,10 @@ def load_json(data: bytes, place: str) -> dict[str, Any]:
         raise CorruptFileError(f"{place} is not JSON ({error}); it was damaged or is not ours") from error
     if not isinstance(value, dict) or not isinstance(value.get("schema_version"), int):
         raise CorruptFileError(f"{place} has no schema_version; it was damaged or is not ours")
-    if value["schema_version"] != SCHEMA_VERSION:
+    if not 1 <= value["schema_version"] <= newest:
+        known = "1" if newest == 1 else f"1 to {newest}"
         raise UnsupportedError(
-            f"{place} has schema_version {value['schema_version']}, this lake-curator reads {SCHEMA_VERSION}; "
+            f"{place} has schema_version {value['schema_version']}, this lake-curator reads {known}; "
             "install the version that wrote it"
         )
     return value

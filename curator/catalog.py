@@ -130,6 +130,7 @@ _VERSIONS = pa.schema(
         "num_rows": pa.int64(),
         "location": pa.string(),
         "restores": pa.int64(),
+        "gone_since": pa.int64(),
     }
 )
 
@@ -294,7 +295,10 @@ def check_published_files(destination: Store, manifest: Manifest) -> None:
 
 
 def version_rows(connector: Connector) -> list[dict[str, Any]]:
-    """The versions as rows of the table `versions`, oldest first; `restores` is the one a rollback went back to."""
+    """The versions as rows of the table `versions`, oldest first; `restores` is the one a rollback went back to.
+
+    `gone_since` is the one that let go its files (`curator gc --keep`), so that it cannot be read any more.
+    """
     log = connector.read_log()
     rows = []
     for version in log:
@@ -309,6 +313,7 @@ def version_rows(connector: Connector) -> list[dict[str, Any]]:
                 "num_rows": sum(file.num_rows for file in manifest.files),
                 "location": connector.data.describe(str(manifest.extra.get("folder", ""))),
                 "restores": restored_number(log, version),
+                "gone_since": version.collected_by,
             }
         )
     return rows

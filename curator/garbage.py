@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from connectors.commit import beyond
+from connectors.commit import collect as let_go
 from connectors.garbage import DATA_FOLDER, Garbage, find_garbage, remove_garbage
 from curator.errors import UsageError
 
@@ -26,10 +28,12 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 class Removal:
     """What a collection removed, or with a dry run would remove.
 
-    `items` are objects, temporary files and unfinished uploads, their paths relative to the destination.
+    `items` are objects, temporary files and unfinished uploads, their paths relative to the destination. `versions` are
+    the numbers of those that were let go.
     """
 
     items: tuple[Garbage, ...]
+    versions: tuple[int, ...] = ()
     dry_run: bool
 
     @property
@@ -38,17 +42,28 @@ class Removal:
         return sum(item.size_bytes for item in self.items)
 
 
-def collect(lake: Lake, grace: str | timedelta, *, dry_run: bool) -> Removal:
-    """Remove what no version of `lake` names and is older than `grace`.
+def collect(lake: Lake, grace: str | timedelta, keep: int | None, *, dry_run: bool) -> Removal:
+    """Let go all versions of `lake` but the newest `keep`, and remove what none names and is older than `grace`.
 
     Raises:
-        UsageError: `grace` is not a duration.
+        UsageError: `grace` is not a duration, or `keep` is less than 1.
         StorageError: the log is damaged, or the destination cannot be written.
+        TryAgainError: a version was published meanwhile.
     """
-    found = find_garbage(lake.destination, _STAGED, grace_seconds=_seconds(grace))
+    seconds = _seconds(grace)
+    if keep is not None and keep < 1:
+        raise UsageError(f"keep {keep} would let go the newest version, too; keep at least 1")
+    versions: tuple[int, ...] = ()
+    if keep is not None and dry_run:
+        versions = beyond(lake.connector.read_log(), keep)
+    elif keep is not None:
+        with lake.writing():
+            versions = let_go(lake.destination, keep)
+        lake.forget_views()
+    found = find_garbage(lake.destination, _STAGED, grace_seconds=seconds, without=versions)
     if not dry_run:
         found = [item for item in found if remove_garbage(lake.destination, item)]
-    return Removal(items=tuple(found), dry_run=dry_run)
+    return Removal(items=tuple(found), versions=versions, dry_run=dry_run)
 
 
 def _seconds(grace: str | timedelta) -> float:

@@ -657,28 +657,37 @@ class Lake:
         with translated():
             return verify(self, version, as_of, on_progress, deep=deep)
 
-    def gc(self, grace: str | timedelta = "24h", *, dry_run: bool = False) -> Removal:
+    def gc(self, grace: str | timedelta = "24h", *, keep: int | None = None, dry_run: bool = False) -> Removal:
         """Remove what crashed publications left in the destination; versions, runs and all else stay.
 
-        That is copies and manifests that no version names, temporary files, and on S3 unfinished multipart uploads.
+        With `keep`, old versions are let go as well, by one more version with the content of the newest: history still
+        lists them, and nobody can read or restore them. That is final.
+
+        Garbage is copies and manifests that no version names, temporary files, and on S3 unfinished multipart uploads.
 
         Args:
             grace: only what is older goes, such as "24h" or "7d"; a publication that is under way is younger. With
                 less than 24 hours be sure that nobody is publishing.
+            keep: how many different versions stay readable, the newest ones; by default all.
             dry_run: say what would be removed.
 
         Raises:
-            UsageError: `grace` is not a duration, or the lake is a table, which its own tools clean.
+            UsageError: `grace` is not a duration, `keep` is less than 1, or the lake is a table, which its own tools
+                clean.
             StorageError: the log is damaged, or the destination cannot be written.
         """
         from curator.garbage import collect
+        from curator.views import renew_views
 
         with translated():
             self._check_owns_log(
                 "garbage collection is",
                 "VACUUM (Delta) or removing orphan files (Iceberg) removes the copies that no snapshot names",
             )
-            return collect(self, grace, dry_run=dry_run)
+            done = collect(self, grace, keep, dry_run=dry_run)
+            if done.versions and not dry_run:
+                renew_views(self)
+            return done
 
     def sql(
         self,

@@ -9,11 +9,13 @@ appears whole or not at all.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from connectors.commit import Version
 from connectors.errors import NotFoundError
 from connectors.manifest import Manifest, PublishedFile
 from connectors.parquet import ParquetFile, add_columns
@@ -93,8 +95,7 @@ def publish(
         raise TryAgainError(f"{lake.url} has changed since weights were made for its rows; try again")
     kind = ("" if mode == "copy" else f"{mode}-") + (f"{label}-" if label else "")
     folder = lake.connector.folder(f"{run.run_id}-{kind}{lake.snapshot_id}")
-    key = f"{run.run_id}/{kind}{lake.snapshot_id}"
-    known = next((v for v in lake.connector.read_log() if v.idempotency_key == key), None)
+    key, known = _find_known(lake.connector.read_log(), f"{run.run_id}/{kind}{lake.snapshot_id}")
     weights = RowWeights(lake, run.run_id, weights_now.samples if weights_now else run.samples())
     if lake.corpus.num_rows and weights.num_unweighted == lake.corpus.num_rows:
         raise InputError(
@@ -128,6 +129,16 @@ def publish(
     version = lake.connector.commit(manifest, idempotency_key=key)
     lake.forget_views()
     return _publication(lake, run, weights, folder, files, version=version.number, created=version.created)
+
+
+def _find_known(log: Sequence[Version], work: str) -> tuple[str, Version | None]:
+    """The idempotency key of this work, and the version that it has made; one that was let go is made again."""
+    key, known = work, None
+    for version in log:
+        if version.idempotency_key == key:
+            known = version if version.collected_by is None else None
+            key = key if known else f"{work}/after-{version.collected_by}"
+    return key, known
 
 
 class RowWeights:

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 class Version:
     """One published version, as `Lake.history` lists it.
 
-    `location` is the folder of its Parquet files; `restores` the version that a rollback went back to, else None.
+    `location` is the folder of its Parquet files; `restores` the version that a rollback went back to, else None;
+    `gone_since` the version by which its files were let go (`curator gc --keep`), None while it can be read.
     """
 
     version: int
@@ -38,6 +39,7 @@ class Version:
     num_rows: int
     location: str
     restores: int | None
+    gone_since: int | None
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from connectors import commit, duck
+from connectors import errors as connector_errors
 from curator.catalog import WEIGHT_COLUMNS, check_published_files, unchanged_files
 from curator.errors import NotFoundError, UsageError
 from curator.sidecar import check_fresh, check_no_views, is_sidecar
@@ -39,7 +41,7 @@ def find_version(lake: Lake, version: int | None = None, as_of: str | datetime |
 
     Raises:
         UsageError: both are given, or `as_of` is not an ISO date or datetime.
-        NotFoundError: nothing was published, or no such version.
+        NotFoundError: nothing was published, no such version, or its files were let go.
     """
     if version is not None and as_of is not None:
         raise UsageError("version and as_of both name a version; give one of them")
@@ -54,11 +56,11 @@ def find_version(lake: Lake, version: int | None = None, as_of: str | datetime |
                 f"{lake.destination.url} had no version at {moment.isoformat()}; the first was committed at "
                 f"{log[0].committed_at}"
             )
-        return early[-1]
+        return _readable(lake, log, early[-1])
     found = log[-1] if version is None else next((each for each in log if each.number == version), None)
     if found is None:
         raise NotFoundError(f"{lake.destination.url} has no version {version}; there are 1 to {log[-1].number}")
-    return found
+    return _readable(lake, log, found)
 
 
 def create_samples_at(connection: duck.Connection, lake: Lake, version: commit.Version, name: str = "samples") -> None:
@@ -141,6 +143,14 @@ def rollback(lake: Lake, version: int, *, dry_run: bool = False) -> Rollback:
         run_id=target.run_id,
         created=created,
     )
+
+
+def _readable(lake: Lake, log: Sequence[commit.Version], version: commit.Version) -> commit.Version:
+    try:
+        commit.check_readable(log, version, lake.destination.url)
+    except connector_errors.NotFoundError as error:
+        raise NotFoundError(str(error)) from error
+    return version
 
 
 def _moment(given: str | datetime) -> datetime:

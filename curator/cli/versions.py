@@ -97,8 +97,8 @@ def history(
         title=f"Runs of {lake.url}",
     )
     print()  # noqa: T201
-    names = ["version", "created_at", "run_id", "num_files", "num_rows", "restores", "location"]
-    shown = [row | {"restores": "" if row["restores"] is None else row["restores"]} for row in versions]
+    names = ["version", "created_at", "run_id", "num_files", "num_rows", "restores", "gone_since", "location"]
+    shown = [{name: "" if row[name] is None else row[name] for name in names} for row in versions]
     console.print_rows(names, [[row[name] for name in names] for row in shown], title="Published versions")
 
 
@@ -140,6 +140,12 @@ def gc(
     grace: Annotated[
         str, typer.Option("--grace", help="Only what is older goes; with less than 24h be sure that nobody publishes.")
     ] = "24h",
+    keep: Annotated[
+        int | None,
+        typer.Option(
+            "--keep", help="Let go all versions but so many, the newest; that cannot be undone.", show_default=False
+        ),
+    ] = None,
     destination: DestinationOption = None,
     config: ConfigOption = None,
     *,
@@ -152,12 +158,15 @@ def gc(
     from curator import console
 
     with open_given(read_settings(lake_url, config), destination=destination) as lake:
-        removal, place = lake.gc(grace, dry_run=dry_run), lake.destination.url
+        removal, place = lake.gc(grace, keep=keep, dry_run=dry_run), lake.destination.url
     if as_json:
         console.print_json({"status": "ok", **dataclasses.asdict(removal), "size_bytes": removal.size_bytes})
         return
     if removal.items:
         console.print_rows(["kind", "path", "bytes"], [[i.kind, i.path, i.size_bytes] for i in removal.items])
+    if removal.versions:
+        gone = ", ".join(map(str, removal.versions))
+        console.out().print(f"{'would let' if dry_run else 'let'} go version(s) {gone}")
     done = "would remove" if dry_run else "removed"
     console.out().print(f"{done} {len(removal.items)} items, {removal.size_bytes / 1e6:,.1f} MB, in {place}")
 

@@ -11,7 +11,17 @@ import pytest
 from s3fs import S3FileSystem
 
 from connectors._filesystems import IsolatedMemoryFileSystem
-from connectors.commit import commit, latest, read_log, read_manifest, read_version
+from connectors.commit import (
+    beyond,
+    collect,
+    commit,
+    latest,
+    read_log,
+    read_manifest,
+    read_version,
+    restore,
+    restored_number,
+)
 from connectors.errors import (
     ConflictError,
     CorruptFileError,
@@ -92,6 +102,61 @@ def test_an_old_version_can_be_made_the_newest_again(store):
     assert [version.run_id for version in read_log(store)] == ["good", "bad", "good"]
 
 
+def test_old_versions_are_let_go_by_one_more_entry(store):
+    versions = [commit(store, manifest(f"run {number}"), idempotency_key=str(number)) for number in range(4)]
+    restore(store, 2)  # has the files of version 2, which is the newest but one different version then
+    assert beyond(read_log(store), 2) == (1, 3)
+    assert collect(store, 2) == (1, 3)
+    log = read_log(store)
+    assert [version.collected_by for version in log] == [6, None, 6, None, None, None]
+    assert (log[-1].manifest_path, log[-1].collects, log[-1].schema_version) == (versions[1].manifest_path, (1, 3), 2)
+    assert [version.schema_version for version in log[:-1]] == [1] * 5
+    assert restored_number(log, log[-1]) is None
+    # again: nothing is left to be let go, and nothing is written
+    assert collect(store, 2) == ()
+    assert len(read_log(store)) == 6
+    assert [read_manifest(store, version).run_id for version in log[:4]] == [f"run {number}" for number in range(4)]
+    gone = r"version 1 of .* cannot be read any more: its files were let go by version 6 .*can be read are 2, 4, 5, 6"
+    with pytest.raises(NotFoundError, match=gone):
+        restore(store, 1)
+    assert restore(store, 4).collects == ()
+    assert collect(store, 1) == (2, 5, 6)
+    assert [version.number for version in read_log(store) if version.collected_by is None] == [4, 7, 8]
+
+
+def test_a_version_that_was_published_while_others_were_let_go_is_not_hidden(url, monkeypatch):
+    store = open_store(url)
+    for number in range(3):
+        commit(store, manifest(f"run {number}"), idempotency_key=str(number))
+
+    class Racing(IsolatedMemoryFileSystem):
+        """Another writer is first, once."""
+
+        def pipe_file(self, path, value, mode="overwrite", **options):
+            if mode == "create" and not raced:
+                raced.append(path)
+                commit(store, manifest("racer"), idempotency_key="racer")
+            super().pipe_file(path, value, mode=mode, **options)
+
+    raced = []
+    with pytest.raises(ConflictError, match=r"version 4 was published to .* meanwhile; try again"):
+        collect(replace(store, fs=Racing()), 1)
+    assert [version.collected_by for version in read_log(store)] == [None] * 4
+    assert collect(store, 1) == (1, 2, 3)
+
+
+@pytest.mark.parametrize("numbers", ["1", [True], ["1"], {"1": 1}])
+def test_an_entry_that_lets_go_what_is_no_number_is_damaged(url, numbers):
+    store = open_store(url)
+    for number in range(2):
+        commit(store, manifest(f"run {number}"), idempotency_key=str(number))
+    collect(store, 1)
+    path = "log/00000000000000000003.json"
+    write_object(store, path, json.dumps(json.loads(read_bytes(store, path)) | {"collects": numbers}).encode())
+    with pytest.raises(CorruptFileError, match="entry 'collects' of a Version is"):
+        read_log(store)
+
+
 def test_a_refused_destination_is_read_only_at_once(s3_place):
     store = open_store(s3_place.url, {**s3_place.options, "secret": "not-the-secret"})
     with pytest.raises(Exception, match="credentials") as caught:
@@ -108,9 +173,9 @@ def test_a_refused_destination_is_read_only_at_once(s3_place):
         (lambda data: data.replace(b'"run_id"', b'"run"'), CorruptFileError, "missing or unknown entry 'run'"),
         (lambda data: data.replace(b'"number": 1', b'"number": "1"'), CorruptFileError, "entry 'number' .* is '1'"),
         (
-            lambda data: data.replace(b'"schema_version": 1', b'"schema_version": 2'),
+            lambda data: data.replace(b'"schema_version": 1', b'"schema_version": 3'),
             UnsupportedError,
-            "schema_version 2",
+            "schema_version 3, this lake-curator reads 1 to 2",
         ),
     ],
 )

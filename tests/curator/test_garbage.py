@@ -7,10 +7,10 @@ from datetime import timedelta
 
 import pytest
 from crash_points import DIED, UNTOUCHED, fault_at, in_child
-from lake_cases import tree
+from lake_cases import sentences, tree, write_rows
 
 import curator
-from curator.errors import InputError, StorageError, UsageError
+from curator.errors import InputError, NotFoundError, StorageError, UsageError
 
 
 def crash(learned, k, do):
@@ -166,3 +166,97 @@ def test_a_damaged_log_removes_nothing(ingested):
         with pytest.raises(InputError, match="is not JSON"):
             lake.gc("0s")
     assert tree(ingested.lake).keys() == before.keys()
+
+
+def publish_three(learned):
+    """Versions 1 to 3, each of a lake with one more row in south.parquet."""
+    with curator.open_lake(str(learned.lake)) as lake:
+        for number in range(3):
+            rows = [*sentences("south", 24), *(f"new {i}" for i in range(number))]
+            write_rows(learned.lake / "south.parquet", text=rows, domain=["south"] * len(rows))
+            lake.publish(learned.run_id)
+
+
+def test_of_many_versions_the_newest_stay(ingested):
+    publish_three(ingested)
+    with curator.open_lake(str(ingested.lake)) as lake:
+        before = tree(ingested.state)
+        planned = lake.gc("0s", keep=2, dry_run=True)
+        assert tree(ingested.state) == before
+        removed = lake.gc("0s", keep=2)
+        assert (planned.versions, planned.items) == (removed.versions, removed.items)
+        assert removed.versions == (1,)
+        names = [item.path.rpartition("/")[2] for item in removed.items]
+        assert names == ["east.parquet", "north.parquet", "south.parquet"]
+        history = lake.history()
+        assert [(v.version, v.num_rows, v.gone_since, v.restores) for v in history] == [
+            (1, 72, 4, None),
+            (2, 73, None, None),
+            (3, 74, None, None),
+            (4, 74, None, None),
+        ]
+        asked = lake.sql("SELECT version, gone_since FROM versions ORDER BY 1").fetchall()
+        assert asked == [(v.version, v.gone_since) for v in history]
+        assert [len(lake.scan(version=number).collect()) for number in (2, 3, 4)] == [73, 74, 74]
+        assert lake.sql("SELECT count(sample_weight) FROM at_version(2)").fetchall() == [(72,)]
+        assert lake.verify().is_sound
+        first = history[0].created_at
+        for read in (
+            lambda: lake.scan(version=1),
+            lambda: lake.scan(as_of=first),
+            lambda: lake.sql("SELECT 1", version=1),
+            lambda: lake.sql("FROM at_version(1)"),
+            lambda: lake.verify(1),
+            lambda: lake.rollback(1),
+        ):
+            with pytest.raises(NotFoundError, match=r"version 1 .* were let go by version 4 .* are 2, 3, 4$"):
+                read()
+        assert lake.gc("0s", keep=2) == lake.gc("0s")
+        assert lake.rollback(2).version == 5
+        assert lake.gc("0s", keep=1).versions == (3, 4)
+        assert len(lake.scan().collect()) == 73
+
+
+def test_a_collection_of_versions_that_is_killed_goes_on_with_the_next(ingested, tmp_path):
+    publish_three(ingested)
+    for k in range(1, 100):
+        copy = type(ingested)(tmp_path / str(k), ingested.run_id)
+        shutil.copytree(ingested.folder, copy.folder, copy_function=shutil.copy2)
+        died = crash(copy, k, lambda lake: lake.gc("0s", keep=1))
+        with curator.open_lake(str(copy.lake)) as lake:
+            gone = [version.version for version in lake.history() if version.gone_since]
+            assert gone in ([], [1, 2])
+            assert len(lake.scan(version=3).collect()) == 74
+            if not gone:
+                assert len(lake.scan(version=1).collect()) == 72
+            lake.gc("0s", keep=1)
+            assert len(list((copy.state / "data").rglob("*.parquet"))) == 3
+            assert len(lake.scan().collect()) == 74
+        if not died:
+            break
+    assert k > 6  # the entry, six copies
+
+
+def test_a_run_whose_version_was_let_go_can_be_published_again(ingested):
+    south = ingested.lake / "south.parquet"
+    first, then = south.read_bytes(), south.stat().st_mtime_ns
+    publish_three(ingested)
+    with curator.open_lake(str(ingested.lake)) as lake:
+        lake.gc("0s", keep=1)
+        south.write_bytes(first)
+        os.utime(south, ns=(then, then))
+        done = lake.publish(ingested.run_id)
+        assert (done.version, done.created) == (5, True)
+        assert (lake.publish(ingested.run_id).version, lake.publish(ingested.run_id).created) == (5, False)
+        assert len(lake.scan().collect()) == 72
+        assert lake.verify(deep=True).is_sound
+        assert lake.gc("0s", keep=1).versions == (3, 4)
+        assert len(lake.scan().collect()) == 72
+
+
+def test_no_version_at_all_is_not_kept(learned):
+    with (
+        curator.open_lake(str(learned.lake)) as lake,
+        pytest.raises(UsageError, match="keep 0 would let go the newest"),
+    ):
+        lake.gc(keep=0)
