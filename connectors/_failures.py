@@ -25,6 +25,8 @@ _STORAGE_LIBRARIES = frozenset(
 # What Azure appends to its sentence: the request's id and the same again in XML.
 _AZURE_DETAILS = re.compile(r"\s*RequestId:.*", re.S)
 _SECRET_OPTION = re.compile(r"secret|password|passwd|token|key|sas|credential|connection_string|auth|user", re.I)
+# After http:// a colon is mostly that of a port, and in an ARN of S3 it is part of the name.
+_LOGIN = re.compile(r"(?:(?<=http)|(?<=https))://[^/@\s]*:[^/@\s]*@|(?<!http)(?<!https)://(?!arn:)[^/@\s]*:\S*@")
 _REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _RETRYABLE = frozenset({errno.EBUSY, errno.EIO, errno.ETIMEDOUT, errno.ECONNREFUSED, errno.ECONNRESET}) | {
     getattr(errno, "EREMOTEIO", errno.EIO)
@@ -32,9 +34,17 @@ _RETRYABLE = frozenset({errno.EBUSY, errno.EIO, errno.ETIMEDOUT, errno.ECONNREFU
 
 
 def redact_url(url: str) -> str:
-    """`url` without user, password and query; a glob's `?` is kept, since no `key=value` follows it."""
-    url = re.sub(r"://[^/@]*:[^/@]*@", "://", url)
+    """`url` without user, password and query; a glob's `?` is kept, since no `key=value` follows it.
+
+    Secrets of S3 have slashes, so a password may go on over several parts of what looks like the path.
+    """
+    url = _LOGIN.sub("://", url)
     return re.sub(r"\?[^/]*=.*$", "", url)
+
+
+def holds_password(url: str) -> bool:
+    """Whether a user and a password stand before the address."""
+    return _LOGIN.search(url) is not None
 
 
 def scrub(message: str, options: Mapping[str, Any]) -> str:

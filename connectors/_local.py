@@ -3,7 +3,7 @@
 import errno
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
@@ -11,6 +11,7 @@ from uuid import uuid4
 from connectors.errors import UnsupportedError
 
 TEMPORARY_PREFIX = ".tmp-"
+_MAX_FOLDER_RACES = 10
 
 
 @contextmanager
@@ -23,10 +24,9 @@ def staged(target: Path, publish: Callable[[Path, Path], object] = os.replace) -
         target: where the file appears; its folder is created.
         publish: `os.replace` overwrites, `link_new` refuses an existing target.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.parent / f"{TEMPORARY_PREFIX}{uuid4().hex}"
     try:
-        with temporary.open("xb") as sink:
+        with _created(temporary) as sink:
             yield sink
             sink.flush()
             os.fsync(sink.fileno())
@@ -34,6 +34,16 @@ def staged(target: Path, publish: Callable[[Path, Path], object] = os.replace) -
     finally:
         temporary.unlink(missing_ok=True)
     _sync_folder(target.parent)
+
+
+def remove_empty_folders(folder: Path, root: Path) -> None:
+    """Removes `folder` and the folders above it that are empty then, up to but not including `root`."""
+    while folder != root:
+        try:
+            folder.rmdir()
+        except OSError:  # not empty, or gone already
+            return
+        folder = folder.parent
 
 
 def link_new(temporary: Path, target: Path) -> None:
@@ -58,16 +68,32 @@ def walk(root: Path, with_temporaries: bool = False) -> Iterator[tuple[str, os.s
     pending, seen = [root], set[tuple[int, int]]()
     while pending:
         folder = pending.pop()
-        status = folder.stat()
-        if (status.st_dev, status.st_ino) in seen:
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        with os.scandir(folder) as entries:
+        try:
+            status = folder.stat()
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            scanned = os.scandir(folder)
+        except FileNotFoundError:
+            if folder == root:
+                raise
+            continue  # it was empty, and a collector took it
+        with scanned as entries:
             for entry in entries:
                 if entry.is_dir():
                     pending.append(folder / entry.name)
                 elif entry.is_file() and (with_temporaries or not entry.name.startswith(TEMPORARY_PREFIX)):
                     yield (folder / entry.name).relative_to(root).as_posix(), entry.stat()
+
+
+def _created(path: Path) -> BinaryIO:
+    """The new file, its folder made; another process may remove that as an empty one before the file is in it."""
+    for _ in range(_MAX_FOLDER_RACES):
+        with suppress(FileNotFoundError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return path.open("xb")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.open("xb")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -8,9 +8,10 @@ import re
 import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
-from connectors._local import TEMPORARY_PREFIX
+from connectors._local import TEMPORARY_PREFIX, remove_empty_folders
 from connectors.commit import LOG_FOLDER, MANIFEST_FOLDER, read_log, read_manifest
 from connectors.errors import NotFoundError
 from connectors.lease import LOCK_FOLDER
@@ -94,6 +95,8 @@ def find_garbage(
 def remove_garbage(store: Store, item: Garbage) -> bool:
     """Removes it, unless it has gone or was written again since it was found; whether it did.
 
+    Local folders below `data/` that it was the last file of go with it.
+
     Raises:
         ReadOnlyError: the destination cannot be written.
     """
@@ -111,6 +114,8 @@ def remove_garbage(store: Store, item: Garbage) -> bool:
     except NotFoundError:
         return False
     delete(store, item.path)
+    if store.is_local and item.path.startswith(f"{DATA_FOLDER}/"):
+        remove_empty_folders(Path(store.full_path(item.path)).parent, Path(store.full_path(DATA_FOLDER)))
     return True
 
 

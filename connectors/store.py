@@ -19,7 +19,7 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from connectors import _local
-from connectors._failures import Action, storage_errors
+from connectors._failures import Action, holds_password, storage_errors
 from connectors._failures import redact_url as redact_url
 from connectors._filesystems import IsolatedMemoryFileSystem, build_filesystem
 from connectors.errors import ConflictError, ConnectorError, InputError, NotFoundError, UnsupportedError
@@ -95,8 +95,7 @@ def open_store(url: str, storage_options: Mapping[str, Any] | None = None) -> St
     if not separator:
         protocol, rest = "file", url
     clean = redact_url(url)
-    authority = rest.split("/", 1)[0]
-    if protocol != "file" and ":" in authority and "@" in authority:
+    if protocol != "file" and holds_password(url):
         raise InputError(f"the address {clean} holds a password; give credentials in storage_options instead")
     options = dict(storage_options or {})
     with storage_errors(clean, "read", options):

@@ -37,10 +37,13 @@ def appearing_whole(folder: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a small local file so that readers see the old or the new one, never half."""
+    """Write a small local file so that readers see the old or the new one, never half; a failure leaves nothing."""
     place = path.with_name(f".{path.name}-{os.getpid()}")
-    place.write_text(text, encoding="utf-8")
-    place.replace(path)
+    try:
+        place.write_text(text, encoding="utf-8")
+        place.replace(path)
+    finally:
+        place.unlink(missing_ok=True)
 
 
 def write_result(path: Path, text: str, *, overwrite: bool, dry_run: bool) -> None:

@@ -25,7 +25,7 @@ from connectors import errors as connector_errors
 from connectors.connector import Connector, lake_root, open_connector
 from connectors.parquet import check_schemas
 from connectors.plain import Corpus, check_corpus_unchanged
-from connectors.store import Store, open_store, substore, write_object
+from connectors.store import Store, open_store, redact_url, substore, write_object
 from curator import catalog, row_gaps, trajectory
 from curator.config import CompareConfig, LakeConfig, LearnConfig, RefreshConfig, TargetConfig, override, parse
 from curator.errors import ConfigError, InputError, NotFoundError, StorageError, UsageError, one_line, translated
@@ -115,14 +115,14 @@ def open_lake(
         root = lake_root(url, options)
         if root.is_local and not Path(root.path).exists():
             raise InputError(
-                f"{url} does not exist; give a folder, file or glob of Parquet files, or a URL such as s3://…"
+                f"{redact_url(url)} does not exist; give a folder, file or glob of Parquet files, or a URL such as s3://…"
             )
         target = destination or base.destination
         place = open_store(target, options) if target else substore(root, STATE_FOLDER)
         if would_be_read_as_lake(root, url, place):
             raise ConfigError(
-                f"destination {place.url} lies inside the lake {url}, which would take what is published there for "
-                f"more of its rows; choose a folder elsewhere, or one whose name starts with '_'"
+                f"destination {place.url} lies inside the lake {redact_url(url)}, which would take what is published "
+                f"there for more of its rows; choose a folder elsewhere, or one whose name starts with '_'"
             )
         workdir = work_folder(place)
         chosen = base.model_dump(exclude_unset=True) | {k: v for k, v in given.items() if v is not None}
@@ -159,6 +159,11 @@ class Lake:
     def url(self) -> str:
         """The lake's address, without credentials."""
         return self._root.url
+
+    @property
+    def address(self) -> str:
+        """What the lake was opened by and commands name it by, without credentials."""
+        return redact_url(self.config.url)
 
     def __enter__(self) -> Lake:
         return self
@@ -885,7 +890,7 @@ class Lake:
         if not path.exists():
             raise InputError(
                 f"{self.url} has not been ingested yet; run "
-                f"`curator ingest {self.config.url} --text COLUMN --domain COLUMN`"
+                f"`curator ingest {self.address} --text COLUMN --domain COLUMN`"
             )
         with translated():
             self._connection = duck.connect(path, read_only=True)
@@ -908,7 +913,7 @@ class Lake:
         if changed:
             raise InputError(
                 f"{len(changed)} file(s) of {self.url} changed since the last ingest, first {changed[0]!r}; "
-                f"run `curator ingest {self.config.url}`"
+                f"run `curator ingest {self.address}`"
             )
 
     @contextmanager

@@ -332,7 +332,8 @@ def _record(lake: Lake, begun: Begun, result: WorkerResult, table: WeightTable, 
         "seconds": round(seconds, 3),
         "run_dir": str(begun.folder),
         "snapshot_id": begun.snapshot_id,
-        "lake": lake.config.model_dump(include={"url", "text", "domain", "key", "id_hash", "skip_bad_rows"}),
+        "lake": lake.config.model_dump(include={"text", "domain", "key", "id_hash", "skip_bad_rows"})
+        | {"url": lake.address},
         "target": {
             "url": begun.target_url,
             "text": begun.target_text,

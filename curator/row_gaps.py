@@ -60,11 +60,14 @@ class MeasuredRows:
     def write(self, folder: Path) -> None:
         """Write it there, wholly or not at all, and wait until it is on disk."""
         place = folder / f".{SUMS}-{os.getpid()}"
-        with place.open("wb") as sink:
-            np.savez(sink, places=self.places, **dataclasses.asdict(self.gaps))
-            sink.flush()
-            os.fsync(sink.fileno())
-        place.replace(folder / SUMS)
+        try:
+            with place.open("wb") as sink:
+                np.savez(sink, places=self.places, **dataclasses.asdict(self.gaps))
+                sink.flush()
+                os.fsync(sink.fileno())
+            place.replace(folder / SUMS)
+        finally:
+            place.unlink(missing_ok=True)
 
     @staticmethod
     def read(folder: Path) -> MeasuredRows:

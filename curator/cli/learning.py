@@ -145,7 +145,7 @@ def learn(
             share = run.record["duplicates"]["share"]
             console.out().print(f"Repeated  {num_duplicates:,} rows ({share:.2%}) repeat another of their domain")
         place = f" --destination {shlex.quote(lake.config.destination)}" if lake.config.destination else ""
-        named = f"{shlex.quote(lake.config.url)}{place} --run {run.run_id}"
+        named = f"{shlex.quote(lake.address)}{place} --run {run.run_id}"
         print_next(f"curator report {named}", f"curator publish {named}")
 
 
@@ -163,7 +163,7 @@ def _prepare(lake: Lake, goal: TargetConfig, chosen: LearnConfig, run_dir: Path 
     if as_json:
         console.print_json({"run_dir": str(folder), "workers": workers, "command": torchrun})
         return
-    place = shlex.quote(lake.config.url)
+    place = shlex.quote(lake.address)
     print_next(torchrun, f"sbatch {folder / 'slurm.sh'}", f"curator learn {place} --resume {shlex.quote(str(folder))}")
 
 

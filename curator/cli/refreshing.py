@@ -67,7 +67,7 @@ def refresh(
         )
         tell_dagster(done)
         place = f" --destination {shlex.quote(lake.config.destination)}" if lake.config.destination else ""
-        named = f"{shlex.quote(lake.config.url)}{place}"
+        named = f"{shlex.quote(lake.address)}{place}"
     if as_json:
         console.print_json(refresh_values(done))
     else:

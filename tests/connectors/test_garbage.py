@@ -3,6 +3,8 @@
 import itertools
 import os
 import re
+import subprocess
+import sys
 import time
 from dataclasses import replace
 
@@ -14,7 +16,7 @@ from connectors.commit import commit, read_log, restore
 from connectors.errors import CorruptFileError
 from connectors.garbage import find_garbage, remove_garbage
 from connectors.manifest import Manifest, PublishedFile
-from connectors.store import delete, exists, list_objects, open_store, stat_object, substore, write_object
+from connectors.store import delete, exists, list_objects, open_store, read_bytes, stat_object, substore, write_object
 
 STAGED = re.compile(r"data/run-\d/.+")
 ALL = -5.0  # a grace time that lets everything be old
@@ -226,3 +228,40 @@ def test_a_client_killed_at_any_request_removes_no_more_than_garbage(s3_place, u
         if not died:
             break
     assert k > 10
+
+
+def test_local_folders_that_are_empty_then_go_with_the_garbage(tmp_path):
+    store = open_store(str(tmp_path))
+    for path in ("data/run-1/a/b/left.parquet", "data/run-2/a/left.parquet", "data/run-2/kept.txt"):
+        write_object(store, path, b"x")
+    (tmp_path / "data" / "run-9" / "of others").mkdir(parents=True)
+    for item in find_garbage(store, re.compile(r"data/run-\d/.+\.parquet"), grace_seconds=ALL):
+        assert remove_garbage(store, item)
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == [
+        "data",
+        "data/run-2",
+        "data/run-2/kept.txt",
+        "data/run-9",
+        "data/run-9/of others",
+    ]
+
+
+def test_a_writer_beside_a_collector_of_empty_folders_never_fails(tmp_path):
+    """One process takes away the folder that another one writes into, as fast as it can."""
+    collector = (
+        "import sys, pathlib\n"
+        "from connectors._local import remove_empty_folders\n"
+        "root = pathlib.Path(sys.argv[1])\n"
+        "print(flush=True)\n"
+        "while not (root / 'end').exists():\n"
+        "    remove_empty_folders(root / 'data' / 'run-1', root / 'data')\n"
+    )
+    store = open_store(str(tmp_path))
+    with subprocess.Popen([sys.executable, "-c", collector, str(tmp_path)], stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        for number in range(100):
+            write_object(store, "data/run-1/a.parquet", str(number).encode())
+            assert read_bytes(store, "data/run-1/a.parquet") == str(number).encode()
+            delete(store, "data/run-1/a.parquet")
+        (tmp_path / "end").touch()
+    assert process.returncode == 0

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import threading
 
 import pytest
@@ -28,6 +29,7 @@ from connectors.store import (
     open_store,
     put_if_absent,
     read_bytes,
+    redact_url,
     staged_file,
     stat_object,
     substore,
@@ -403,10 +405,39 @@ def test_logs_and_listings_hold_no_credentials(remote_place, caplog):
     assert not [secret for secret in secrets_of(remote_place.options) if secret in shown]
 
 
-def test_a_password_in_the_address_is_refused_without_repeating_it():
-    with pytest.raises(InputError) as caught:
-        open_store("s3://user:hunter2@bucket/lake")
-    assert "hunter2" not in str(caught.value)
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://user:hunter2@bucket/lake",
+        "s3://AKIA123:hun/ter2+hunter2@bucket/lake/*.parquet",
+        "s3://AKIA123:9000/hunter2@bucket",
+        "s3://user:hunter2@a@bucket/x@y",
+        "abfs://user:hunter2@container@account/lake",
+    ],
+)
+def test_a_password_in_the_address_is_refused_without_repeating_it(url):
+    with pytest.raises(InputError, match="holds a password; give credentials in storage_options") as caught:
+        open_store(url)
+    assert not re.search("hunter2|ter2|AKIA", str(caught.value))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://bucket/a:b@c/x.parquet",
+        "s3://arn:aws:s3:eu-west-1:123456789012:accesspoint/name/key@1",
+        "abfs://container@account.dfs.core.windows.net/lake/10:30",
+        "http://127.0.0.1:8333/lake/x@1",
+        "/home/me/a:b@c/l?ke/*.parquet",
+        "iceberg:sqlite:///lake/a:b@catalog.db#demo.text.docs",
+    ],
+)
+def test_what_only_looks_like_a_password_is_none(url):
+    assert redact_url(url) == url
+
+
+def test_query_and_login_of_an_endpoint_are_not_shown():
+    assert redact_url("https://u:p@host:9000/x?sig=abc") == "https://host:9000/x"
 
 
 def test_secrets_quoted_by_a_backend_are_scrubbed():

@@ -64,6 +64,8 @@ def test_the_life_of_versions_in_commands(learned, call):
     assert [item["path"] for item in removed["items"]] == [f"data/{run}-{'0' * 12}/left.parquet"]
     assert planned["items"] == removed["items"]
     assert not left.exists()
+    assert call("gc", learned.lake, "--keep", 1, "--dry-run").stdout.startswith("would let go version(s) 2\n")
+    assert "keep 0 would let go the newest" in refusal(call("gc", learned.lake, "--keep", 0), 2)
 
     damaged = next((state / "data").rglob("east.parquet"))
     damaged.write_bytes(b"x")
