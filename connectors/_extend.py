@@ -6,14 +6,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
+from connectors._gcs_extend import gcs_extension, is_same_gcs
 from connectors._s3_extend import is_same_s3, s3_extension
 from connectors.errors import ConflictError
 from connectors.store import ObjectInfo, Store, object_errors, open_object, read_bytes, staged_file, stat_object
 
 _BLOCK_BYTES = 16 * 1024 * 1024
 # Below S3's smallest part there is nothing to gain by copying there.
-_MIN_S3_COPY_BYTES = 5 * 1024 * 1024
+_MIN_COPY_BYTES = 5 * 1024 * 1024
 _NOT_COPIED_BY_KERNEL = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}
+
+
+def num_kept_bytes(source_store: Store, source: ObjectInfo, needed: int, target_store: Store) -> int:
+    """How many of the source's first bytes `extended_file` is best asked for, if the first `needed` are: GCS joins
+    whole objects alone.
+    """
+    return source.size_bytes if needed >= _MIN_COPY_BYTES and is_same_gcs(source_store, target_store) else needed
 
 
 @contextmanager
@@ -23,13 +31,18 @@ def extended_file(
     """A sink that holds the first `num_bytes` of `source` already, made visible whole on clean exit.
 
     As `staged_file`, which it is wherever the bytes have to pass through this process. Between local files the
-    kernel copies them, on one S3 service the service does. Memory: 16 MiB; on S3 at most two parts of 16 MiB.
+    kernel copies them, on one S3 service the service does, as on GCS if they are all of `source`. Memory: 16 MiB; on S3
+    at most two parts of 16 MiB.
 
     Raises:
         ConflictError: the source is not the listed object any more, or is shorter; nothing was written.
         ReadOnlyError: the target cannot be written.
     """
-    if num_bytes >= _MIN_S3_COPY_BYTES and is_same_s3(source_store, target_store):
+    if num_bytes == source.size_bytes >= _MIN_COPY_BYTES and is_same_gcs(source_store, target_store):
+        with gcs_extension(source_store, source, target_store, target_path) as joined:
+            yield joined
+        return
+    if num_bytes >= _MIN_COPY_BYTES and is_same_s3(source_store, target_store):
         with (
             object_errors(target_store, target_path, "write"),
             s3_extension(source_store, source, num_bytes, target_store, target_path) as sink,

@@ -1,7 +1,8 @@
 """Columns spliced into a Parquet file: every old byte stays at its offset, new chunks follow, one footer ends both.
 
 Nothing old is decoded, so it costs what copying the file costs, and loses nothing: bloom filters, page indexes, page
-layout and whatever a writer did that Arrow does not do. The old footer is left out, its bytes come again merged.
+layout and whatever a writer did that Arrow does not do. The old footer is left out, its bytes come again merged; where
+the storage joins whole objects alone (GCS) it stays in the middle, and nothing points to it.
 """
 
 import io
@@ -14,7 +15,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from connectors._extend import extended_file
+from connectors._extend import extended_file, num_kept_bytes
 from connectors._footer import (
     CHUNK_COLUMN_INDEX,
     CHUNK_CRYPTO,
@@ -77,14 +78,14 @@ class _Source:
     place: str
     schema: pa.Schema
     footer: Struct
-    footer_start: int
+    num_kept: int
     metadata: pq.FileMetaData
     codec: str
 
     @property
     def distance(self) -> int:
         """From a position in a file of its own to that in the spliced file, whose magic is the old one."""
-        return self.footer_start - _MAGIC_BYTES
+        return self.num_kept - _MAGIC_BYTES
 
 
 def splice_columns(
@@ -111,23 +112,24 @@ def splice_columns(
     """
     check_not_itself(source_store, file, target_store, target_path)
     check_unchanged(source_store, file)
-    source = _read_source(source_store, file)
+    source = _read_source(source_store, file, target_store)
     tables = checked_tables(row_counts(source.metadata), columns, source.place)
     first = next(tables)
     check_names(source.schema, first.schema, replace, source.place)
     added = _spliceable(source.schema, first.schema)
     options = bloom_filter_options(bloom_filters, source.metadata) | {"compression": source.codec}
     listed = ObjectInfo(file.path, file.size_bytes, file.version)
-    with extended_file(source_store, listed, source.footer_start, target_store, target_path) as sink:
+    with extended_file(source_store, listed, source.num_kept, target_store, target_path) as sink:
         held = _write_chunks(sink, first, tables, added, options)
         sink.write(_ending(source, held, added, footer_metadata or {}))
         check_unchanged(source_store, file)
     return stat_object(target_store, target_path)
 
 
-def _read_source(store: Store, file: ParquetFile) -> _Source:
+def _read_source(store: Store, file: ParquetFile, target_store: Store) -> _Source:
     place = store.describe(file.path)
-    data = read_footer(store, ObjectInfo(file.path, file.size_bytes, file.version))
+    listed = ObjectInfo(file.path, file.size_bytes, file.version)
+    data = read_footer(store, listed)
     with decoding_errors(store, file.path):
         metadata = parse_footer(data)
     footer = _load_footer(data, metadata.num_columns, place)
@@ -140,7 +142,8 @@ def _read_source(store: Store, file: ParquetFile) -> _Source:
         raise NotSpliceableError("it has an empty row group" if counts else "it has no row group")
     if sum(counts) != metadata.num_rows:
         raise CorruptFileError(f"{place} is damaged: its row groups do not add up to its rows; write it again")
-    return _Source(place, file.schema, footer, footer_start, metadata, codec)
+    num_kept = num_kept_bytes(store, listed, footer_start, target_store)
+    return _Source(place, file.schema, footer, num_kept, metadata, codec)
 
 
 def _load_footer(data: bytes, num_columns: int, place: str) -> Struct:

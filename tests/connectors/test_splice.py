@@ -679,6 +679,59 @@ def test_where_s3_does_not_copy_the_bytes_pass_through(s3_place):
     assert unfinished_uploads(s3_place) == []
 
 
+class CountingGCS:
+    """Adds up the bytes that a filesystem of gcsfs sends, and may let something happen before objects are joined."""
+
+    def __init__(self, fs, before_join):
+        self.num_sent, self.num_joined = 0, 0
+        real = fs._call
+
+        async def call(method, path, *arguments, **kwargs):
+            data = kwargs.get("data") or b""
+            self.num_sent += len(data.getbuffer() if isinstance(data, io.BytesIO) else data)
+            if path.endswith("/compose"):
+                self.num_joined += 1
+                await before_join(fs)
+            return await real(method, path, *arguments, **kwargs)
+
+        fs._call = call
+        fs.call = lambda *arguments, **kwargs: sync(fs.loop, call, *arguments, **kwargs)
+
+
+async def do_nothing(_):
+    pass
+
+
+def counting_gcs(place, before_join=do_nothing):
+    store = open_store(place.url, {**place.options, "skip_instance_cache": True})
+    return store, CountingGCS(store.fs, before_join)
+
+
+def test_gcs_joins_the_old_object_and_the_new_columns_itself(gcs_place):
+    file = put(gcs_place.store(), "a.parquet", LARGE)
+    store, counted = counting_gcs(gcs_place)
+    added = add_columns(store, file, store, "new/b.parquet", new_columns)
+    assert added.rewritten_because is None
+    assert counted.num_joined == 1
+    assert 0 < counted.num_sent < len(LARGE) / 100
+    assert read_bytes(store, "new/b.parquet")[: len(LARGE)] == LARGE
+    check_contents(LARGE, read_bytes(store, "new/b.parquet"))
+    assert [info.path for info in list_objects(store)] == ["a.parquet", "new/b.parquet"]
+
+
+@pytest.mark.slow  # gcsfs tries half a minute when fake-gcs-server answers with 500
+def test_a_source_that_goes_before_gcs_joins_it_is_a_conflict_and_nothing_appears(gcs_place):
+    file = put(gcs_place.store(), "a.parquet", LARGE)
+
+    async def remove(fs):
+        await fs._rm_file(gcs_place.store().full_path("a.parquet"))
+
+    store, _ = counting_gcs(gcs_place, remove)
+    with pytest.raises(ConflictError, match=r"a\.parquet has changed since it was listed"):
+        add_columns(store, file, store, "b.parquet", new_columns)
+    assert list_objects(store) == []
+
+
 def test_between_storages_the_bytes_pass_through(s3_place, folder):
     for source, target in [(folder, s3_place.store()), (s3_place.store(), folder)]:
         file = put(source, "a.parquet", LARGE)
