@@ -3,13 +3,14 @@
 import errno
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from connectors._thrift import ThriftError, list_length
 from connectors.errors import (
     BadRowsError,
     ConflictError,
@@ -27,6 +28,10 @@ HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 _TAIL_BYTES = 64 * 1024
 _MAGIC, _ENCRYPTED_MAGIC = b"PAR1", b"PARE"
 _MIN_FILE_BYTES = 12  # magic, footer length, magic
+# Arrow takes up to thirty times a footer's bytes, and about a kilobyte for a column.
+_MAX_FOOTER_BYTES = 128 * 1024 * 1024
+_MAX_SCHEMA_ELEMENTS = 100_000
+_SCHEMA_FIELD = 2  # of parquet.thrift's FileMetaData
 # A footer is one round trip to object storage; more at a time than cores, since they wait.
 _REMOTE_THREADS = 16
 
@@ -195,7 +200,8 @@ def decoding_errors(store: Store, path: str) -> Iterator[None]:
             raise BadRowsError(
                 f"{store.describe(path)} has a string that is not valid UTF-8; write the text as UTF-8"
             ) from error
-        raise CorruptFileError(f"{store.describe(path)} is damaged: {error}; write it again") from error
+        said = " ".join(str(error).split())
+        raise CorruptFileError(f"{store.describe(path)} is damaged: {said}; write it again") from error
 
 
 def _is_decoding_error(error: OSError) -> bool:
@@ -215,7 +221,7 @@ def read_footer(store: Store, listed: ObjectInfo) -> bytes:
 
     Raises:
         CorruptFileError: not Parquet, or cut short.
-        UnsupportedError: an encrypted footer.
+        UnsupportedError: an encrypted footer, or one that would take too much memory to read.
     """
     place = store.describe(listed.path)
     tail = _read_tail(store, listed, _TAIL_BYTES) if listed.size_bytes >= _MIN_FILE_BYTES else b""
@@ -226,9 +232,22 @@ def read_footer(store: Store, listed: ObjectInfo) -> bytes:
     num_bytes = int.from_bytes(tail[-8:-4], "little") + 8
     if num_bytes > listed.size_bytes - 4:
         raise CorruptFileError(f"{place} is damaged: its footer is longer than the file; write it again")
+    if num_bytes > _MAX_FOOTER_BYTES:
+        raise UnsupportedError(
+            f"{place} has a footer of {num_bytes / 1e6:,.0f} MB, and at most {_MAX_FOOTER_BYTES / 1e6:,.0f} are read; "
+            "write it with fewer columns or larger row groups"
+        )
     if num_bytes > len(tail):
         tail = _read_tail(store, listed, num_bytes)
-    return tail[-num_bytes:-8]
+    footer = tail[-num_bytes:-8]
+    with suppress(ThriftError):  # Arrow says what is wrong with it
+        num_elements = list_length(footer, _SCHEMA_FIELD)
+        if num_elements > _MAX_SCHEMA_ELEMENTS:
+            raise UnsupportedError(
+                f"{place} has {num_elements:,} columns and groups of columns in its footer, and at most "
+                f"{_MAX_SCHEMA_ELEMENTS:,} are read; write it with fewer columns"
+            )
+    return footer
 
 
 def parse_footer(footer: bytes) -> pq.FileMetaData:

@@ -14,7 +14,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
 from uuid import uuid4
@@ -38,6 +38,14 @@ COPIES = "curator"
 """The folder of a table where copies are staged."""
 _COPY = re.compile(rf"^(?:{COPIES}/[^/]+/(?:from-[0-9a-f]{{16}}/)?)+")
 _MAX_ATTEMPTS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableDiff:
+    """Paths of files that a table has gained and lost since a version; copies of ours count as their sources."""
+
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
 
 
 class TableFile(Protocol):
@@ -282,9 +290,12 @@ class TableConnector(ABC, Generic[File]):
         schema = read_parquet_info(self.data, ObjectInfo(first.published_path, first.size_bytes, "")).schema
         return pa.schema([pa.field(name, schema.field(name).type) for name in manifest.columns])
 
-    def _sources(self, table: Table) -> list[tuple[File, ObjectInfo]]:
-        """Every file of the snapshot, and what it was made from if that is there as it was, else the file itself."""
-        files = self._files(table)
+    def _sources(self, table: Table, named: Sequence[File] | None = None) -> list[tuple[File, ObjectInfo]]:
+        """Every file of the snapshot, and what it was made from if that is there as it was, else the file itself.
+
+        With `named`, the files of an older snapshot of the same table.
+        """
+        files = self._files(table) if named is None else named
         listed = {info.path: info for info in list_objects(self.data)}
         made_from = self._made_from(table, {file.path for file in files if _COPY.match(file.path)})
         sources = []

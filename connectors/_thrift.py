@@ -128,6 +128,27 @@ def loads_head(data: bytes, last: int) -> Struct:
     return struct
 
 
+def list_length(data: bytes, number: int) -> int:
+    """How many values the list in field `number` of a struct claims to have; what it has is not looked at.
+
+    Raises:
+        ThriftError: there is none, or what comes before it is no struct's.
+    """
+    at, found = 0, 0
+    try:
+        while head := data[at]:
+            kind, at = head & 15, at + 1
+            if head < 16:
+                break
+            found += head >> 4
+            if found == number and kind == LIST:
+                return _read_list_head(data, at)[0]
+            at = _skip(data, at, kind, 0)
+    except IndexError:
+        raise ThriftError("ends in the middle of a value") from None
+    raise ThriftError(f"lacks a list in field {number}")
+
+
 def dumps(struct: Struct) -> bytes:
     """The inverse of `loads`, except that field and list headers are written in their shortest form."""
     out = bytearray()

@@ -1,7 +1,7 @@
 """Delta tables: versions with added columns are commits of the table itself. See `connectors._table`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -10,20 +10,21 @@ import pyarrow as pa
 from connectors import _delta_log as delta_log
 from connectors._delta_log import FileAction
 from connectors._parquet_file import read_metadata
-from connectors._table import COPIES, OURS, Table, TableConnector, parse_version, version_metadata, without_columns
+from connectors._table import (
+    COPIES,
+    OURS,
+    Table,
+    TableConnector,
+    TableDiff,
+    parse_version,
+    version_metadata,
+    without_columns,
+)
 from connectors.commit import Version
 from connectors.errors import CorruptFileError, NotFoundError, UnsupportedError
 from connectors.manifest import Manifest, PublishedFile
 from connectors.parquet import ParquetFile, parse_partition
 from connectors.store import ObjectInfo, Store, check_put_if_absent
-
-
-@dataclass(frozen=True, kw_only=True)
-class TableDiff:
-    """Paths of files that a table has gained and lost since a version; copies of ours count as their sources."""
-
-    added: tuple[str, ...]
-    removed: tuple[str, ...]
 
 
 class DeltaConnector(TableConnector[FileAction]):

@@ -11,7 +11,16 @@ from connectors import _iceberg_catalog as catalog
 from connectors import _iceberg_table as iceberg
 from connectors._iceberg_table import IcebergCopy, IcebergFile
 from connectors._parquet_file import read_metadata
-from connectors._table import COPIES, OURS, Table, TableConnector, parse_version, version_metadata, without_columns
+from connectors._table import (
+    COPIES,
+    OURS,
+    Table,
+    TableConnector,
+    TableDiff,
+    parse_version,
+    version_metadata,
+    without_columns,
+)
 from connectors.commit import Version
 from connectors.errors import ConflictError, NotFoundError, UnsupportedError
 from connectors.manifest import Manifest
@@ -70,6 +79,22 @@ class IcebergConnector(TableConnector[IcebergFile]):
         iceberg.check_publishable(self.data, self._open())
         check_put_if_absent(self._destination)
         check_put_if_absent(self.data, COPIES)
+
+    def diff(self, since: int) -> TableDiff:
+        """What the table has gained and lost since its snapshot of sequence number `since`.
+
+        Raises:
+            NotFoundError: the history no longer has that snapshot.
+            CorruptFileError: a file that it names is not there any more.
+        """
+        table = self._open()
+        snapshot = next((each for each in iceberg.read_history(table) if each.sequence_number == since), None)
+        if snapshot is None:
+            raise NotFoundError(f"the history of the Iceberg table {self.data.url} has no snapshot {since}")
+        files = iceberg.read_files(self.data, table, snapshot.snapshot_id)
+        then = {info.path for _, info in self._sources(table, files)}
+        now = {info.path for _, info in self._sources(table)}
+        return TableDiff(added=tuple(sorted(now - then)), removed=tuple(sorted(then - now)))
 
     def restore(self, number: int) -> Version:
         """Atomic: one more snapshot, whose files and schema are those of version `number`.

@@ -759,3 +759,21 @@ def test_credentials_of_the_catalog_reach_the_files(s3_place, tmp_path):
         [sys.executable, "-c", code], env=os.environ | variables, capture_output=True, text=True, check=False
     )
     assert done.stdout == "3\n", done.stderr
+
+
+def test_diff_tells_files_gained_and_lost(local):
+    local.create()
+    connector = local.connector()
+    first = {file.path for file in connector.read_corpus().files}
+    local.append()
+    both = {file.path for file in connector.read_corpus().files}
+    created, appended = (snapshot.sequence_number for snapshot in local.open().snapshots())
+    assert (set(connector.diff(created).added), connector.diff(created).removed) == (both - first, ())
+    assert len(both - first) == 1
+    publish(connector, "run")  # copies of ours count as their sources
+    assert (connector.diff(appended).added, connector.diff(appended).removed) == ((), ())
+    local.open().overwrite(local.open().scan().to_arrow())
+    now = {file.path for file in connector.read_corpus().files}
+    assert (set(connector.diff(appended).added), set(connector.diff(appended).removed)) == (now, both)
+    with pytest.raises(NotFoundError, match="has no snapshot 99"):
+        connector.diff(99)

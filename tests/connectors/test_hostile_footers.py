@@ -1,0 +1,129 @@
+"""Footers that claim more than they have, or have more than anybody reads: one sentence, in little time and memory."""
+
+import time
+import tracemalloc
+
+import pytest
+
+from connectors._parquet_file import read_parquet_info
+from connectors._thrift import ThriftError, list_length
+from connectors.errors import CorruptFileError, InputError, UnsupportedError
+from connectors.store import open_store, stat_object, write_object
+
+STRUCT = 12
+
+
+def varint(number):
+    out = bytearray()
+    while number > 127:
+        out.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*out, number])
+
+
+def integer(number):
+    return varint(number << 1 if number >= 0 else (-number << 1) - 1)
+
+
+def list_head(length, kind=STRUCT):
+    return bytes([0xF0 | kind]) + varint(length)
+
+
+def leaf(name=b"c"):
+    """A SchemaElement: type double, optional, name."""
+    return b"\x15" + integer(5) + b"\x25" + integer(1) + b"\x18" + varint(len(name)) + name + b"\x00"
+
+
+def group(num_children):
+    """A SchemaElement with children: optional, name, num_children."""
+    return b"\x35" + integer(1) + b"\x18\x01g" + b"\x15" + integer(num_children) + b"\x00"
+
+
+def footer(elements, length, groups=b"\xfc\x00"):
+    """FileMetaData: version, the schema's elements (claimed to be so many), no rows, row groups."""
+    return b"\x15\x02\x19" + list_head(length) + elements + b"\x16\x00\x19" + groups + b"\x00"
+
+
+EMPTY_GROUP = b"\x19" + b"\xfc\x00" + b"\x16\x00\x16\x00\x00"
+HOSTILE = {
+    "nests 1000 deep": footer(group(1) * 1000 + leaf(), 1001),
+    "nests 90 000 deep": footer(group(1) * 90_000 + leaf(), 90_001),
+    "claims children": footer(group(2**31 - 1) + leaf(), 2),
+    "claims fewer than no children": footer(group(-5) + leaf(), 2),
+    "claims columns": footer(group(1) + leaf(), 90_000),
+    "claims a name": footer(group(1) + b"\x18" + varint(2**31 - 1) + b"c\x00", 2),
+    "claims row groups": footer(group(1) + leaf(), 2, list_head(2**31 - 1)),
+    "has a million row groups of nothing": footer(group(1) + leaf(), 2, list_head(1_000_001) + EMPTY_GROUP * 1_000_001),
+    "two columns of one name that is empty": footer(group(2) + leaf(b"") * 2, 3),
+}
+
+
+def put(store, data):
+    write_object(store, "a.parquet", b"PAR1" + data + len(data).to_bytes(4, "little") + b"PAR1")
+    return stat_object(store, "a.parquet")
+
+
+@pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE)
+def test_what_a_footer_claims_costs_nothing(url, data):
+    """Either it is refused, or what is read of it is no more than it has."""
+    store = open_store(url)
+    listed = put(store, data)
+    started = time.process_time()
+    said, num_columns = "", 0
+    try:
+        num_columns = len(read_parquet_info(store, listed).schema)
+    except InputError as error:
+        said = str(error)
+    assert time.process_time() - started < 5
+    assert num_columns <= 2
+    assert num_columns or ("a.parquet" in said and "\n" not in said)
+
+
+@pytest.mark.parametrize("num_columns", [100_000, 1_000_000])
+def test_a_footer_of_very_many_columns_is_refused_before_it_is_taken_apart(url, num_columns):
+    store = open_store(url)
+    data = footer(group(num_columns) + leaf() * num_columns, num_columns + 1)
+    listed = put(store, data)
+    tracemalloc.start()
+    started = time.process_time()
+    with pytest.raises(UnsupportedError, match=rf"a\.parquet has {num_columns + 1:,} columns .* at most 100,000 are"):
+        read_parquet_info(store, listed)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert time.process_time() - started < 1
+    assert peak < 3 * len(data) + 1_000_000
+
+
+def test_a_footer_of_many_megabytes_is_not_fetched(tmp_path):
+    """The file has nothing but its length, and its last bytes."""
+    num_bytes = 200_000_000
+    with (tmp_path / "a.parquet").open("wb") as sink:
+        sink.write(b"PAR1")
+        sink.truncate(num_bytes + 4)
+        sink.seek(num_bytes + 4)
+        sink.write(num_bytes.to_bytes(4, "little") + b"PAR1")
+    store = open_store(str(tmp_path))
+    tracemalloc.start()
+    with pytest.raises(UnsupportedError, match=r"a\.parquet has a footer of 200 MB, and at most 134 are read"):
+        read_parquet_info(store, stat_object(store, "a.parquet"))
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()
+
+
+def test_the_most_columns_that_are_read_are_read(url):
+    store = open_store(url)
+    elements = b"".join(leaf(b"c%d" % number) for number in range(99_999))
+    file = read_parquet_info(store, put(store, footer(group(99_999) + elements, 100_000)))
+    assert len(file.schema) == 99_999
+
+
+@pytest.mark.parametrize("data", [b"", b"\x00", b"\x15\x02\x00", b"\x15\x02\x15\x02\x00", b"\x02", b"\x15\x02\x19"])
+def test_the_length_of_a_list_that_is_not_there(data):
+    with pytest.raises(ThriftError):
+        list_length(data, 2)
+
+
+def test_a_sentence_of_arrows_is_one_line(url):
+    store = open_store(url)
+    with pytest.raises(CorruptFileError, match=r"a\.parquet is damaged: .*; write it again$"):
+        read_parquet_info(store, put(store, footer(group(1) + leaf(), 90_000)))
