@@ -1068,6 +1068,8 @@ class Lake:
         )
         for batch in relation.to_arrow_reader(_BATCH_ROWS):
             yield batch["place"].to_numpy(), batch["text"]
+        with translated():
+            check_corpus_unchanged(self.corpus)
 
     def text_sample(self, num_chars: int) -> Iterator[str]:
         """Texts of about `num_chars` characters from every domain: the rows whose ids come first."""

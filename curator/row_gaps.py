@@ -134,8 +134,8 @@ def weigh_rows(
 ) -> RowWeights:
     """Weigh the rows of a run whose workers have ended; writes `TABLE`, and `SCORER` if one may be used.
 
-    Measured and scored rows of a domain are brought to a mean of 1 together. With `by_content`, ids are made of content,
-    and rows with the same weigh the same: what those of them that were measured are worth in the mean.
+    Measured and scored rows of a domain are brought to a mean of 1 together. With `by_content`, ids are made of
+    content, and rows with the same weigh the same: what those of them that were measured are worth in the mean.
     """
     gaps, places = measured.gaps, measured.places
     domain_N, tokens_N = np.asarray(corpus.domain), np.asarray(corpus.num_targets)
