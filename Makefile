@@ -19,7 +19,7 @@ help:
 	@echo "make test        install, lint, types, contracts and the whole unmarked test suite"
 	@echo "make test-slow   the tests marked slow"
 	@echo "make bench       the benchmarks, each against a named peer or limit"
-	@echo "make bench-multilingual, -domains, -denoise, -instruct"
+	@echo "make bench-multilingual, -domains, -denoise, -instruct, -untuned"
 	@echo "                 experiments: do the learned weights beat uniform and the baselines? (needs the data folder)"
 	@echo "make bench-ablations STUDY=blocks"
 	@echo "                 what each setting changes: blocks, aux, penalty, optimizer, restarts, noise, domains"

@@ -11,7 +11,7 @@ from uuid import uuid4
 from connectors.errors import UnsupportedError
 
 TEMPORARY_PREFIX = ".tmp-"
-_MAX_FOLDER_RACES = 10
+_MAX_FOLDER_RACES = 1000
 
 
 @contextmanager

@@ -259,9 +259,11 @@ def test_a_writer_beside_a_collector_of_empty_folders_never_fails(tmp_path):
     store = open_store(str(tmp_path))
     with subprocess.Popen([sys.executable, "-c", collector, str(tmp_path)], stdout=subprocess.PIPE) as process:
         process.stdout.readline()
-        for number in range(100):
-            write_object(store, "data/run-1/a.parquet", str(number).encode())
-            assert read_bytes(store, "data/run-1/a.parquet") == str(number).encode()
-            delete(store, "data/run-1/a.parquet")
-        (tmp_path / "end").touch()
+        try:
+            for number in range(100):
+                write_object(store, "data/run-1/a.parquet", str(number).encode())
+                assert read_bytes(store, "data/run-1/a.parquet") == str(number).encode()
+                delete(store, "data/run-1/a.parquet")
+        finally:
+            (tmp_path / "end").touch()
     assert process.returncode == 0
