@@ -91,7 +91,7 @@ def _is_storage_error(error: Exception) -> bool:
 
 
 def _translate(error: Exception, place: str, action: Action, options: Mapping[str, Any]) -> ConnectorError:
-    said = scrub(str(error), options) or type(error).__name__
+    said = (scrub(str(error), options) or type(error).__name__).rstrip(".")
     number = getattr(error, "errno", None)
     if isinstance(error, FileNotFoundError | NotADirectoryError) or type(error).__name__ == "ResourceNotFoundError":
         return NotFoundError(f"cannot {action} {place}: it does not exist; check the address")

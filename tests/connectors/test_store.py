@@ -302,7 +302,7 @@ def test_refused_write_is_read_only_and_refused_read_is_access(s3_place):
     with pytest.raises(ReadOnlyError), staged_file(store, "c") as sink:
         sink.write(b"x")
     for operation in (list_objects, lambda s: read_bytes(s, "a"), lambda s: exists(s, "a")):
-        with pytest.raises(AccessError, match="check the credentials"):
+        with pytest.raises(AccessError, match="set the credentials"):
             operation(store)
 
 

@@ -153,7 +153,7 @@ def test_wrong_credentials_are_refused_without_being_shown(bucket, here):
     process = curator(here, "ingest", f"{url}/lake", **wrong)
     message = refusal(process, 1)
     assert f"{url}/lake" in message
-    assert "check the credentials" in message
+    assert "set the credentials" in message
     assert "another-secret-value" not in process.stderr
     check_no_secret(options, process.stderr)
 
