@@ -232,7 +232,8 @@ def test_rows_with_ids_of_the_same_content_weigh_the_same(tmp_path, by_content):
     places, tokens = np.array([0, 1, 3]), np.asarray(corpus.num_targets)
     gaps = RowGaps.none(3)
     for noise in (0.0, 0.001):
-        gaps = gaps.added(np.array([-0.1, -0.3 + noise, 0.2]), np.zeros(3, np.int32), tokens[places])
+        gap_R = np.array([-0.1, -0.3 + noise, 0.2])
+        gaps = gaps.added(gap_R, np.zeros(3), np.zeros(3, np.int32), tokens[places])
     measured = MeasuredRows(places=places, gaps=gaps)
     found = weigh_rows(tmp_path, "run", corpus, measured, None, sharpness=1.0, by_content=by_content)
     x, y, z = reliability(gaps, tokens[places]) * gaps.mean_relative_R / spread(gaps.mean_relative_R, tokens[places])
