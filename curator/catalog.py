@@ -200,7 +200,7 @@ def _create_run_view(
     paths = [duck.quote_literal(duck.duck_path(destination, path)) for path in expected if path in listed]
     if paths:
         duck.register_store(connection, destination)
-        source = f"read_parquet([{', '.join(paths)}])"
+        source = f"read_parquet([{', '.join(paths)}], union_by_name = true)"  # older ones have fewer columns
     else:
         source = f"no_{view}"
         _create_table(connection, source, schema, [])

@@ -183,19 +183,19 @@ class LearnConfig(_Section):
         """The one that was asked for, or the usual one of the model."""
         return self.learning_rate or usual_learning_rate(self.model)
 
-    @property
-    def is_judged(self) -> bool:
-        """Whether a line search follows; baselines are taken as they come."""
-        return self.method == "scalebio" and bool(self.line_search.places)
+    def is_judged(self, num_domains: int) -> bool:
+        """Whether a line search follows; baselines are taken as they come, and one domain has one mixture only."""
+        return self.method == "scalebio" and bool(self.line_search.places) and num_domains > 1
 
     @property
     def num_search_steps(self) -> int:
         """Steps of each training of the line search."""
         return self.line_search.steps or max(1, round(0.4 * self.steps))
 
-    def num_fit_rows(self, num_rows: int) -> int:
+    def num_fit_rows(self, num_rows: int, num_domains: int) -> int:
         """Of `num_rows` target rows, how many learning sees: the first ones, in the order of their hashes."""
-        return num_rows - max(2, round(self.line_search.validation_share * num_rows)) if self.is_judged else num_rows
+        num_judging = max(2, round(self.line_search.validation_share * num_rows))
+        return num_rows - num_judging if self.is_judged(num_domains) else num_rows
 
     @property
     def probe_steps(self) -> tuple[int, ...]:

@@ -121,8 +121,6 @@ def forecast(
     config = prepare.with_data_parallel(config, device)
     lake.ingest(on_progress)
     domains = prepare.usable_domains(lake, config)
-    if len(domains) == 1:
-        config = prepare.unjudged(config)
     texts = prepare.distinct_texts(goal, "target")
     with tempfile.TemporaryDirectory(prefix="lake-curator-plan-") as folder:
         sample = _sample(lake, [name for name, _ in domains], texts, config, Path(folder))
@@ -133,7 +131,7 @@ def forecast(
     added = _WEIGHT_BYTES * lake.corpus.num_rows + _FOOTER_BYTES * sum(
         file.num_row_groups for file in lake.corpus.files
     )
-    trainings = _trainings(config)
+    trainings = _trainings(config, len(domains))
     parts = _parts(made, sample, config, trainings) if made else {}
     in_step = min(config.domains_per_step, len(domains))
     return Forecast(
@@ -278,9 +276,9 @@ def _mean(values: Sequence[float]) -> Estimate:
     return Estimate(mean=mean, low=max(0.0, mean - margin), high=mean + margin)
 
 
-def _trainings(config: LearnConfig) -> tuple[int, int]:
+def _trainings(config: LearnConfig, num_domains: int) -> tuple[int, int]:
     """Models that the line search trains, at least and at most: with the other seeds unless the prior does best."""
-    if not config.is_judged:
+    if not config.is_judged(num_domains):
         return 0, 0
     first = len({0.0, *config.line_search.places})
     return first, first + 2 * (config.line_search.seeds - 1)

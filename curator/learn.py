@@ -118,7 +118,7 @@ def _finish(lake: Lake, begun: Begun, watch: Stopwatch) -> None:
         else:
             run_workers(begun.job, device, watch)
     result, search = WorkerResult.read(folder), None
-    if not begun.job.learn.is_judged:
+    if not begun.job.learn.is_judged(len(begun.job.prior)):
         result = dataclasses.replace(result, weights=_capped(begun.job, result.weights))
     elif result.verdict.status == "no gain":  # nothing to judge: what was learned is noise
         result = dataclasses.replace(result, weights=_capped(begun.job, begun.job.prior))

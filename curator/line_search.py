@@ -124,7 +124,7 @@ def line_search(
     """
     settings = job.learn.line_search
     target = TokenCache.open(job.target)
-    first = job.learn.num_fit_rows(target.num_rows)
+    first = job.learn.num_fit_rows(target.num_rows, len(job.prior))
     tokens_N = np.asarray(target.num_targets[first:])
     prior_D, learned_D = torch.tensor(job.prior), torch.tensor(learned, dtype=torch.float64)
     cap_D = share_caps(job.learn, TokenCache.open(job.corpus))

@@ -103,16 +103,17 @@ def prepare(
             f"method {config.method!r} has no workers to run on other machines; learn without --prepare, or choose "
             "another method"
         )
-    # The trainings of a line search would run here, on a machine that need not be able to.
-    config = unjudged(config) if elsewhere else with_data_parallel(config, check_machine(config))
+    if elsewhere:  # the trainings of a line search would run here, on a machine that need not be able to
+        unjudged = config.line_search.model_copy(update={"places": ()})
+        config = config.model_copy(update={"line_search": unjudged})
+    else:
+        config = with_data_parallel(config, check_machine(config))
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
     folder = _new_run_dir(run_dir or lake.workdir / "runs" / run_id)
     with explaining_interruptions(lake, folder):
         indexed = lake.ingest(on_progress)
         check_column_names(lake)
         caches = tokenized(lake, goal, config, on_progress)
-        if len(caches.corpus.domains) == 1:  # rows alone are weighed, and no mixture is there to be judged
-            config = unjudged(config)
         _check_line_search(config, caches, goal)
         begun = Begun(
             run_id=run_id,
@@ -145,12 +146,13 @@ def _open(folder: Path) -> Tokenized:
 
 def _check_line_search(config: LearnConfig, caches: Tokenized, goal: Goal) -> None:
     """Refuse a target too small to keep rows out of, and a token budget that no mixture of the lake fills."""
-    if config.is_judged and caches.target.num_rows < _LEAST_JUDGED_ROWS:
+    num_domains = len(caches.corpus.domains)
+    if config.is_judged(num_domains) and caches.target.num_rows < _LEAST_JUDGED_ROWS:
         raise InputError(
             f"target {goal.url} has {caches.target.num_rows} distinct rows; to judge the weights on rows kept out it "
             f"needs at least {_LEAST_JUDGED_ROWS}: add rows, or set learn.line_search.places = []"
         )
-    share, num_fit = config.line_search.validation_share, config.num_fit_rows(caches.target.num_rows)
+    share, num_fit = config.line_search.validation_share, config.num_fit_rows(caches.target.num_rows, num_domains)
     if num_fit < _LEAST_FIT_ROWS:
         raise ConfigError(
             f"learn.line_search.validation_share={share:g} leaves {max(num_fit, 0)} of the {caches.target.num_rows} "
@@ -268,11 +270,6 @@ def with_data_parallel(config: LearnConfig, device: launch.Device) -> LearnConfi
     cores = launch.device_count(device) // (config.tensor_parallel * config.pipeline_parallel)
     chosen = max(1, min(cores, config.target_rows // _LEAST_TARGET_ROWS))
     return config.model_copy(update={"data_parallel": chosen})
-
-
-def unjudged(config: LearnConfig) -> LearnConfig:
-    """The settings without a line search."""
-    return config.model_copy(update={"line_search": config.line_search.model_copy(update={"places": ()})})
 
 
 def _new_run_dir(folder: Path) -> Path:

@@ -175,12 +175,16 @@ def _said(scored: Scored | None, num_others: int) -> str:
     return f"; a scorer weighs the other {num_others:,} by their text ({scored.judgement.agreement})"
 
 
+def contents(sample_ids: pa.Array[Any]) -> pa.Array[Any]:
+    """Of ids that are made of content, the part that identical rows share: a number behind it tells them apart."""
+    return pc.list_element(pc.split_pattern(sample_ids, "-"), 0)
+
+
 def _with_repeated(
     sample_ids: pa.Array[Any], places: NDArray[np.int64], value_R: Floats
 ) -> tuple[NDArray[np.int64], Floats]:
     """The places (K,) of all rows with the content of a measured one, and the mean of the values of those that were."""
-    contents = pc.list_element(pc.split_pattern(sample_ids, "-"), 0)  # identical rows have the same, with a number
-    content_N = contents.dictionary_encode().indices.to_numpy()
+    content_N = contents(sample_ids).dictionary_encode().indices.to_numpy()
     num_contents = int(content_N.max()) + 1
     sums = np.bincount(content_N[places], weights=value_R, minlength=num_contents)
     counts = np.bincount(content_N[places], minlength=num_contents)

@@ -2,8 +2,9 @@
 
 A shard is Parquet (`SCHEMA`) at the path of its file, in the file's order, without rows that cannot be used. It appears
 whole or not at all, and its footer says what it was made from. So a job that was killed, and one on a lake that has
-grown, write what is missing or was made from something else, and nothing more. Rows that the run measured have the
-weight that it found, all others the one that the scorer expects; rows of domains that the run did not know have none.
+grown, write what is missing or was made from something else, and nothing more. Rows that the run measured, and
+those that repeat one word for word where ids tell, have the weight that it found, all others the one that the scorer
+expects; rows of domains that the run did not know have none.
 
 Weights are on the scale of the run: its own rows have mean 1 over the tokens of their domain.
 """
@@ -80,7 +81,8 @@ class _Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    """What every worker needs; `measured` has the weights of rows by their ids."""
+    """What every worker needs; `measured` has the weights of rows by `known`, their ids, or what repeated rows share of
+    them if `by_content`."""
 
     scorer: Scorer
     measured: pa.Table
@@ -88,6 +90,7 @@ class _Job:
     lake: Store
     text: str
     place: Store
+    by_content: bool
 
     def write(self, shard: _Shard) -> Iterator[int]:
         """Write a shard; yields the number of rows of the lake that were read, a batch at a time."""
@@ -109,7 +112,7 @@ class _Job:
         usable = np.flatnonzero(rows["usable"].to_numpy())
         rows, texts = rows.take(pa.array(usable)).combine_chunks(), _decoded(texts).take(pa.array(usable))
         ids = rows["sample_id"].combine_chunks()
-        place = pc.index_in(ids, self.measured["sample_id"])
+        place = pc.index_in(row_gaps.contents(ids) if self.by_content else ids, self.measured["known"])
         weights = pc.take(self.measured["row_weight"], place).to_numpy().copy()
         domain_N, is_measured = self.scorer.index(rows["domain"].combine_chunks()), pc.is_valid(place).to_numpy(False)
         others = np.flatnonzero(~is_measured & (domain_N >= 0))
@@ -147,6 +150,7 @@ def score(lake: Lake, run: Run, place: Store, on_progress: ProgressCallback, *, 
             lake=lake.corpus.store,
             text=lake.config.text,
             place=place,
+            by_content=lake.config.key is None,
         )
         lake.release()
         with lake.writing():
@@ -215,7 +219,10 @@ def _check_ours(place: Store, found: Mapping[str, str | None], paths: Sequence[s
 def _measured(lake: Lake, run: Run) -> pa.Table:
     path = f"{catalog.RUN_FOLDER}/{run.run_id}/{row_gaps.TABLE}"
     with open_object(lake.destination, path) as source:
-        return pq.read_table(source, columns=["sample_id", "row_weight"]).combine_chunks()
+        rows = pq.read_table(source, columns=["sample_id", "row_weight"]).combine_chunks()
+    ids = rows["sample_id"].combine_chunks()
+    known = ids if lake.config.key is not None else row_gaps.contents(ids)
+    return pa.table({"known": known, "row_weight": rows["row_weight"]})
 
 
 def _write(job: _Job, shards: Sequence[_Shard], workers: int, on_progress: ProgressCallback) -> None:

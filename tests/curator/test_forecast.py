@@ -36,9 +36,9 @@ def test_the_interval_holds_the_tokens_of_the_whole_lake():
 
 def test_the_line_search_trains_as_many_models_as_are_told():
     usual = LearnConfig()
-    assert _trainings(usual) == (5, 13)
-    assert _trainings(LearnConfig(line_search={"places": []})) == (0, 0)
-    assert _trainings(LearnConfig(method="doge")) == (0, 0)
+    assert _trainings(usual, 2) == (5, 13)
+    assert _trainings(LearnConfig(line_search={"places": []}), 2) == (0, 0)
+    assert _trainings(LearnConfig(method="doge"), 2) == _trainings(usual, 1) == (0, 0)
 
 
 def test_a_plan_is_what_the_run_then_is(learned, tmp_path):

@@ -110,9 +110,9 @@ def test_the_rows_that_judge_take_no_part_in_learning(judge):
     search, job = judge
     search(BAD)
     target = TokenCache.open(job.target)
-    first = job.learn.num_fit_rows(target.num_rows)
+    first = job.learn.num_fit_rows(target.num_rows, 2)
     assert (first, target.num_rows) == (30, 40)
-    assert override(job.learn, method="doge").num_fit_rows(40) == 40
+    assert override(job.learn, method="doge").num_fit_rows(40, 2) == job.learn.num_fit_rows(40, 1) == 40
     kept = [json.loads(path.read_text()) for path in (job.corpus.parents[2] / "trainings").glob("*.json")]
     assert {len(training["losses"]) for training in kept} == {10}
     fit, rest = target.rows(0, first), target.rows(first, 40)
@@ -125,7 +125,7 @@ def test_a_run_prepared_for_other_machines_is_not_judged_here(here):
     with open_lake(str(here / "lake")) as lake:
         settings = FAST | {"line_search": JUDGED}
         folder = lake.prepare(str(here / "target.parquet"), run_dir=here / "run", **settings)
-    assert not Begun.read(folder).job.learn.is_judged
+    assert not Begun.read(folder).job.learn.is_judged(2)
 
 
 def test_a_share_is_capped_by_the_token_budget(here):

@@ -1,9 +1,14 @@
 """What a report says of the weights of rows, whatever stands in them."""
 
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from report_cases import RUN_ID, a_record, lake_with, lake_with_rows, parsed, table
 
 import curator
+from curator import row_gaps
 from curator.errors import StorageError
 
 HOSTILE = [
@@ -64,7 +69,26 @@ def test_every_domain_has_its_histogram_with_all_its_rows(page):
 
 def test_reliability_and_what_was_measured_are_told(page):
     assert "28 rows were measured, 50.0 % of the lake, at 6 ends of branches" in parsed(page).text
-    assert "Reliability 0.43: that share of the scatter" in parsed(page).text
+    assert "the others keep their domain's mean. Reliability 0.43: that share of the scatter" in parsed(page).text
+
+
+def test_rows_that_a_scorer_weighs_are_told_and_tables_of_older_runs_are_read(tmp_path):
+    folder = lake_with_rows(tmp_path, TEXTS, more_figures={"num_scored": 1234})
+    place = folder / "_curator" / "runs" / RUN_ID / "row_gaps.parquet"
+    pq.write_table(pq.read_table(place).drop_columns(["loss"]), place)  # as runs wrote it before they kept losses
+    newer = folder / "_curator" / "runs" / "20270101T000000-000000"
+    newer.mkdir()
+    (newer / "run.json").write_text(json.dumps(a_record(list(TEXTS), run_id=newer.name)))
+    pq.write_table(
+        pa.Table.from_pylist([{"run_id": newer.name, "loss": 1.5}], schema=row_gaps.SCHEMA), newer / place.name
+    )
+    with curator.open_lake(str(folder)) as lake:
+        lake.run(RUN_ID).report(tmp_path / "report.html")
+        losses = lake.sql("SELECT run_id, any_value(loss) FROM row_gaps GROUP BY 1 ORDER BY 1").fetchall()
+    assert losses == [(RUN_ID, None), (newer.name, 1.5)]
+    text = parsed((tmp_path / "report.html").read_text(encoding="utf-8")).text
+    assert "a scorer weighs 1,234 more by their text. Reliability" in text
+    assert "keep their domain" not in text
 
 
 def test_texts_that_cannot_be_read_are_said_to_be_missing(tmp_path):

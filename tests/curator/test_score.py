@@ -107,6 +107,21 @@ def shards(folder):
     return {path.relative_to(folder).as_posix(): pl.read_parquet(path) for path in sorted(folder.rglob("*.parquet"))}
 
 
+def test_a_row_that_repeats_a_measured_one_weighs_what_that_does(here):
+    """In a file of its own, which came after the run."""
+    measured = pq.read_table(here / "lake" / "_curator" / "runs" / "r1" / row_gaps.TABLE).to_pylist()
+    with sdk.open_lake(str(here / "lake")) as lake:
+        texts = dict(lake.sql("SELECT sample_id, text FROM samples").fetchall())
+    again = [row for row in measured if row["domain"] == "north"][:5]
+    write_rows(here / "lake" / "z.parquet", text=[texts[row["sample_id"]] for row in again], domain=["north"] * 5)
+    with sdk.open_lake(str(here / "lake")) as lake:
+        lake.score("r1", here / "out")
+    found = shards(here / "out")["z.parquet"]
+    assert found["sample_id"].str.ends_with("-2").all()
+    assert found["origin"].to_list() == ["measured"] * 5
+    assert found["row_weight"].to_list() == [row["row_weight"] for row in again]
+
+
 def test_every_row_has_the_weight_that_the_run_gave_it(here, made_once):
     _, corpus, rows = made_once
     assert (rows.num_scored, rows.scorer["is_usable"]) == (360 - NUM_MEASURED, True)

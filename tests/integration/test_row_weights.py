@@ -10,6 +10,7 @@ from lake_cases import sentences, write_rows, write_target
 import curator as sdk
 from curator.carry import weights_now
 from curator.progress import silent
+from curator.rules import changed_settings
 
 pytest.importorskip("megatron.core", reason="needs the extra [train]")
 
@@ -91,6 +92,8 @@ def test_a_lake_of_one_domain_has_its_rows_weighed(tmp_path):
         [domain] = run.record["domains"]
         assert (domain["domain_weight"], domain["ci_low"], domain["ci_high"]) == (1, 1, 1)
         assert run.record["line_search"] is None
+        settings = sdk.LearnConfig.model_validate(FAST | {"line_search": {"seeds": 2}})
+        assert changed_settings(run.record, lake.config, settings, None) == []  # so that a refresh has nothing to do
         lake.publish(run)
         rows = lake.sql("SELECT is_sound, sample_weight FROM samples").pl()
     assert auc(rows["sample_weight"].to_numpy(), rows["is_sound"].to_numpy()) > 0.9

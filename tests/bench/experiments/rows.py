@@ -1,11 +1,13 @@
 """Weights of rows against what people, or the experiment, know of the rows; the learner knows nothing of it.
 
 Run: python tests/bench/experiments/rows.py [--tasks noise,clickbait,spam,nl2bash] [--seeds 3] [--work bench-work]
+[--penalty 1 --branch-steps 100]
 
 Of every task a lake of one domain, a target of sound rows, and a label: the area under the curve (AUC) says how often a
 sound row scores above another one. Beside the learned weight: what needs no learning (length; low loss, u's own; DSIR's
-importance an n-gram). Rows that came after the run are scored by its scorer, and by a run of their own for comparison.
-Default settings throughout. Ends with one line for each thing that must be shown, and writes `results/rows.json`.
+importance an n-gram). Rows that came after the run are scored by its scorer, if it may be used. Default settings
+throughout, but for what the command line says. Ends with one line for each thing that must be shown, and writes
+`results/rows/TASK.json`; with other settings than the defaults it writes nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ import curator
 from curator.dsir import ngram_buckets
 from optim.learners.dsir import bucket_counts, log_importance, log_ratios
 
-RESULTS = Path(__file__).parent / "results" / "rows.json"
+RESULTS = Path(__file__).parent / "results" / "rows"
 LATER = 0.2
 """Share of the rows that come to the lake after the run."""
 
@@ -39,11 +41,11 @@ Score = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Task:
-    """Rows (text, group) of which those in `sound` are good, a target, and the least AUC of each other group."""
+    """Rows (text, group) of which those in `sound` are good, a target, and the least AUC of the other groups."""
 
     rows: list[tuple[str, str]]
     target: list[str]
-    wanted: Mapping[str, float]
+    wanted: Mapping[str, float | None]
     sound: str = "sound"
 
 
@@ -59,7 +61,7 @@ def noise() -> Task:
         elif kind != "sound":
             response = damaged(response, kind, rng)
         rows.append((f"{instruction}\n{response}", kind))
-    return Task(rows, target, {"characters": 0.95, "scrambled": 0.75, "mispaired": 0.0})
+    return Task(rows, target, {"characters": 0.95, "scrambled": 0.75, "mispaired": None})
 
 
 def clickbait() -> Task:
@@ -94,19 +96,23 @@ def main() -> int:
         print(f"no data in {DATA}; set CURATOR_DATA")
         return 2
     os.environ.setdefault("CURATOR_HOME", str(arguments.work.resolve() / "home"))
-    known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    over = {"penalty": arguments.penalty, "branch_steps": arguments.branch_steps}
+    over = {name: value for name, value in over.items() if value is not None}
+    folder = arguments.work.resolve() / "rows" / "-".join(["defaults", *(f"{k}={v:g}" for k, v in over.items())])
     shown = True
     for name in arguments.tasks:
         task = TASKS[name]()
-        found = [
-            _seed(task, arguments.work.resolve() / "rows" / f"{name}-{seed}", seed) for seed in range(arguments.seeds)
-        ]
-        known[name] = {"seeds": arguments.seeds, "wanted": dict(task.wanted), "auc": found}
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
-        print(table(name, known[name]))
+        found = [_seed(task, folder / f"{name}-{seed}", seed, over) for seed in range(arguments.seeds)]
+        values = {"seeds": arguments.seeds, "wanted": dict(task.wanted), "auc": found}
+        if not over:
+            RESULTS.mkdir(parents=True, exist_ok=True)
+            (RESULTS / f"{name}.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        print(table(name, values))
         for group, wanted in task.wanted.items():
             mean = float(np.mean([one["learned"][group] for one in found]))
+            if wanted is None:
+                print(f"       {name}: {group} {mean:.3f}")
+                continue
             shown &= mean >= wanted
             print(f"{'shown ' if mean >= wanted else 'MISSED'}  {name}: {group} {mean:.3f} (wanted {wanted:g})")
     return int(not shown)
@@ -129,7 +135,7 @@ def _mean(each: Sequence[float]) -> str:
     return f"{np.mean(each):.3f} ± {margin:.3f}"
 
 
-def _seed(task: Task, folder: Path, seed: int) -> dict[str, dict[str, float]]:
+def _seed(task: Task, folder: Path, seed: int, over: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """The AUC of every group by every score, of one run."""
     order = np.random.default_rng(seed).permutation(len(task.rows))
     rows = pl.DataFrame([task.rows[i] for i in order], schema=["text", "group"], orient="row")
@@ -142,7 +148,7 @@ def _seed(task: Task, folder: Path, seed: int) -> dict[str, dict[str, float]]:
         pl.DataFrame({"text": task.target}).write_parquet(folder / "target.parquet")
     with curator.open_lake(str(files), text="text", domain="domain", key="key") as lake:
         runs, tell = lake.runs(), Teller(folder.name)
-        settings = {"seed": seed, "granularity": "sample", "on_progress": tell}
+        settings = {"seed": seed, "granularity": "sample", "on_progress": tell, **over}
         run = runs[0] if runs else lake.learn(str(folder / "target.parquet"), **settings)
         tell.end(repr(run))
         gaps = lake.sql(f"SELECT sample_id AS key, gap, loss FROM row_gaps WHERE run_id = '{run.run_id}'").pl()
@@ -195,6 +201,8 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--tasks", type=lambda text: text.split(","), default=list(TASKS))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--penalty", type=float)
+    parser.add_argument("--branch-steps", type=int)
     parser.add_argument("--work", type=Path, default=Path("bench-work"))
     return parser.parse_args()
 
