@@ -72,12 +72,13 @@ def export(
 
     from curator import console
     from curator.errors import ConfigError
+    from curator.export.export import DESCRIPTION
     from curator.files import read_object
 
     if out is None:
         raise ConfigError("no file was named; pass --out FILE")
     settings = read_settings(lake_url, config)
-    if format_ == "croissant":
+    if format_ == DESCRIPTION:
         _check_description({"budget-tokens": budget_tokens, "quantiles": quantiles, "unit": unit})
         with open_given(settings, destination=destination) as lake:
             described = lake.describe(out, version=version, overwrite=overwrite, dry_run=dry_run)

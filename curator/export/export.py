@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from curator.run import Run
 
 
+DESCRIPTION = "croissant"
+"""What `curator export` writes of a version instead of a run (`curator.export.croissant`)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Export:
     """What was written, or would be.
@@ -113,9 +117,12 @@ def export(
 
 
 def _format(name: str) -> Format:
+    if name == DESCRIPTION:
+        raise ConfigError(f"{name} describes a published version and is not made of a run; call Lake.describe")
     if name not in FORMATS:
-        near = difflib.get_close_matches(name, FORMATS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(FORMATS)}"
+        there_are = [*FORMATS, DESCRIPTION]
+        near = difflib.get_close_matches(name, there_are, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(there_are)}"
         raise ConfigError(f"no export format {name!r}; {hint}")
     return FORMATS[name]
 

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,7 +13,7 @@ from lake_cases import refusal, values_of
 import curator
 from curator.errors import ConfigError, NotFoundError
 
-MLCROISSANT = Path(os.environ.get("MLCROISSANT_PYTHON", "/tmp/croissant-venv/bin/python"))
+MLCROISSANT = os.environ.get("MLCROISSANT_PYTHON")
 READ = """
 import json, sys
 import mlcroissant
@@ -84,11 +83,11 @@ def test_what_is_not_there_cannot_be_described(learned, tmp_path):
             lake.describe(tmp_path / "no" / "x.json")
 
 
-@pytest.mark.skipif(not MLCROISSANT.exists(), reason="needs mlcroissant in a virtual environment: MLCROISSANT_PYTHON")
+@pytest.mark.skipif(not MLCROISSANT, reason="needs mlcroissant in a virtual environment: MLCROISSANT_PYTHON")
 def test_mlcroissant_reads_it(published, learned):
     published.describe(learned.state / "croissant.json")
     process = subprocess.run(
-        [str(MLCROISSANT), "-c", READ, str(learned.state / "croissant.json")],
+        [MLCROISSANT, "-c", READ, str(learned.state / "croissant.json")],
         capture_output=True,
         text=True,
         timeout=300,

@@ -213,7 +213,9 @@ def test_a_budget_tells_how_often_a_domain_is_repeated(tmp_path):
     ("format_", "settings", "sentence"),
     [
         ("megatrn", {}, "no export format 'megatrn'; did you mean 'megatron'?"),
-        ("xyz", {}, f"no export format 'xyz'; there are {', '.join(FORMATS)}"),
+        ("xyz", {}, f"no export format 'xyz'; there are {', '.join(FORMATS)}, croissant"),
+        ("croisant", {}, "no export format 'croisant'; did you mean 'croissant'?"),
+        ("croissant", {}, "croissant describes a published version and is not made of a run; call Lake.describe"),
         ("megatron", {"places": "my data/{domain}"}, "the prefix 'my data/code' has white space or is empty"),
         ("megatron", {"places": "{domain}.bin"}, "the prefix 'code.bin' must not end in .bin or .idx"),
         ("megatron", {"places": "data"}, "the places 'data' have no {domain} in them"),
