@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 from lake_cases import refusal, sentences, tree, write_lake, write_rows, write_target
 from report_cases import a_record, lake_with
+from s3fs import S3FileSystem
 
 import curator
 from curator.cli import main
@@ -311,6 +312,7 @@ def call(here, tmp_path, monkeypatch, capsys):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    S3FileSystem.clear_instance_cache()  # one that an earlier test opened has the credentials of its time
     monkeypatch.chdir(here)
 
     def run(command):
