@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from curator.errors import ConfigError
 from curator.mixture_files import SUFFIXES
+from optim.blocks import BlockSchedule
 from optim.layout import Layout, unsupported
 from optim.presets import usual_learning_rate
 
@@ -121,7 +122,11 @@ class BlocksConfig(_Section):
 class RowsConfig(_Section):
     """How rows get weights within their domains; for granularity "sample"."""
 
-    snapshots: int = Field(6, ge=2, description="last branches at whose ends the losses of the rows are compared")
+    snapshots: int = Field(
+        2, ge=2, description="pairs of copies, each trained anew, under which the losses of the rows are compared"
+    )
+    steps: int | None = Field(None, ge=1, description="steps of each pair; by default two thirds of learn.steps")
+    penalty: float = Field(0.3, gt=0, description="α of a pair's objective: the less, the more w is the target's")
     max_rows: int = Field(
         10_000, ge=1, description="rows that are compared, about; of more, the same share of every domain is drawn"
     )
@@ -198,11 +203,21 @@ class LearnConfig(_Section):
         return num_rows - num_judging if self.is_judged(num_domains) else num_rows
 
     @property
-    def probe_steps(self) -> tuple[int, ...]:
-        """The counts of steps after which the losses of rows are compared: the ends of the last whole branches."""
-        if self.granularity == "domain" or not self.branch_steps:
+    def num_pair_steps(self) -> int:
+        """Steps of each pair of copies under which rows are compared."""
+        return self.rows.steps or max(1, round(2 / 3 * self.steps))
+
+    @property
+    def pair_starts(self) -> tuple[int, ...]:
+        """The counts of steps after which a pair begins; none where domains alone are weighed."""
+        if self.granularity == "domain":
             return ()
-        return tuple(range(self.branch_steps, self.steps + 1, self.branch_steps)[-self.rows.snapshots :])
+        return tuple(self.steps + k * self.num_pair_steps for k in range(self.rows.snapshots))
+
+    @property
+    def num_total_steps(self) -> int:
+        """Steps of the solver, then of the pairs."""
+        return self.steps + len(self.pair_starts) * self.num_pair_steps
 
     @property
     def is_stepwise(self) -> bool:
@@ -212,6 +227,13 @@ class LearnConfig(_Section):
     def num_rows_per_domain(self, num_domains: int) -> int:
         """Sequences of each domain in a step: what was asked for, or the usual number."""
         return self.rows_per_domain or (4 if num_domains > 1 else 32)
+
+    def block_schedule(self, num_layers: int) -> BlockSchedule:
+        """Which layers train at which step, of a model with so many."""
+        blocks = self.blocks
+        return BlockSchedule(
+            num_layers=num_layers, size=blocks.size, period=blocks.period, edges=blocks.edges, seed=self.seed
+        )
 
     @property
     def layout(self) -> Layout:

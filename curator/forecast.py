@@ -295,9 +295,11 @@ def _parts(made: Calibration, sample: _Sample, config: LearnConfig, trainings: t
             high=start + config.steps * step.high,
         ),
     }
-    if config.probe_steps:
-        share = min(1.0, config.rows.max_rows / sample.num_rows)
-        parts["rows"] = made.seconds_of(2 * FORWARD_SHARE * len(config.probe_steps) * share * sample.tokens.mean)
+    if config.pair_starts:
+        share, num_pairs = min(1.0, config.rows.max_rows / sample.num_rows), len(config.pair_starts)
+        measured = 2 * FORWARD_SHARE * share * sample.tokens.mean
+        trained = config.num_pair_steps * made.step_compute_tokens
+        parts["rows"] = made.seconds_of(num_pairs * (trained + measured))
     if trainings[1]:
         each = made.seconds_of(config.num_search_steps * config.line_search.tokens_per_step)
         few, many = trainings

@@ -204,7 +204,7 @@ def run_workers(job: WorkerJob, device: launch.Device, on_progress: ProgressCall
     Raises:
         WorkerError: one of them failed.
     """
-    from curator.row_probe import PROGRESS
+    from curator.row_pairs import PROGRESS
 
     follow_steps = _Follower(
         job.run_dir / trajectory.LINES, TokenCache.open(job.corpus).domains, job.learn.steps, on_progress
@@ -230,7 +230,7 @@ def run_workers(job: WorkerJob, device: launch.Device, on_progress: ProgressCall
 
 
 class _RowFollower:
-    """Tells how far the measurements of rows are (`curator.row_probe`), if there are any."""
+    """Tells how far the comparison of rows is (`curator.row_pairs`), if there are any."""
 
     def __init__(self, path: Path, on_progress: ProgressCallback) -> None:
         self._path = path
@@ -245,7 +245,7 @@ class _RowFollower:
         if noted != self._last:
             self._last = noted
             done, total = map(int, noted.split())
-            self._tell(Progress(stage="rows", done=done, total=total, detail="windows of rows measured"))
+            self._tell(Progress(stage="rows", done=done, total=total, detail="passes of rows"))
 
 
 class _Follower:

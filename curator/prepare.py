@@ -237,17 +237,6 @@ def _check_granularity(config: LearnConfig) -> None:
             f"learn.granularity = 'sample' compares the two copies of method 'scalebio', which {config.method!r} does "
             "not train; set learn.granularity = 'domain', or leave the method out"
         )
-    if not config.branch_steps:
-        raise ConfigError(
-            "learn.granularity = 'sample' compares the copies at the ends of branches, and with learn.branch_steps = 0 "
-            "no branch ends; set it to 25, or learn.granularity = 'domain'"
-        )
-    if len(config.probe_steps) < 2:
-        raise ConfigError(
-            f"learn.steps={config.steps} holds {len(config.probe_steps)} whole branches of learn.branch_steps="
-            f"{config.branch_steps} steps, and learn.granularity = 'sample' needs at least 2 to tell signal from "
-            "noise: take more steps, or shorter branches"
-        )
 
 
 def check_machine(config: LearnConfig | CompareConfig) -> launch.Device:

@@ -52,17 +52,21 @@ of its domain, with the standard error of this; and the in-domain weight v."""
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredRows:
-    """The gaps of the rows at these places of the corpus cache."""
+    """The gaps of the rows at these places of the corpus cache, and what it took to find them.
+
+    `compute_tokens` are target tokens of a forward-backward pass, for the training as well.
+    """
 
     places: NDArray[np.int64]
     gaps: RowGaps
+    compute_tokens: float = 0.0
 
     def write(self, folder: Path) -> None:
         """Write it there, wholly or not at all, and wait until it is on disk."""
         place = folder / f".{SUMS}-{os.getpid()}"
         try:
             with place.open("wb") as sink:
-                np.savez(sink, places=self.places, **dataclasses.asdict(self.gaps))
+                np.savez(sink, places=self.places, compute_tokens=self.compute_tokens, **dataclasses.asdict(self.gaps))
                 sink.flush()
                 os.fsync(sink.fileno())
             place.replace(folder / SUMS)
@@ -74,8 +78,9 @@ class MeasuredRows:
         """What `write` wrote."""
         with np.load(folder / SUMS) as found:
             values = dict(found)
-        places, num_snapshots = values.pop("places"), int(values.pop("num_snapshots"))
-        return MeasuredRows(places=places, gaps=RowGaps(num_snapshots=num_snapshots, **values))
+        places, compute_tokens = values.pop("places"), float(values.pop("compute_tokens"))
+        gaps = RowGaps(**values | {"num_snapshots": int(values["num_snapshots"])})
+        return MeasuredRows(places=places, gaps=gaps, compute_tokens=compute_tokens)
 
 
 @dataclass(frozen=True, kw_only=True)

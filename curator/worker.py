@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -32,12 +32,11 @@ from curator.config import EXECUTION_FIELDS, LearnConfig
 from curator.errors import CuratorError, StorageError, TryAgainError, one_line
 from curator.files import write_atomically
 from curator.places import CHECKPOINTS, JOB, RESULT
-from curator.row_probe import RowProbe
+from curator.row_pairs import RowPairs
 from curator.sampler import Sampler, SamplerSettings
 from curator.tokens import TokenCache
 from curator.trajectory import LINES
 from optim.backend import AdamWSettings, Backend, BackendInfo, ModelSource
-from optim.blocks import BlockSchedule
 from optim.checkpoint import Checkpoint, Checkpoints, Saveable
 from optim.data_weights import DataWeightSettings
 from optim.diagnostics import StepRecord, Summary, Verdict
@@ -46,7 +45,7 @@ from optim.job import is_peer_lost, is_timeout
 from optim.launch import COLLECTIVE_TIMEOUT
 from optim.learners.registry import make_learner
 from optim.schedules import LearningRate
-from optim.solver import SolverSettings, solve
+from optim.solver import SolverSettings, conclude, solve
 from optim.state import SolverState
 
 _LOCK = "lock"
@@ -152,13 +151,7 @@ def solver_settings(learn: LearnConfig, num_layers: int) -> SolverSettings:
         learner=learner,
         inner_steps=learn.weights.inner_steps,
         average_share=learn.weights.average_share,
-        blocks=BlockSchedule(
-            num_layers=num_layers,
-            size=learn.blocks.size,
-            period=learn.blocks.period,
-            edges=learn.blocks.edges,
-            seed=learn.seed,
-        ),
+        blocks=learn.block_schedule(num_layers),
         learning_rate=LearningRate(
             peak=learn.peak_learning_rate,
             num_steps=learn.steps,
@@ -193,8 +186,6 @@ def run_worker(job: WorkerJob) -> None:
         CheckpointError: a checkpoint cannot be written, or is not of this job.
         TryAgainError: another process is at work on this run.
     """
-    from optim.mcore.backend import mcore_backend
-
     learn = job.learn
     corpus, target = TokenCache.open(job.corpus), TokenCache.open(job.target)
     sampler = Sampler(
@@ -209,58 +200,66 @@ def run_worker(job: WorkerJob) -> None:
         ),
     )
     checkpoints = Checkpoints(job.run_dir / CHECKPOINTS, identity=job.identity, keep=learn.checkpoint.keep)
-    optimizer = AdamWSettings(weight_decay=learn.weight_decay, moments_on_switch=learn.blocks.moments)
-    with (
-        _sole_worker(job.run_dir),
-        _stop_requests() as stop,
-        mcore_backend(
-            job.model,
-            layout=learn.layout,
-            optimizer=optimizer,
-            micro_batch_tokens=learn.micro_batch_tokens,
-            dtype=learn.dtype,
-            recompute=learn.recompute,
-        ) as backend,
-    ):
-        settings = solver_settings(learn, backend.info.num_layers)
-        prior_D = torch.tensor(job.prior, dtype=torch.float64)
-        probe = RowProbe(corpus, learn, backend, job.run_dir) if learn.granularity == "sample" else None
+    pairs = RowPairs(corpus, sampler, learn, job.run_dir) if learn.granularity == "sample" else None
+    prior_D = torch.tensor(job.prior, dtype=torch.float64)
+    with _sole_worker(job.run_dir), _stop_requests() as stop:
         found = checkpoints.newest()
-        if found is not None:
-            backend.load(found.folder)
-            if probe:
-                probe.load(found.folder)
-        with _Trajectory.open(job.run_dir, found) as trajectory:
-            saveable = _Together(backend, probe) if probe else backend
-            keeper = _Keeper(checkpoints, saveable, trajectory, stop, 60 * learn.checkpoint.every_minutes)
-
-            def after_step(state: SolverState) -> None:
-                if probe:
-                    probe(state)
-                keeper(state)
-
-            solution = solve(
-                backend,
-                sampler,
-                prior_D,
-                settings,
-                start=found.state if found else None,
-                records=trajectory.records,
-                on_step=trajectory.write,
-                after_step=after_step,
-            )
-        info = backend.info
-    if probe:
-        probe.save(job.run_dir)
+        if pairs and found:
+            pairs.load(found.folder)
+        state = found.state if found else SolverState.initial(prior_D)
+        with _Trajectory.open(job.run_dir, found, min(state.step, learn.steps)) as trajectory:
+            while True:
+                pair = pairs.index(state.step) if pairs and state.step >= learn.steps else None
+                with _open_backend(job, pair) as backend:
+                    info = backend.info
+                    settings = solver_settings(learn, info.num_layers)
+                    if found and state.step == found.state.step and state.step not in (0, *learn.pair_starts):
+                        backend.load(found.folder)
+                    saveable = _Together(backend, pairs) if pairs else backend
+                    keeper = _Keeper(checkpoints, saveable, trajectory, stop, 60 * learn.checkpoint.every_minutes)
+                    if pairs and pair is not None:
+                        weights_D = state.average_D / state.average_D.sum()
+                        state = pairs.train(backend, weights_D, state, num_layers=info.num_layers, after_step=keeper)
+                    else:
+                        state = solve(
+                            backend,
+                            sampler,
+                            prior_D,
+                            settings,
+                            start=state,
+                            records=trajectory.records,
+                            on_step=trajectory.write,
+                            after_step=keeper,
+                        ).state
+                if state.step == learn.num_total_steps:
+                    break
+            solution = conclude(state, trajectory.records, settings)
+    if pairs:
+        pairs.save(job.run_dir)
     if dist.get_rank() == 0:
         result = WorkerResult(
             weights=solution.weights_D.tolist(),
             summary=solution.summary,
             verdict=solution.verdict,
             backend=info,
-            compute_tokens=solution.summary.compute_tokens + (probe.compute_tokens if probe else 0.0),
+            compute_tokens=solution.summary.compute_tokens + (pairs.compute_tokens if pairs else 0.0),
         )
         result.write(job.run_dir)
+
+
+def _open_backend(job: WorkerJob, pair: int | None) -> AbstractContextManager[Backend]:
+    """The two copies at their start; those of a pair start from other initial weights, where these are drawn."""
+    from optim.mcore.backend import mcore_backend
+
+    learn = job.learn
+    return mcore_backend(
+        job.model if pair is None else dataclasses.replace(job.model, seed=job.model.seed + 1 + pair),
+        layout=learn.layout,
+        optimizer=AdamWSettings(weight_decay=learn.weight_decay, moments_on_switch=learn.blocks.moments),
+        micro_batch_tokens=learn.micro_batch_tokens,
+        dtype=learn.dtype,
+        recompute=learn.recompute,
+    )
 
 
 @contextmanager
@@ -318,14 +317,14 @@ class _Trajectory:
 
     @staticmethod
     @contextmanager
-    def open(run_dir: Path, found: Checkpoint | None) -> Iterator[_Trajectory]:
-        """The records up to the checkpoint (None: none); what a killed run wrote after it is cut off."""
+    def open(run_dir: Path, found: Checkpoint | None, num_steps: int) -> Iterator[_Trajectory]:
+        """The records of the `num_steps` steps before the checkpoint; what a killed run wrote after it is cut off."""
         path = run_dir / LINES
         kept = int(found.extra["trajectory_bytes"]) if found else 0
         records = _records(path, kept)
-        if found and len(records) != found.state.step:
+        if found and len(records) != num_steps:
             raise CheckpointError(
-                f"{path} does not hold the {found.state.step} steps before checkpoint {found.folder}; "
+                f"{path} does not hold the {num_steps} steps before checkpoint {found.folder}; "
                 "restore it, or learn anew"
             )
         dist.barrier()
@@ -343,6 +342,7 @@ class _Trajectory:
         Raises:
             StorageError: the disk does not take it.
         """
+        self.records.append(record)
         if self._sink is None:
             return
         line = json.dumps(dataclasses.asdict(record)).encode() + b"\n"
@@ -378,12 +378,12 @@ class _Together:
     """The parts of a run that a checkpoint holds."""
 
     backend: Backend
-    probe: RowProbe
+    pairs: RowPairs
 
     def save(self, folder: Path) -> None:
         """Write both into an empty folder; collective."""
         self.backend.save(folder)
-        self.probe.save(folder)
+        self.pairs.save(folder)
 
 
 class _Keeper:

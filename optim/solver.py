@@ -114,7 +114,7 @@ def solve(
         result = settings.learner.step(
             backend, data, weights_D, prior_D=prior_D, step=step, learning_rate=settings.learning_rate.at(step)
         )
-        _check_finite(step, result)
+        check_finite(step, result)
         state = _advance(state, result, prior_D, settings)
         record = _record(state, result, settings, seconds=time.monotonic() - started)
         if step % settings.eval_period == 0 or step == settings.num_steps - 1:
@@ -122,7 +122,7 @@ def solve(
         records.append(record)
         on_step(record)
         after_step(state)
-    return _solution(state, records, settings)
+    return conclude(state, records, settings)
 
 
 def _advance(state: SolverState, result: StepResult, prior_D: Tensor, settings: SolverSettings) -> SolverState:
@@ -195,7 +195,8 @@ def _val_loss(backend: Backend, copy: Copy, data: StepData) -> float:
     return float(target_token_weights(data.target) @ backend.losses(copy, data.target))
 
 
-def _solution(state: SolverState, records: list[StepRecord], settings: SolverSettings) -> Solution:
+def conclude(state: SolverState, records: list[StepRecord], settings: SolverSettings) -> Solution:
+    """What the records of all steps, and the state after them, say."""
     num_updates = state.data_weights.num_updates
     summary = diagnostics.summarize(
         records,
@@ -216,7 +217,8 @@ def _solution(state: SolverState, records: list[StepRecord], settings: SolverSet
     )
 
 
-def _check_finite(step: int, result: StepResult) -> None:
+def check_finite(step: int, result: StepResult) -> None:
+    """Refuse to go on after a step that saw a loss or gradient that is not finite."""
     losses = {"target": result.val_loss, "train": result.train_loss, "auxiliary": result.aux_train_loss}
     known = {name: loss for name, loss in losses.items() if loss is not None}
     if not np.isfinite([*known.values(), float(result.weight_grad_D.sum())]).all():

@@ -1,6 +1,7 @@
 """Weights of rows: what is measured, what becomes of it in a lake, and what is refused."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -18,20 +19,21 @@ pytest.importorskip("megatron.core", reason="needs the extra [train]")
 import torch
 
 from curator.row_gaps import MeasuredRows, weigh_rows
-from curator.row_probe import RowProbe
+from curator.row_pairs import RowPairs
 from curator.sampler import Sampler, SamplerSettings
-from curator.worker import _world, solver_settings
+from curator.worker import _world
 from optim.backend import AdamWSettings, Copy, ModelSource
 from optim.batch import Batch
+from optim.blocks import Block
+from optim.learners.scalebio import ScaleBiO
 from optim.local import LocalBackend
 from optim.presets import preset
 from optim.row_gaps import RowGaps, reliability, spread
-from optim.solver import solve
+from optim.schedules import LearningRate
+from optim.state import SolverState
 
-LEARN = LearnConfig(
-    **FAST | {"steps": 11, "sequence_length": 16, "branch_steps": 3, "granularity": "sample", "rows": {"snapshots": 2}}
-)
-ROWS = FAST | {"branch_steps": 4, "granularity": "sample"}
+LEARN = LearnConfig(**FAST | {"steps": 11, "sequence_length": 16, "granularity": "sample"})
+ROWS = FAST | {"granularity": "sample"}
 
 
 @pytest.fixture
@@ -54,8 +56,8 @@ def caches(tmp_path):
     return found
 
 
-def backend_for(corpus):
-    source = ModelSource(hf_config=preset("tiny", vocab_size=corpus.vocab_size, sequence_length=16), seed=1)
+def backend_for(corpus, seed):
+    source = ModelSource(hf_config=preset("tiny", vocab_size=corpus.vocab_size, sequence_length=16), seed=seed)
     return LocalBackend(source, optimizer=AdamWSettings(), micro_batch_rows=5)
 
 
@@ -76,51 +78,85 @@ def loss_of(backend, copy, cache, row):
     return loss
 
 
-def run(caches, folder, after_step):
-    settings = SamplerSettings(sequence_length=16, rows_per_domain=2, domains_per_step=32, target_rows=4, seed=0)
-    backend = backend_for(caches[0])
-    probe = RowProbe(caches[0], LEARN, backend, folder)
-
-    def both(state):
-        probe(state)
-        after_step(state, backend)
-
-    prior = torch.full((2,), 0.5, dtype=torch.float64)
-    sampler = Sampler(*caches, settings)
-    solve(backend, sampler, prior, solver_settings(LEARN, backend.info.num_layers), after_step=both)
-    return probe
+def pairs_of(caches, folder, learn):
+    sizes = {"sequence_length": 16, "rows_per_domain": 2, "domains_per_step": 32, "target_rows": 4, "seed": learn.seed}
+    sampler = Sampler(*caches, SamplerSettings(**sizes))
+    return sampler, RowPairs(caches[0], sampler, learn, folder)
 
 
-def test_rows_are_measured_at_the_ends_of_the_last_branches(caches, tmp_path):
-    """Against single windows through the model by hand; the first branch is not among the last two."""
+def test_rows_are_measured_under_pairs_that_begin_anew(caches, tmp_path):
+    """Against the steps of a pair, and single windows through its copies, by hand."""
     corpus, _ = caches
-    assert LEARN.probe_steps == (6, 9)
+    assert (LEARN.steps, LEARN.pair_starts, LEARN.num_total_steps) == (11, (11, 18), 25)
+    weights_D = torch.tensor([0.3, 0.7], dtype=torch.float64)
+    targets = np.asarray(corpus.num_targets)
     by_hand = RowGaps.none(corpus.num_rows)
-
-    def measure(state, backend):
-        nonlocal by_hand
-        if state.step in (6, 9):
+    with _world():
+        sampler, pairs = pairs_of(caches, tmp_path, LEARN)
+        state = replace(SolverState.initial(weights_D), step=LEARN.steps)
+        seen, trained = [], 0.0
+        for seed, first in enumerate(LEARN.pair_starts):
+            learned, other = backend_for(corpus, seed), backend_for(corpus, seed)
+            assert pairs.index(state.step) == seed
+            state = pairs.train(learned, weights_D, state, num_layers=4, after_step=lambda now: seen.append(now.step))
+            for step in range(7):
+                rate = LearningRate(peak=4e-3, num_steps=7, final_fraction=0.05).at(step)
+                other.set_block(Block(layers=frozenset(range(4)), edges=True))
+                taken = ScaleBiO(penalty=0.3).step(
+                    other, sampler.at(first + step), weights_D, prior_D=weights_D, step=step, learning_rate=rate
+                )
+                trained += taken.compute_tokens
             loss_w_R, loss_u_R = (
-                np.array([loss_of(backend, copy, corpus, row) for row in range(corpus.num_rows)]) / corpus.num_targets
+                np.array([loss_of(other, copy, corpus, row) for row in range(corpus.num_rows)]) / targets
                 for copy in (Copy.MODEL, Copy.AUX)
             )
-            by_hand = by_hand.added(
-                loss_w_R - loss_u_R, loss_u_R, np.asarray(corpus.domain), np.asarray(corpus.num_targets)
-            )
-
-    with _world():
-        probe = run(caches, tmp_path, measure)
-        probe.save(tmp_path)
+            by_hand = by_hand.added(loss_w_R - loss_u_R, loss_u_R, np.asarray(corpus.domain), targets)
+        pairs.save(tmp_path)
     measured = MeasuredRows.read(tmp_path)
+    assert seen == list(range(12, 26))
+    assert state.step == 25
     assert measured.places.tolist() == list(range(14))
     assert np.abs(by_hand.mean_R).max() > 1e-3
     assert measured.gaps.num_snapshots == by_hand.num_snapshots == 2
     for name in ("loss_R", "sum_R", "relative_R", "square_R"):
         np.testing.assert_allclose(getattr(measured.gaps, name), getattr(by_hand, name), atol=1e-5)
     # two copies, two snapshots, a third of a pass each
-    assert probe.compute_tokens == pytest.approx(4 / 3 * int(corpus.num_targets.sum()))
+    assert pairs.compute_tokens == measured.compute_tokens == pytest.approx(trained + 4 / 3 * int(targets.sum()))
     done, total = map(int, (tmp_path / "rows.done").read_text().split())
-    assert done == total == 4 * sum(-(-int(targets) // 16) for targets in corpus.num_targets)
+    assert done == total == 14 * 3 * (2 * 4 + 4) + 4 * sum(-(-int(number) // 16) for number in targets)
+
+
+def test_a_pair_goes_on_where_it_was_left(caches, tmp_path):
+    weights_D = torch.tensor([0.3, 0.7], dtype=torch.float64)
+    begin = replace(SolverState.initial(weights_D), step=LEARN.steps)
+
+    class StopError(Exception):
+        pass
+
+    def stop(state):
+        if state.step == 15:
+            raise StopError
+
+    def train(pairs, backend, state, after_step=lambda _: None):
+        return pairs.train(backend, weights_D, state, num_layers=4, after_step=after_step)
+
+    with _world():
+        _, whole = pairs_of(caches, tmp_path, LEARN)
+        train(whole, backend_for(caches[0], 0), begin)
+        _, cut = pairs_of(caches, tmp_path, LEARN)
+        backend = backend_for(caches[0], 0)
+        with pytest.raises(StopError):
+            train(cut, backend, begin, stop)
+        cut.save(tmp_path)
+        _, again = pairs_of(caches, tmp_path, LEARN)
+        again.load(tmp_path)
+        assert train(again, backend, replace(begin, step=15)).step == 18
+        assert again.compute_tokens == pytest.approx(whole.compute_tokens)
+        for one, folder in ((whole, tmp_path / "whole"), (again, tmp_path / "again")):
+            folder.mkdir()
+            one.save(folder)
+    first, second = (MeasuredRows.read(tmp_path / name).gaps for name in ("whole", "again"))
+    np.testing.assert_array_equal(first.sum_R, second.sum_R)
 
 
 def test_of_many_rows_a_part_of_each_domain_is_measured(caches, tmp_path):
@@ -128,9 +164,8 @@ def test_of_many_rows_a_part_of_each_domain_is_measured(caches, tmp_path):
     with _world():
         places = []
         for seed in (0, 0, 1):
-            RowProbe(caches[0], learn.model_copy(update={"seed": seed}), backend_for(caches[0]), tmp_path).save(
-                tmp_path
-            )
+            _, pairs = pairs_of(caches, tmp_path, learn.model_copy(update={"seed": seed}))
+            pairs.save(tmp_path)
             places.append(MeasuredRows.read(tmp_path).places.tolist())
     assert places[0] == places[1] != places[2]
     assert [sum(place < 7 for place in places[0]), len(places[0])] == [3, 6]
@@ -139,8 +174,6 @@ def test_of_many_rows_a_part_of_each_domain_is_measured(caches, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"branch_steps": 0}, "with learn.branch_steps = 0 no branch ends"),
-        ({"branch_steps": 7}, "learn.steps=12 holds 1 whole branches of learn.branch_steps=7 steps"),
         ({"method": "doge"}, "compares the two copies of method 'scalebio', which 'doge' does not train"),
         ({"method": "dsir"}, "compares the two copies of method 'scalebio', which 'dsir' does not train"),
     ],
@@ -177,7 +210,7 @@ def test_weights_of_rows_reach_the_lake_whatever_files_they_are_in(tmp_path):
 
     assert len(table) == 48
     assert table["run_id"].unique().to_list() == [run.run_id]
-    assert table["snapshots"].unique().to_list() == [3]
+    assert table["snapshots"].unique().to_list() == [2]
     share = {row["domain"]: row["domain_weight"] for row in run.record["domains"]}
     tokens = (table["sample_weight"].cast(float) * table["num_tokens"]).sum()
     for (domain,), own in table.group_by("domain"):
@@ -189,7 +222,7 @@ def test_weights_of_rows_reach_the_lake_whatever_files_they_are_in(tmp_path):
         )
 
     figures = run.record["rows"]
-    assert (figures["share"], figures["num_rows"], figures["snapshots"]) == (1.0, 48, 3)
+    assert (figures["share"], figures["num_rows"], figures["snapshots"]) == (1.0, 48, 2)
     assert figures["quantiles"]["1.0"] == pytest.approx(table["row_weight"].max())
     assert (figures["reliability"] > 0) == (table["row_weight"].n_unique() > 3)
     assert "which no training has judged" in run.verdict
@@ -197,7 +230,9 @@ def test_weights_of_rows_reach_the_lake_whatever_files_they_are_in(tmp_path):
     steps = sum(
         json.loads(line)["compute_tokens"] for line in (run.run_dir / "trajectory.jsonl").read_text().splitlines()
     )
-    assert run.record["compute_tokens"] == pytest.approx(steps + 2 * table["num_tokens"].sum())  # 3 snapshots · 2 · 1/3
+    pairs = MeasuredRows.read(run.run_dir).compute_tokens
+    assert pairs > 4 / 3 * table["num_tokens"].sum()  # 2 snapshots · 2 · 1/3, and their training
+    assert run.record["compute_tokens"] == pytest.approx(steps + pairs)
 
 
 def test_rows_that_were_not_measured_weigh_their_domains_mean(tmp_path):

@@ -20,7 +20,7 @@ import pytest
 
 pytest.importorskip("megatron.core", reason="needs the extra [train]")
 
-from curator.config import BlocksConfig, LearnConfig, WeightsConfig
+from curator.config import BlocksConfig, LearnConfig, RowsConfig, WeightsConfig
 from curator.row_gaps import MeasuredRows
 from curator.tokens import RowBatch, train_tokenizer, write_cache
 from curator.trajectory import LINES
@@ -79,6 +79,7 @@ def trajectory(caches, tmp_path_factory, parallel, learner=STEADY):
         micro_batch_tokens=60,
         branch_steps=7,
         granularity="sample",
+        rows=RowsConfig(snapshots=3, steps=10),
         # At the presets' own rate of 2e-3 rounding is amplified from about the 16th step on (optim/README.md).
         learning_rate=5e-4,
         blocks=BlocksConfig(size=2, period=3, edges="sampled"),
