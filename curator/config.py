@@ -123,9 +123,9 @@ class RowsConfig(_Section):
     """How rows get weights within their domains; for granularity "sample"."""
 
     snapshots: int = Field(
-        2, ge=2, description="pairs of copies, each trained anew, under which the losses of the rows are compared"
+        4, ge=2, description="pairs of copies, each trained anew, under which the losses of the rows are compared"
     )
-    steps: int | None = Field(None, ge=1, description="steps of each pair; by default two thirds of learn.steps")
+    steps: int | None = Field(None, ge=1, description="steps of each pair; by default a third of learn.steps")
     penalty: float = Field(0.3, gt=0, description="α of a pair's objective: the less, the more w is the target's")
     max_rows: int = Field(
         10_000, ge=1, description="rows that are compared, about; of more, the same share of every domain is drawn"
@@ -205,19 +205,22 @@ class LearnConfig(_Section):
     @property
     def num_pair_steps(self) -> int:
         """Steps of each pair of copies under which rows are compared."""
-        return self.rows.steps or max(1, round(2 / 3 * self.steps))
+        return self.rows.steps or max(1, round(self.steps / 3))
 
-    @property
-    def pair_starts(self) -> tuple[int, ...]:
+    def num_solver_steps(self, num_domains: int) -> int:
+        """Steps in which domain weights are learned: none where rows are weighed and there is one domain."""
+        return 0 if self.granularity == "sample" and num_domains == 1 else self.steps
+
+    def pair_starts(self, num_domains: int) -> tuple[int, ...]:
         """The counts of steps after which a pair begins; none where domains alone are weighed."""
         if self.granularity == "domain":
             return ()
-        return tuple(self.steps + k * self.num_pair_steps for k in range(self.rows.snapshots))
+        first = self.num_solver_steps(num_domains)
+        return tuple(first + k * self.num_pair_steps for k in range(self.rows.snapshots))
 
-    @property
-    def num_total_steps(self) -> int:
+    def num_total_steps(self, num_domains: int) -> int:
         """Steps of the solver, then of the pairs."""
-        return self.steps + len(self.pair_starts) * self.num_pair_steps
+        return self.num_solver_steps(num_domains) + len(self.pair_starts(num_domains)) * self.num_pair_steps
 
     @property
     def is_stepwise(self) -> bool:

@@ -132,7 +132,7 @@ def forecast(
         file.num_row_groups for file in lake.corpus.files
     )
     trainings = _trainings(config, len(domains))
-    parts = _parts(made, sample, config, trainings) if made else {}
+    parts = _parts(made, sample, config, len(domains), trainings) if made else {}
     in_step = min(config.domains_per_step, len(domains))
     return Forecast(
         num_files=len(lake.corpus.files),
@@ -141,7 +141,7 @@ def forecast(
         num_sampled=sample.corpus.num_rows,
         num_target_rows=len(texts),
         tokens=sample.tokens,
-        steps=config.steps,
+        steps=config.num_total_steps(len(domains)),
         step_tokens=(config.num_rows_per_domain(len(domains)) * in_step + config.target_rows) * config.sequence_length,
         search_trainings=trainings,
         publish_bytes=Estimate(mean=size + added / 2, low=size, high=size + added),
@@ -284,19 +284,22 @@ def _trainings(config: LearnConfig, num_domains: int) -> tuple[int, int]:
     return first, first + 2 * (config.line_search.seeds - 1)
 
 
-def _parts(made: Calibration, sample: _Sample, config: LearnConfig, trainings: tuple[int, int]) -> dict[str, Estimate]:
+def _parts(
+    made: Calibration, sample: _Sample, config: LearnConfig, num_domains: int, trainings: tuple[int, int]
+) -> dict[str, Estimate]:
     """Seconds of the parts of a run."""
+    num_steps, num_pairs = config.num_solver_steps(num_domains), len(config.pair_starts(num_domains))
     step, start = made.step_seconds, made.start_seconds
     parts = {
         "tokenize": sample.tokenize_seconds,
         "learn": Estimate(
-            mean=start + config.steps * step.mean,
-            low=start + config.steps * step.low,
-            high=start + config.steps * step.high,
+            mean=start + num_steps * step.mean,
+            low=start + num_steps * step.low,
+            high=start + num_steps * step.high,
         ),
     }
-    if config.pair_starts:
-        share, num_pairs = min(1.0, config.rows.max_rows / sample.num_rows), len(config.pair_starts)
+    if num_pairs:
+        share = min(1.0, config.rows.max_rows / sample.num_rows)
         measured = 2 * FORWARD_SHARE * share * sample.tokens.mean
         trained = config.num_pair_steps * made.step_compute_tokens
         parts["rows"] = made.seconds_of(num_pairs * (trained + measured))

@@ -47,6 +47,7 @@ class RowPairs:
         self._windows = RowSet(self._rows, learn.sequence_length)
         self._sampler = sampler
         self._learn = learn
+        self._starts = learn.pair_starts(len(corpus.domains))
         self._run_dir = run_dir
         self._gaps = RowGaps.none(self._rows.num_rows)
         self._compute_tokens = 0.0
@@ -56,7 +57,7 @@ class RowPairs:
 
     def index(self, step: int) -> int:
         """The number of the pair, from 0, that takes the step after `step` steps; at the end, of the last one."""
-        return min((step - self._learn.steps) // self._learn.num_pair_steps, len(self._learn.pair_starts) - 1)
+        return min((step - self._starts[0]) // self._learn.num_pair_steps, len(self._starts) - 1)
 
     def train(
         self,
@@ -76,7 +77,7 @@ class RowPairs:
             num_layers: of the model.
             after_step: called after every step, and only then, with the state that the next one starts from.
         """
-        first = self._learn.pair_starts[self.index(state.step)]
+        first = self._starts[self.index(state.step)]
         settings = _settings(self._learn, num_layers)
 
         def taken(steps: int, result: StepResult) -> None:
@@ -127,10 +128,9 @@ class RowPairs:
         """Tell the parent how far the pairs are: after `step` steps, and this many windows of a measurement."""
         if dist.get_rank():
             return
-        learn, per_pair = self._learn, 2 * self._windows.num_windows
-        steps = step - learn.steps
-        done = steps * self._step_windows + self._gaps.num_snapshots * per_pair + measured
-        total = (learn.num_total_steps - learn.steps) * self._step_windows + learn.rows.snapshots * per_pair
+        per_pair, num_pairs = 2 * self._windows.num_windows, len(self._starts)
+        done = (step - self._starts[0]) * self._step_windows + self._gaps.num_snapshots * per_pair + measured
+        total = num_pairs * (self._learn.num_pair_steps * self._step_windows + per_pair)
         with suppress(OSError):  # a full disk ends a run where it matters, not here
             write_atomically(self._run_dir / PROGRESS, f"{done} {total}")
 

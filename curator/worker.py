@@ -110,8 +110,8 @@ def _model_to_json(model: ModelSource) -> dict[str, Any]:
 class WorkerResult:
     """What a run found; `weights` are the averaged domain weights, in the order of the corpus cache.
 
-    `summary` and `backend` are None for a method that takes no steps of the solver. `compute_tokens` is what it took
-    (see `optim.learners.learner.StepResult`).
+    `summary` is None for a run that takes no steps of the solver, `backend` for one that opens no model.
+    `compute_tokens` is what it took (see `optim.learners.learner.StepResult`).
     """
 
     weights: list[float]
@@ -186,65 +186,100 @@ def run_worker(job: WorkerJob) -> None:
         CheckpointError: a checkpoint cannot be written, or is not of this job.
         TryAgainError: another process is at work on this run.
     """
-    learn = job.learn
-    corpus, target = TokenCache.open(job.corpus), TokenCache.open(job.target)
-    sampler = Sampler(
-        corpus,
-        target.rows(0, learn.num_fit_rows(target.num_rows, len(corpus.domains))),
-        SamplerSettings(
-            sequence_length=learn.sequence_length,
-            rows_per_domain=learn.num_rows_per_domain(len(corpus.domains)),
-            domains_per_step=learn.domains_per_step,
-            target_rows=learn.target_rows,
-            seed=learn.seed,
-        ),
-    )
-    checkpoints = Checkpoints(job.run_dir / CHECKPOINTS, identity=job.identity, keep=learn.checkpoint.keep)
-    pairs = RowPairs(corpus, sampler, learn, job.run_dir) if learn.granularity == "sample" else None
-    prior_D = torch.tensor(job.prior, dtype=torch.float64)
     with _sole_worker(job.run_dir), _stop_requests() as stop:
-        found = checkpoints.newest()
-        if pairs and found:
-            pairs.load(found.folder)
-        state = found.state if found else SolverState.initial(prior_D)
-        with _Trajectory.open(job.run_dir, found, min(state.step, learn.steps)) as trajectory:
-            while True:
-                pair = pairs.index(state.step) if pairs and state.step >= learn.steps else None
-                with _open_backend(job, pair) as backend:
-                    info = backend.info
-                    settings = solver_settings(learn, info.num_layers)
-                    if found and state.step == found.state.step and state.step not in (0, *learn.pair_starts):
-                        backend.load(found.folder)
-                    saveable = _Together(backend, pairs) if pairs else backend
-                    keeper = _Keeper(checkpoints, saveable, trajectory, stop, 60 * learn.checkpoint.every_minutes)
-                    if pairs and pair is not None:
-                        weights_D = state.average_D / state.average_D.sum()
-                        state = pairs.train(backend, weights_D, state, num_layers=info.num_layers, after_step=keeper)
-                    else:
-                        state = solve(
-                            backend,
-                            sampler,
-                            prior_D,
-                            settings,
-                            start=state,
-                            records=trajectory.records,
-                            on_step=trajectory.write,
-                            after_step=keeper,
-                        ).state
-                if state.step == learn.num_total_steps:
-                    break
-            solution = conclude(state, trajectory.records, settings)
-    if pairs:
-        pairs.save(job.run_dir)
+        result = _Work(job, stop).done()
     if dist.get_rank() == 0:
-        result = WorkerResult(
+        result.write(job.run_dir)
+
+
+class _Work:
+    """The phases of a run: the steps of the solver, then pair after pair; each opens the copies of the model anew."""
+
+    def __init__(self, job: WorkerJob, stop: threading.Event) -> None:
+        learn = job.learn
+        corpus, target = TokenCache.open(job.corpus), TokenCache.open(job.target)
+        num_domains = len(corpus.domains)
+        self._job = job
+        self._stop = stop
+        self._num_steps = learn.num_solver_steps(num_domains)
+        self._pair_starts = learn.pair_starts(num_domains)
+        self._num_total = learn.num_total_steps(num_domains)
+        self._prior_D = torch.tensor(job.prior, dtype=torch.float64)
+        self._sampler = Sampler(
+            corpus,
+            target.rows(0, learn.num_fit_rows(target.num_rows, num_domains)),
+            SamplerSettings(
+                sequence_length=learn.sequence_length,
+                rows_per_domain=learn.num_rows_per_domain(num_domains),
+                domains_per_step=learn.domains_per_step,
+                target_rows=learn.target_rows,
+                seed=learn.seed,
+            ),
+        )
+        self._pairs = RowPairs(corpus, self._sampler, learn, job.run_dir) if self._pair_starts else None
+        self._checkpoints = Checkpoints(job.run_dir / CHECKPOINTS, identity=job.identity, keep=learn.checkpoint.keep)
+
+    def done(self) -> WorkerResult:
+        """Take all steps that are left."""
+        found = self._checkpoints.newest()
+        if self._pairs and found:
+            self._pairs.load(found.folder)
+        state = found.state if found else SolverState.initial(self._prior_D)
+        with _Trajectory.open(self._job.run_dir, found, min(state.step, self._num_steps)) as trajectory:
+            state, info = self._phase(state, found, trajectory)
+            while state.step < self._num_total:
+                state, info = self._phase(state, None, trajectory)
+            result = self._result(state, info, trajectory.records)
+        if self._pairs:
+            self._pairs.save(self._job.run_dir)
+        return result
+
+    def _phase(
+        self, state: SolverState, found: Checkpoint | None, trajectory: _Trajectory
+    ) -> tuple[SolverState, BackendInfo]:
+        """Take the steps of the phase that `state` is in, of which `found` holds the copies unless it begins."""
+        pairs = self._pairs if state.step >= self._num_steps else None
+        with _open_backend(self._job, pairs.index(state.step) if pairs else None) as backend:
+            info = backend.info
+            if found and state.step not in (0, *self._pair_starts):
+                backend.load(found.folder)
+            keeper = _Keeper(
+                self._checkpoints,
+                _Together(backend, self._pairs) if self._pairs else backend,
+                trajectory,
+                self._stop,
+                60 * self._job.learn.checkpoint.every_minutes,
+            )
+            if pairs:
+                weights_D = state.average_D / state.average_D.sum()
+                state = pairs.train(backend, weights_D, state, num_layers=info.num_layers, after_step=keeper)
+            else:
+                solution = solve(
+                    backend,
+                    self._sampler,
+                    self._prior_D,
+                    solver_settings(self._job.learn, info.num_layers),
+                    start=state,
+                    records=trajectory.records,
+                    on_step=trajectory.write,
+                    after_step=keeper,
+                )
+                state = solution.state
+        return state, info
+
+    def _result(self, state: SolverState, info: BackendInfo, records: list[StepRecord]) -> WorkerResult:
+        taken = self._pairs.compute_tokens if self._pairs else 0.0
+        if not self._num_steps:
+            verdict = Verdict(status="converged", reason="the lake has one domain")
+            return WorkerResult(weights=[1.0], summary=None, verdict=verdict, backend=info, compute_tokens=taken)
+        solution = conclude(state, records, solver_settings(self._job.learn, info.num_layers))
+        return WorkerResult(
             weights=solution.weights_D.tolist(),
             summary=solution.summary,
             verdict=solution.verdict,
             backend=info,
-            compute_tokens=solution.summary.compute_tokens + (pairs.compute_tokens if pairs else 0.0),
+            compute_tokens=solution.summary.compute_tokens + taken,
         )
-        result.write(job.run_dir)
 
 
 def _open_backend(job: WorkerJob, pair: int | None) -> AbstractContextManager[Backend]:

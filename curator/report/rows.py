@@ -145,9 +145,9 @@ def rows_section(rows: Rows | None, domains: Sequence[Mapping[str, Any]]) -> Sec
     scored = figures.get("num_scored") or 0
     others = f"a scorer weighs {count(scored)} more by their text" if scored else "the others keep their domain's mean"
     told = (
-        f"{count(figures['num_rows'])} rows were measured, {100 * figures['share']:.1f} % of the lake, at "
-        f"{figures['snapshots']} ends of branches; {others}. Reliability "
-        f"{decimal(figures['reliability'], 2)}: that share of the scatter between rows repeats from end to end, the "
+        f"{count(figures['num_rows'])} rows were measured, {100 * figures['share']:.1f} % of the lake, under "
+        f"{figures['snapshots']} pairs of copies; {others}. Reliability "
+        f"{decimal(figures['reliability'], 2)}: that share of the scatter between rows repeats from pair to pair, the "
         f"rest is noise. Half of the measured rows weigh {decimal(quantiles['0.25'], 2)} to "
         f"{decimal(quantiles['0.75'], 2)} times their domain's mean, nine of ten {decimal(quantiles['0.05'], 2)} to "
         f"{decimal(quantiles['0.95'], 2)} times. No training has judged these weights."

@@ -68,7 +68,7 @@ def test_every_domain_has_its_histogram_with_all_its_rows(page):
 
 
 def test_reliability_and_what_was_measured_are_told(page):
-    assert "28 rows were measured, 50.0 % of the lake, at 6 ends of branches" in parsed(page).text
+    assert "28 rows were measured, 50.0 % of the lake, under 6 pairs of copies" in parsed(page).text
     assert "the others keep their domain's mean. Reliability 0.43: that share of the scatter" in parsed(page).text
 
 

@@ -32,8 +32,10 @@ from optim.row_gaps import RowGaps, reliability, spread
 from optim.schedules import LearningRate
 from optim.state import SolverState
 
-LEARN = LearnConfig(**FAST | {"steps": 11, "sequence_length": 16, "granularity": "sample"})
-ROWS = FAST | {"granularity": "sample"}
+LEARN = LearnConfig(
+    **FAST | {"steps": 11, "sequence_length": 16, "granularity": "sample", "rows": {"snapshots": 2, "steps": 7}}
+)
+ROWS = FAST | {"granularity": "sample", "rows": {"snapshots": 2}}
 
 
 @pytest.fixture
@@ -87,7 +89,8 @@ def pairs_of(caches, folder, learn):
 def test_rows_are_measured_under_pairs_that_begin_anew(caches, tmp_path):
     """Against the steps of a pair, and single windows through its copies, by hand."""
     corpus, _ = caches
-    assert (LEARN.steps, LEARN.pair_starts, LEARN.num_total_steps) == (11, (11, 18), 25)
+    assert (LEARN.num_solver_steps(2), LEARN.pair_starts(2), LEARN.num_total_steps(2)) == (11, (11, 18), 25)
+    assert (LEARN.num_solver_steps(1), LEARN.pair_starts(1), LEARN.num_total_steps(1)) == (0, (0, 7), 14)
     weights_D = torch.tensor([0.3, 0.7], dtype=torch.float64)
     targets = np.asarray(corpus.num_targets)
     by_hand = RowGaps.none(corpus.num_rows)
@@ -95,7 +98,7 @@ def test_rows_are_measured_under_pairs_that_begin_anew(caches, tmp_path):
         sampler, pairs = pairs_of(caches, tmp_path, LEARN)
         state = replace(SolverState.initial(weights_D), step=LEARN.steps)
         seen, trained = [], 0.0
-        for seed, first in enumerate(LEARN.pair_starts):
+        for seed, first in enumerate(LEARN.pair_starts(2)):
             learned, other = backend_for(corpus, seed), backend_for(corpus, seed)
             assert pairs.index(state.step) == seed
             state = pairs.train(learned, weights_D, state, num_layers=4, after_step=lambda now: seen.append(now.step))
@@ -237,7 +240,7 @@ def test_weights_of_rows_reach_the_lake_whatever_files_they_are_in(tmp_path):
 
 def test_rows_that_were_not_measured_weigh_their_domains_mean(tmp_path):
     rows = [(text, domain) for domain in LANGUAGES for text in sentences(domain, 16)]
-    found, table, run = weights_of(tmp_path, {"a": rows}, rows={"max_rows": 24})
+    found, table, run = weights_of(tmp_path, {"a": rows}, rows={"snapshots": 2, "max_rows": 24})
     assert len(table) == 24
     assert run.record["rows"]["share"] == 0.5
     measured = set(table["sample_id"])

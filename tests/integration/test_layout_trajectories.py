@@ -3,7 +3,7 @@
 fp32 tolerances over 24 bilevel steps with switching blocks, clipping and a batch that no layout divides evenly: domain
 weights within 5e-6, losses within 1e-5, gradient norms within 1e-4 of their largest value. Seen on an AVX-512 CPU:
 weights 3.4e-6 (TP), 5e-8 (PP), 1e-7 (DP); losses 8e-7; norms 3e-5, where Adam amplifies gradients that are nearly 0.
-Gaps of rows at the ends of branches within 1e-5 nats per token.
+Gaps of rows under pairs of copies within 1e-5 nats per token.
 
 Those bounds are for α = 1 and exponentiated gradient with small steps. With the defaults (α = 10, dual averaging)
 domain weights agree within 5e-4 and losses within 5e-5 (seen: 1.2e-4 for TP, 1.6e-4 for DP, 2.8e-6 for PP;

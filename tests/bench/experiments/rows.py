@@ -1,7 +1,7 @@
 """Weights of rows against what people, or the experiment, know of the rows; the learner knows nothing of it.
 
 Run: python tests/bench/experiments/rows.py [--tasks noise,clickbait,spam,nl2bash] [--seeds 3] [--work bench-work]
-[--penalty 1 --branch-steps 100]
+[--penalty 1 --pair-steps 100 --pairs 4]
 
 Of every task a lake of one domain, a target of sound rows, and a label: the area under the curve (AUC) says how often a
 sound row scores above another one. Beside the learned weight: what needs no learning (length; low loss, u's own; DSIR's
@@ -96,7 +96,7 @@ def main() -> int:
         print(f"no data in {DATA}; set CURATOR_DATA")
         return 2
     os.environ.setdefault("CURATOR_HOME", str(arguments.work.resolve() / "home"))
-    over = {"penalty": arguments.penalty, "branch_steps": arguments.branch_steps}
+    over = {"penalty": arguments.penalty, "steps": arguments.pair_steps, "snapshots": arguments.pairs}
     over = {name: value for name, value in over.items() if value is not None}
     folder = arguments.work.resolve() / "rows" / "-".join(["defaults", *(f"{k}={v:g}" for k, v in over.items())])
     shown = True
@@ -148,7 +148,7 @@ def _seed(task: Task, folder: Path, seed: int, over: Mapping[str, Any]) -> dict[
         pl.DataFrame({"text": task.target}).write_parquet(folder / "target.parquet")
     with curator.open_lake(str(files), text="text", domain="domain", key="key") as lake:
         runs, tell = lake.runs(), Teller(folder.name)
-        settings = {"seed": seed, "granularity": "sample", "on_progress": tell, **over}
+        settings = {"seed": seed, "granularity": "sample", "on_progress": tell, "rows": dict(over)}
         run = runs[0] if runs else lake.learn(str(folder / "target.parquet"), **settings)
         tell.end(repr(run))
         gaps = lake.sql(f"SELECT sample_id AS key, gap, loss FROM row_gaps WHERE run_id = '{run.run_id}'").pl()
@@ -202,7 +202,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--tasks", type=lambda text: text.split(","), default=list(TASKS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--penalty", type=float)
-    parser.add_argument("--branch-steps", type=int)
+    parser.add_argument("--pair-steps", type=int)
+    parser.add_argument("--pairs", type=int)
     parser.add_argument("--work", type=Path, default=Path("bench-work"))
     return parser.parse_args()
 
