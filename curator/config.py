@@ -126,7 +126,7 @@ class RowsConfig(_Section):
         4, ge=2, description="pairs of copies, each trained anew, under which the losses of the rows are compared"
     )
     steps: int | None = Field(None, ge=1, description="steps of each pair; by default a third of learn.steps")
-    penalty: float = Field(0.3, gt=0, description="α of a pair's objective: the less, the more w is the target's")
+    penalty: float = Field(0.5, gt=0, description="α of a pair's objective: the less, the more w is the target's")
     max_rows: int = Field(
         10_000, ge=1, description="rows that are compared, about; of more, the same share of every domain is drawn"
     )

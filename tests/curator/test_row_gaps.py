@@ -105,7 +105,7 @@ def test_rows_are_measured_under_pairs_that_begin_anew(caches, tmp_path):
             for step in range(7):
                 rate = LearningRate(peak=4e-3, num_steps=7, final_fraction=0.05).at(step)
                 other.set_block(Block(layers=frozenset(range(4)), edges=True))
-                taken = ScaleBiO(penalty=0.3).step(
+                taken = ScaleBiO(penalty=0.5).step(
                     other, sampler.at(first + step), weights_D, prior_D=weights_D, step=step, learning_rate=rate
                 )
                 trained += taken.compute_tokens
