@@ -133,6 +133,13 @@ class RowsConfig(_Section):
     sharpness: float = Field(
         1.0, ge=0, description="how much a row of the usual distance from its domain gains or loses"
     )
+    near_duplicates: float = Field(
+        0.8,
+        ge=0,
+        le=1,
+        description="similarity (Jaccard, sequences of 5 tokens) from which on compared rows of a domain share their "
+        "weight; 0: they do not",
+    )
     scorer: bool = Field(True, description="weigh rows that were not compared by what their text says of their gap")
 
 

@@ -151,7 +151,14 @@ def _weigh_rows(lake: Lake, begun: Begun, corpus: TokenCache, on_progress: Progr
         scored = score_unmeasured(lake, corpus, target, measured, settings.sharpness, on_progress)
     by_content = lake.config.key is None
     return row_gaps.weigh_rows(
-        begun.folder, begun.run_id, corpus, measured, scored, sharpness=settings.sharpness, by_content=by_content
+        begun.folder,
+        begun.run_id,
+        corpus,
+        measured,
+        scored,
+        sharpness=settings.sharpness,
+        near_duplicates=settings.near_duplicates,
+        by_content=by_content,
     )
 
 

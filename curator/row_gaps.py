@@ -90,8 +90,9 @@ class RowWeights:
     What repeats a measured row word for word counts as measured, where the rows' ids tell.
 
     `reliability` is the share of the measured rows' scatter that is not noise, `share` that of the rows that were
-    measured, `quantiles` those of their v. `num_scored` rows were weighed by the scorer; `scorer` says what that is
-    worth (`curator.unmeasured.Scored.figures`), None if there was to be none.
+    measured, `quantiles` those of their v; `num_alike` of them share theirs with another that says nearly the same.
+    `num_scored` rows were weighed by the scorer; `scorer` says what that is worth
+    (`curator.unmeasured.Scored.figures`), None if there was to be none.
     """
 
     weights: Floats
@@ -100,6 +101,7 @@ class RowWeights:
     num_rows: int
     snapshots: int
     quantiles: dict[str, float]
+    num_alike: int = 0
     num_scored: int = 0
     scorer: dict[str, Any] | None = None
     said_of_others: str = ""
@@ -135,19 +137,22 @@ def weigh_rows(
     scored: Scored | None,
     *,
     sharpness: float,
+    near_duplicates: float,
     by_content: bool,
 ) -> RowWeights:
     """Weigh the rows of a run whose workers have ended; writes `TABLE`, and `SCORER` if one may be used.
 
     Measured and scored rows of a domain are brought to a mean of 1 together. With `by_content`, ids are made of
-    content, and rows with the same weigh the same: what those of them that were measured are worth in the mean.
+    content, and rows with the same weigh the same: what those of them that were measured are worth in the mean. So do
+    measured rows of a domain whose similarity is `near_duplicates` or more (`curator.near_duplicates`; 0: none).
     """
     gaps, places = measured.gaps, measured.places
     domain_N, tokens_N = np.asarray(corpus.domain), np.asarray(corpus.num_targets)
     trust, width = reliability(gaps, tokens_N[places]), spread(gaps.mean_relative_R, tokens_N[places])
     scorer = scored.scorer if scored else None
     expected_N = np.zeros(corpus.num_rows) if scored is None or scored.expected_N is None else scored.expected_N.copy()
-    known, expected_K = places, trust * gaps.mean_relative_R
+    cluster_R = _clusters(corpus, places, near_duplicates)
+    known, expected_K = places, trust * _means(gaps.mean_relative_R, cluster_R)[cluster_R]
     if by_content:
         known, expected_K = _with_repeated(corpus.sample_ids(), places, expected_K)
     expected_N[known] = expected_K
@@ -166,6 +171,7 @@ def weigh_rows(
         num_rows=len(places),
         snapshots=gaps.num_snapshots,
         quantiles={str(q): float(np.quantile(weights[places], q)) for q in QUANTILES},
+        num_alike=int((np.bincount(cluster_R)[cluster_R] > 1).sum()),
         num_scored=len(weighed) - len(known),
         scorer=scored.figures if scored else None,
         said_of_others=_said(scored, corpus.num_rows - len(known)),
@@ -190,11 +196,27 @@ def _with_repeated(
 ) -> tuple[NDArray[np.int64], Floats]:
     """The places (K,) of all rows with the content of a measured one, and the mean of the values of those that were."""
     content_N = contents(sample_ids).dictionary_encode().indices.to_numpy()
-    num_contents = int(content_N.max()) + 1
-    sums = np.bincount(content_N[places], weights=value_R, minlength=num_contents)
-    counts = np.bincount(content_N[places], minlength=num_contents)
-    known = np.flatnonzero(counts[content_N])
-    return known, (sums / np.maximum(counts, 1))[content_N[known]]
+    mean_C = _means(value_R, content_N[places], int(content_N.max()) + 1)
+    known = np.flatnonzero(np.isin(content_N, content_N[places]))
+    return known, mean_C[content_N[known]]
+
+
+def _clusters(corpus: TokenCache, places: NDArray[np.int64], similarity: float) -> NDArray[np.int64]:
+    """A number for each row that near duplicates of a domain share, (R,)."""
+    if not similarity:
+        return np.arange(len(places))
+    from curator.near_duplicates import clusters
+
+    labels = np.stack([clusters(corpus, places, similarity), np.asarray(corpus.domain)[places]])
+    cluster_R: NDArray[np.int64] = np.unique(labels, axis=1, return_inverse=True)[1].reshape(-1)
+    return cluster_R
+
+
+def _means(value_R: Floats, label_R: NDArray[np.int64], num_labels: int = 0) -> Floats:
+    """The mean of the values of each label, 0 for one that no row has."""
+    sums = np.bincount(label_R, weights=value_R, minlength=num_labels)
+    mean_L: Floats = sums / np.maximum(np.bincount(label_R, minlength=num_labels), 1)
+    return mean_L
 
 
 def _write_table(folder: Path, run_id: str, corpus: TokenCache, measured: MeasuredRows, weight_R: Floats) -> None:

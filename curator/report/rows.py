@@ -144,9 +144,13 @@ def rows_section(rows: Rows | None, domains: Sequence[Mapping[str, Any]]) -> Sec
     figures, quantiles = rows.figures, rows.figures["quantiles"]
     scored = figures.get("num_scored") or 0
     others = f"a scorer weighs {count(scored)} more by their text" if scored else "the others keep their domain's mean"
+    alike = figures.get("num_alike") or 0
+    shared = (
+        f"{count(alike)} of the measured rows say nearly the same as another and share its weight. " if alike else ""
+    )
     told = (
         f"{count(figures['num_rows'])} rows were measured, {100 * figures['share']:.1f} % of the lake, under "
-        f"{figures['snapshots']} pairs of copies; {others}. Reliability "
+        f"{figures['snapshots']} pairs of copies; {others}. {shared}Reliability "
         f"{decimal(figures['reliability'], 2)}: that share of the scatter between rows repeats from pair to pair, the "
         f"rest is noise. Half of the measured rows weigh {decimal(quantiles['0.25'], 2)} to "
         f"{decimal(quantiles['0.75'], 2)} times their domain's mean, nine of ten {decimal(quantiles['0.05'], 2)} to "

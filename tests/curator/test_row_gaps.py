@@ -273,7 +273,7 @@ def test_rows_with_ids_of_the_same_content_weigh_the_same(tmp_path, by_content):
         gap_R = np.array([-0.1, -0.3 + noise, 0.2])
         gaps = gaps.added(gap_R, np.zeros(3), np.zeros(3, np.int32), tokens[places])
     measured = MeasuredRows(places=places, gaps=gaps)
-    found = weigh_rows(tmp_path, "run", corpus, measured, None, sharpness=1.0, by_content=by_content)
+    found = weigh_rows(tmp_path, "run", corpus, measured, None, sharpness=1.0, near_duplicates=0, by_content=by_content)
     x, y, z = reliability(gaps, tokens[places]) * gaps.mean_relative_R / spread(gaps.mean_relative_R, tokens[places])
     known, worth = ([0, 1, 2, 3], [(x + y) / 2] * 3 + [z]) if by_content else ([0, 1, 3], [x, y, z])
     ratio = np.exp(-np.array(worth))

@@ -59,7 +59,7 @@ def write_run(lake, tmp_path, meanwhile=lambda: None):
     folder.mkdir()
     meanwhile()
     scored = score_unmeasured(lake, corpus, target, measured, 1.0, silent)
-    rows = weigh_rows(folder, "r1", corpus, measured, scored, sharpness=1.0, by_content=False)
+    rows = weigh_rows(folder, "r1", corpus, measured, scored, sharpness=1.0, near_duplicates=0, by_content=False)
     return corpus, rows, folder
 
 
