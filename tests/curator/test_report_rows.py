@@ -87,10 +87,7 @@ def test_rows_that_a_scorer_weighs_are_told_and_tables_of_older_runs_are_read(tm
         losses = lake.sql("SELECT run_id, any_value(loss) FROM row_gaps GROUP BY 1 ORDER BY 1").fetchall()
     assert losses == [(RUN_ID, None), (newer.name, 1.5)]
     text = parsed((tmp_path / "report.html").read_text(encoding="utf-8")).text
-    assert (
-        "a scorer weighs 1,234 more by their text. 21 of the measured rows say nearly the same as another and share its weight. Reliability"
-        in text
-    )
+    assert "1,234 more by their text. 21 of the measured rows say nearly the same as another and share its" in text
     assert "keep their domain" not in text
 
 
