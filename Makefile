@@ -13,7 +13,7 @@ SEEDS ?= 3
 STUDY ?= blocks
 EXPERIMENT = $(BIN)/python tests/bench/experiments/run.py --methods $(METHODS) --seeds $(SEEDS)
 
-.PHONY: help demo test test-slow bench bench-denoise bench-multilingual bench-domains bench-instruct bench-untuned bench-ablations bench-transfer lint types contracts format clean
+.PHONY: help demo test test-slow bench bench-denoise bench-multilingual bench-domains bench-instruct bench-untuned bench-ablations bench-transfer bench-rows lint types contracts format clean
 help:
 	@echo "make demo        install, then learn and publish domain weights on a small lake of real text"
 	@echo "make test        install, lint, types, contracts and the whole unmarked test suite"
@@ -25,6 +25,7 @@ help:
 	@echo "                 what each setting changes: blocks, aux, penalty, optimizer, restarts, noise, domains"
 	@echo "make bench-transfer"
 	@echo "                 do weights learned with one model serve another?"
+	@echo "make bench-rows  are row weights right, and is a model better for them?"
 	@echo "make format      rewrite the code in the project's format"
 
 $(VENV)/.train: pyproject.toml constraints.txt
@@ -83,6 +84,10 @@ bench-ablations: $(VENV)/.dev
 
 bench-transfer: $(VENV)/.dev
 	$(BIN)/python tests/bench/experiments/transfer.py --seeds $(SEEDS)
+
+bench-rows: $(VENV)/.dev
+	$(BIN)/python tests/bench/experiments/rows.py --seeds $(SEEDS)
+	$(BIN)/python tests/bench/experiments/gain.py --seeds $(SEEDS)
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

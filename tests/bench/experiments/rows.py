@@ -30,6 +30,7 @@ from scipy.stats import rankdata, t
 
 import curator
 from curator.dsir import ngram_buckets
+from curator.run import Run
 from optim.learners.dsir import bucket_counts, log_importance, log_ratios
 
 RESULTS = Path(__file__).parent / "results" / "rows"
@@ -135,26 +136,46 @@ def _mean(each: Sequence[float]) -> str:
     return f"{np.mean(each):.3f} ± {margin:.3f}"
 
 
-def _seed(task: Task, folder: Path, seed: int, over: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """The AUC of every group by every score, of one run."""
+def rows_of(task: Task, seed: int) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Those that the run sees, and those that come later; in an order of the seed's own."""
     order = np.random.default_rng(seed).permutation(len(task.rows))
     rows = pl.DataFrame([task.rows[i] for i in order], schema=["text", "group"], orient="row")
     rows = rows.with_columns(domain=pl.lit("all"), key=pl.int_range(pl.len()).cast(pl.String))
-    now, later = rows[: -round(LATER * len(rows))], rows[-round(LATER * len(rows)) :]
-    files = folder / "lake"
-    files.mkdir(parents=True, exist_ok=True)
-    if not (files / "now.parquet").exists():
-        now.write_parquet(files / "now.parquet")
+    return rows[: -round(LATER * len(rows))], rows[-round(LATER * len(rows)) :]
+
+
+def write_lake(task: Task, now: pl.DataFrame, folder: Path) -> None:
+    """As `lake/now.parquet` and `target.parquet`, unless they are there."""
+    (folder / "lake").mkdir(parents=True, exist_ok=True)
+    if not (folder / "lake" / "now.parquet").exists():
+        now.write_parquet(folder / "lake" / "now.parquet")
         pl.DataFrame({"text": task.target}).write_parquet(folder / "target.parquet")
-    with curator.open_lake(str(files), text="text", domain="domain", key="key") as lake:
-        runs, tell = lake.runs(), Teller(folder.name)
-        settings = {"seed": seed, "granularity": "sample", "on_progress": tell, "rows": dict(over)}
-        run = runs[0] if runs else lake.learn(str(folder / "target.parquet"), **settings)
-        tell.end(repr(run))
+
+
+def open_lake(folder: Path) -> curator.Lake:
+    """The lake of `write_lake`."""
+    return curator.open_lake(str(folder / "lake"), text="text", domain="domain", key="key")
+
+
+def learned(lake: curator.Lake, folder: Path, seed: int, over: Mapping[str, Any]) -> Run:
+    """Its run, learned now or found from before."""
+    runs, tell = lake.runs(), Teller(folder.name)
+    settings = {"seed": seed, "granularity": "sample", "on_progress": tell, "rows": dict(over)}
+    run = runs[0] if runs else lake.learn(str(folder / "target.parquet"), **settings)
+    tell.end(repr(run))
+    return run
+
+
+def _seed(task: Task, folder: Path, seed: int, over: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """The AUC of every group by every score, of one run."""
+    now, later = rows_of(task, seed)
+    write_lake(task, now, folder)
+    with open_lake(folder) as lake:
+        run = learned(lake, folder, seed, over)
         gaps = lake.sql(f"SELECT sample_id AS key, gap, loss FROM row_gaps WHERE run_id = '{run.run_id}'").pl()
         measured = now.join(gaps, on="key")
-        if not (files / "later.parquet").exists():
-            later.write_parquet(files / "later.parquet")
+        if not (folder / "lake" / "later.parquet").exists():
+            later.write_parquet(folder / "lake" / "later.parquet")
         lake.ingest()
         found = {"learned": _aucs(task, measured, -measured["gap"])}
         if (run.record["rows"]["scorer"] or {}).get("is_usable"):

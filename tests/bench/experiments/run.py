@@ -113,7 +113,7 @@ class Teller:
 
     def __call__(self, progress: Progress) -> None:
         tenth = 10 * progress.done // max(1, progress.total)
-        if progress.stage in ("learn", "train") and tenth != self._last:
+        if progress.stage in ("learn", "rows", "train") and tenth != self._last:
             self._last = tenth
             print(f"{self._name}: {progress.stage} {10 * tenth} %", file=sys.stderr, flush=True)
 
