@@ -4,8 +4,8 @@ Run: python tests/bench/experiments/gain.py [--seeds 3] [--work bench-work]
 
 The lake of `rows.py --tasks noise`: one domain, half of it damaged; its runs are taken from the work folder, or
 learned. Of each run a fresh model is trained on the heavier half of the rows, on a random half, and on the sound rows,
-about half of them: what somebody would choose who knew. All on as many tokens, judged on test rows of sound pairs. Rows,
-what is learned and the random half differ by seed; initial weights are the same. Ends with what must be
+about half of them: what somebody would choose who knew. All on as many tokens, judged on test rows of sound pairs.
+The rows, what is learned and the random half differ by seed; initial weights are the same. Ends with what must be
 shown, and writes `results/rows/gain.json`.
 """
 
