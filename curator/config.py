@@ -23,6 +23,8 @@ from optim.presets import usual_learning_rate
 
 ENV_PREFIX = "CURATOR__"
 DEFAULT_FILE = "curator.toml"
+PRIORS = ("uniform", "natural")
+"""Where data weights may start, besides at a file's mixture."""
 
 
 class _Section(BaseModel):
@@ -87,7 +89,7 @@ class WeightsConfig(_Section):
     @field_validator("prior")
     @classmethod
     def _check_prior(cls, value: str) -> str:
-        if value not in ("uniform", "natural") and not value.endswith(SUFFIXES):
+        if value not in PRIORS and not value.endswith(SUFFIXES):
             raise ValueError(f"it must be uniform, natural or a file of a mixture ({', '.join(SUFFIXES)})")
         return value
 

@@ -21,7 +21,7 @@ from connectors.errors import SchemaError
 from connectors.parquet import check_schemas, iter_batches
 from connectors.plain import Corpus
 from curator.begun import Begun, explaining_interruptions
-from curator.config import CompareConfig, LearnConfig, TargetConfig
+from curator.config import PRIORS, CompareConfig, LearnConfig, TargetConfig
 from curator.errors import ConfigError, InputError, StorageError, one_line
 from curator.files import appearing_whole
 from curator.leaks import LeakCounter, LeakReport
@@ -479,7 +479,7 @@ def _prior(named: str, corpus: TokenCache) -> list[float]:
     """Where the weights start, one share for each domain of the cache."""
     from curator.mixtures import weights_in
 
-    if named in ("uniform", "natural"):
+    if named in PRIORS:
         p_D = uniform(len(corpus.domains)) if named == "uniform" else proportional(corpus.domain_tokens())
         return [float(share) for share in p_D]
     found = weights_in(Path(named), corpus.domains)

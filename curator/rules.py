@@ -18,11 +18,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from connectors.manifest import Manifest
 from curator.changes import Changes, total_variation
-from curator.config import EXECUTION_FIELDS, LakeConfig, LearnConfig, RefreshConfig
+from curator.config import EXECUTION_FIELDS, PRIORS, LakeConfig, LearnConfig, RefreshConfig
+from curator.mixtures import weights_in
 
 if TYPE_CHECKING:
     from curator.carry import LakeWeights
@@ -62,7 +66,18 @@ def changed_settings(record: Mapping[str, Any], lake: LakeConfig, learn: LearnCo
     pairs += [(f"lake.{name}", lake_then[name], getattr(lake, name)) for name in _COLUMNS]
     if leaks is not None and "leaks" in record:
         pairs.append(("target.leaks", "keep" if record["leaks"]["kept"] else "exclude", leaks))
-    return [f"{name} was {old!r} and is {new!r}" for name, old, new in pairs if old != new]
+    changed = [f"{name} was {old!r} and is {new!r}" for name, old, new in pairs if old != new]
+    if not changed and _reads_otherwise(record, learn.weights.prior):
+        changed.append(f"the file learn.weights.prior={learn.weights.prior!r} held another mixture")
+    return changed
+
+
+def _reads_otherwise(record: Mapping[str, Any], prior: str) -> bool:
+    """Whether the prior is a file that does not hold what the run began at."""
+    began = record.get("prior")
+    if prior in PRIORS or began is None:
+        return False
+    return not any(np.allclose(found, list(began.values())) for found in weights_in(Path(prior), tuple(began)).values())
 
 
 def settings_reasons(record: Mapping[str, Any] | None, changed: Sequence[str], *, same_target: bool) -> list[Reason]:

@@ -225,6 +225,27 @@ def test_other_settings_and_another_target_are_reasons_with_words(learned):
     assert plan(learned) == ["target"]
 
 
+def test_a_file_with_another_prior_is_another_setting(learned, tmp_path):
+    prior = tmp_path / "prior.json"
+    prior.write_text(json.dumps({"east": 0.5, "north": 0.3, "south": 0.2}))
+    settings = LEARN.model_copy(update={"weights": LEARN.weights.model_copy(update={"prior": str(prior)})})
+
+    def begin_there(record):
+        assert record["prior"] == pytest.approx({"east": 1 / 3, "north": 1 / 3, "south": 1 / 3})
+        record["learn"]["weights"]["prior"] = str(prior)
+        record["prior"] = {"east": 0.5, "north": 0.3, "south": 0.2}
+
+    edited_record(learned, begin_there)
+    refresh(learned, learn=settings)
+    assert history(learned) == [(1, learned.run_id, 72)]
+    prior.write_text(json.dumps({"south": 2, "east": 5, "north": 3}))  # the same, in another order and unit
+    assert plan(learned, learn=settings) == []
+    prior.write_text(json.dumps({"east": 0.4, "north": 0.4, "south": 0.2}))
+    [reason] = refresh(learned, learn=settings, dry_run=True).reasons
+    assert reason.code == "config"
+    assert reason.said.endswith(f", the file learn.weights.prior={str(prior)!r} held another mixture")
+
+
 def test_other_columns_are_other_settings(learned):
     refresh(learned)
     with curator.open_lake(str(learned.lake), skip_bad_rows=True) as lake:
