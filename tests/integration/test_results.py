@@ -13,6 +13,7 @@ pytest.importorskip("megatron.core", reason="needs the extra [train]")
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ROOT / "tests" / "bench" / "experiments"
 RECORDS = sorted((EXPERIMENTS / "results").glob("*.json"))
+ROW_RECORDS = [path for path in sorted((EXPERIMENTS / "results" / "rows").glob("*.json")) if path.stem != "gain"]
 
 spec = importlib.util.spec_from_file_location("results", EXPERIMENTS / "results.py")
 results = importlib.util.module_from_spec(spec)
@@ -23,6 +24,12 @@ spec.loader.exec_module(results)
 def test_the_documented_table_is_the_recorded_one(record):
     values = json.loads(record.read_text(encoding="utf-8"))
     assert results.table(values) in (ROOT / "optim" / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("record", ROW_RECORDS, ids=lambda path: path.stem)
+def test_the_documented_table_of_row_weights_is_the_recorded_one(record):
+    values = json.loads(record.read_text(encoding="utf-8"))
+    assert results.rows_table(record.stem, values) in (ROOT / "optim" / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_difference_is_written_without_its_zero():

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 from lakes import DATA, clean_pairs
+from results import provenance
 from rows import RESULTS, TASKS, learned, open_lake, rows_of, write_lake
 from run import DEFAULT_TOKENS_PER_STEP, Teller
 from scipy.stats import t
@@ -44,7 +45,9 @@ def main() -> int:
     margin = t.ppf(0.975, len(found) - 1) * differences.std(ddof=1) / len(found) ** 0.5 if len(found) > 1 else np.inf
     share = differences.mean() / (losses[:, 2] - losses[:, 1]).mean()
     RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "gain.json").write_text(json.dumps({"test_loss": found}, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / "gain.json").write_text(
+        json.dumps(provenance() | {"test_loss": found}, indent=1) + "\n", encoding="utf-8"
+    )
     print("| | " + " | ".join(HALVES) + " |\n|---|---|---|---|")
     for seed, row in enumerate(losses):
         print(f"| seed {seed} | " + " | ".join(f"{loss:.4f}" for loss in row) + " |")

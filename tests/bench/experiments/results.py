@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import megatron.core
+import numpy as np
 import torch
+from scipy.stats import t
 
 from curator.comparison import Comparison
 from curator.run import Run
@@ -33,10 +35,8 @@ def write(
     found = comparison.to_json()
     values = {
         "experiment": experiment,
-        "commit": _commit(),
+        **provenance(),
         "finished_at": comparison.created_at,
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}, "
-        f"megatron-core {megatron.core.__version__}",
         "seeds": comparison.compare["seeds"],
         "tokens": comparison.tokens,
         "model": comparison.compare["model"],
@@ -49,6 +49,32 @@ def write(
     place = FOLDER / f"{experiment}.json"
     place.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return place
+
+
+def provenance() -> dict[str, str]:
+    """The commit and the machine of a record."""
+    return {
+        "commit": _commit(),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}, "
+        f"megatron-core {megatron.core.__version__}",
+    }
+
+
+def rows_table(name: str, values: Mapping[str, Any]) -> str:
+    """AUC by group and score: mean over the seeds, and half the width of its 95 % interval."""
+    scores = list(dict.fromkeys(score for one in values["auc"] for score in one))
+    lines = [f"| {name} | {' | '.join(scores)} |", f"|---|{'---|' * len(scores)}"]
+    for group in values["wanted"]:
+        cells = [_mean([one[score][group] for one in values["auc"] if score in one]) for score in scores]
+        lines.append(f"| {group} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _mean(each: Sequence[float]) -> str:
+    if len(each) < 2:
+        return f"{each[0]:.3f}"
+    margin = t.ppf(0.975, len(each) - 1) * np.std(each, ddof=1) / len(each) ** 0.5
+    return f"{np.mean(each):.3f} ± {margin:.3f}"
 
 
 def table(values: Mapping[str, Any]) -> str:

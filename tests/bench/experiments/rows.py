@@ -25,8 +25,9 @@ import numpy as np
 import polars as pl
 from lakes import DATA, clean_pairs, damaged
 from numpy.typing import NDArray
+from results import provenance, rows_table
 from run import Teller
-from scipy.stats import rankdata, t
+from scipy.stats import rankdata
 
 import curator
 from curator.dsir import ngram_buckets
@@ -104,11 +105,11 @@ def main() -> int:
     for name in arguments.tasks:
         task = TASKS[name]()
         found = [_seed(task, folder / f"{name}-{seed}", seed, over) for seed in range(arguments.seeds)]
-        values = {"seeds": arguments.seeds, "wanted": dict(task.wanted), "auc": found}
+        values = provenance() | {"seeds": arguments.seeds, "wanted": dict(task.wanted), "auc": found}
         if not over:
             RESULTS.mkdir(parents=True, exist_ok=True)
             (RESULTS / f"{name}.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-        print(table(name, values))
+        print(rows_table(name, values))
         for group, wanted in task.wanted.items():
             mean = float(np.mean([one["learned"][group] for one in found]))
             if wanted is None:
@@ -117,23 +118,6 @@ def main() -> int:
             shown &= mean >= wanted
             print(f"{'shown ' if mean >= wanted else 'MISSED'}  {name}: {group} {mean:.3f} (wanted {wanted:g})")
     return int(not shown)
-
-
-def table(name: str, values: Mapping[str, Any]) -> str:
-    """AUC by group and score: mean over the seeds, and half the width of its 95 % interval."""
-    scores = list(dict.fromkeys(score for one in values["auc"] for score in one))
-    lines = [f"| {name} | {' | '.join(scores)} |", f"|---|{'---|' * len(scores)}"]
-    for group in values["wanted"]:
-        cells = [_mean([one[score][group] for one in values["auc"] if score in one]) for score in scores]
-        lines.append(f"| {group} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _mean(each: Sequence[float]) -> str:
-    if len(each) < 2:
-        return f"{each[0]:.3f}"
-    margin = t.ppf(0.975, len(each) - 1) * np.std(each, ddof=1) / len(each) ** 0.5
-    return f"{np.mean(each):.3f} ± {margin:.3f}"
 
 
 def rows_of(task: Task, seed: int) -> tuple[pl.DataFrame, pl.DataFrame]:
