@@ -99,6 +99,14 @@ class TableConnector(ABC, Generic[File]):
         files = tuple(sorted(shown, key=lambda file: file.path))
         return Corpus(store=self.data, files=files, schema=union_schema(files))
 
+    def list_files(self) -> list[ObjectInfo]:
+        """The sources of the newest snapshot's files, by the table's log and one listing."""
+        return [source for _, source in self._sources(self._open())]
+
+    def revision(self) -> str:
+        """Names the table's newest commit, whoever made it."""
+        return self._revision(self._open())
+
     def folder(self, name: str) -> str:
         """A folder of the table; what no snapshot names there, the table's own cleaning removes."""
         return f"{COPIES}/{name}"
@@ -188,6 +196,10 @@ class TableConnector(ABC, Generic[File]):
     @abstractmethod
     def _open(self) -> Table:
         """The table as of now."""
+
+    @abstractmethod
+    def _revision(self, table: Table) -> str:
+        """Names the commit that the table was opened at."""
 
     @abstractmethod
     def _next_number(self, table: Table) -> int:

@@ -90,6 +90,15 @@ def latest(store: Store) -> Version | None:
     return read_version(store, numbers[-1]) if numbers else None
 
 
+def newest_number(store: Store) -> int:
+    """The number of the newest version, 0 if nothing was ever published; by one listing.
+
+    Raises:
+        CorruptFileError: an entry is missing.
+    """
+    return len(_entry_numbers(store))
+
+
 def read_version(store: Store, number: int) -> Version:
     """One version.
 

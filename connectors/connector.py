@@ -10,7 +10,7 @@ from connectors.commit import Version
 from connectors.manifest import Manifest
 from connectors.parquet import OnProgress, ParquetFile
 from connectors.plain import Corpus, PlainConnector
-from connectors.store import Store, open_store
+from connectors.store import ObjectInfo, Store, open_store
 
 DELTA = "delta:"
 ICEBERG = "iceberg:"
@@ -35,6 +35,14 @@ class Connector(Protocol):
 
         `on_progress` is called with (footers read so far, files).
         """
+        ...
+
+    def list_files(self) -> list[ObjectInfo]:
+        """Path, size and version of the files that `read_corpus` would give, without a look into them."""
+        ...
+
+    def revision(self) -> str:
+        """Names the newest state of the log; another one as soon as `read_log` or `current` may answer differently."""
         ...
 
     def folder(self, name: str) -> str:

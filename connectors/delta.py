@@ -90,6 +90,9 @@ class DeltaConnector(TableConnector[FileAction]):
                 f"the log of the Delta table {self.data.url} has no version {version}; the newest is {newest.version()}"
             ) from error
 
+    def _revision(self, table: Table) -> str:
+        return str(table.version())
+
     def _next_number(self, table: Table) -> int:
         return int(table.version()) + 1
 

@@ -120,6 +120,9 @@ class IcebergConnector(TableConnector[IcebergFile]):
     def _open(self) -> Table:
         return catalog.open_table(self._address, self._properties)
 
+    def _revision(self, table: Table) -> str:
+        return str(table.metadata_location)
+
     def _next_number(self, table: Table) -> int:
         return int(table.metadata.last_sequence_number) + 1
 

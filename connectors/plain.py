@@ -13,7 +13,7 @@ from fsspec.utils import glob_translate
 from connectors._failures import redact_url
 from connectors._parquet_file import OnProgress, ParquetFile, read_parquet_infos, untold
 from connectors._schemas import union_schema
-from connectors.commit import Version, commit, read_log, read_manifest, restore
+from connectors.commit import Version, commit, newest_number, read_log, read_manifest, restore
 from connectors.errors import ConflictError, InputError, NotFoundError
 from connectors.manifest import Manifest
 from connectors.store import (
@@ -75,6 +75,14 @@ class PlainConnector:
     def read_corpus(self, on_progress: OnProgress = untold) -> Corpus:
         """See `list_parquet`."""
         return list_parquet(self._url, self._storage_options, on_progress)
+
+    def list_files(self) -> list[ObjectInfo]:
+        """By one listing."""
+        return _resolve(self._url, self._storage_options)[1]
+
+    def revision(self) -> str:
+        """The number of the newest entry, by one listing of the log."""
+        return str(newest_number(self.data))
 
     def folder(self, name: str) -> str:
         """A folder of the destination."""

@@ -20,7 +20,7 @@ from connectors.commit import restored_number
 from connectors.connector import Connector
 from connectors.manifest import Manifest
 from connectors.plain import Corpus
-from connectors.store import Store, list_objects, read_bytes
+from connectors.store import ObjectInfo, Store, list_objects, read_bytes
 from curator import macros, row_gaps, trajectory
 from curator.errors import StorageError
 from curator.weights import WEIGHTS
@@ -135,25 +135,30 @@ _VERSIONS = pa.schema(
 )
 
 
+def list_records(destination: Store) -> list[ObjectInfo]:
+    """The records of runs and of comparisons, not read."""
+    return _list_run_records(destination) + _list_comparison_records(destination)
+
+
+def _list_run_records(destination: Store) -> list[ObjectInfo]:
+    listed = list_objects(destination, "/run.json", prefix=RUN_FOLDER)
+    return [info for info in listed if info.path.count("/") == 2]
+
+
+def _list_comparison_records(destination: Store) -> list[ObjectInfo]:
+    return list_objects(destination, f"/{COMPARISON_RECORD}", prefix=COMPARISON_FOLDER)
+
+
 def read_run_records(destination: Store) -> list[dict[str, Any]]:
     """Every finished run that the lake knows, oldest first."""
-    paths = [
-        info.path
-        for info in list_objects(destination, ".json", prefix=RUN_FOLDER)
-        if info.path.count("/") == 2 and info.path.endswith("/run.json")
-    ]
-    records = [_parse_record(destination, path, _run_row) for path in paths]
+    records = [_parse_record(destination, info.path, _run_row) for info in _list_run_records(destination)]
     by_id = {record["run_id"]: record for record in records}  # a run folder inside `runs` holds the same record again
     return sorted(by_id.values(), key=lambda record: (record["created_at"], record["run_id"]))
 
 
 def read_comparison_records(destination: Store) -> list[dict[str, Any]]:
     """Every comparison that the lake knows, oldest first."""
-    paths = [
-        info.path
-        for info in list_objects(destination, ".json", prefix=COMPARISON_FOLDER)
-        if info.path.endswith(f"/{COMPARISON_RECORD}")
-    ]
+    paths = [info.path for info in _list_comparison_records(destination)]
     records = [
         _parse_record(destination, path, _comparison_rows) | {"location": destination.describe(path.rpartition("/")[0])}
         for path in paths

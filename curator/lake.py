@@ -152,6 +152,7 @@ class Lake:
         self._corpus: Corpus | None = None
         self._connection: duck.Connection | None = None
         self._has_views = False
+        self._seen: tuple[object, ...] = ()
         self._is_confined = False
         self._past: dict[int, duck.Connection] = {}
 
@@ -704,9 +705,12 @@ class Lake:
     ) -> duck.Relation:
         """Ask the lake: `samples`, `domain_weights`, `runs`, `diagnostics`, `row_gaps`, `comparisons`, `versions`.
 
-        The relation is lazy and lives until the lake is closed, ingested or published again; fetch it with `.pl()`,
-        `.df()`, `.to_arrow_table()` or `.fetchall()`. Macros select rows by weight, `FROM token_budget(…)` and others
-        (`curator.macros`), and `FROM at_version(3)` is `samples` as that version was published.
+        What was published, learned or compared by then is seen, whoever did it, and files that are not as they were
+        ingested are refused: a listing of the lake and of its records finds out at every call. The relation is lazy,
+        so fetch it before the lake changes, with `.pl()`, `.df()`, `.to_arrow_table()` or `.fetchall()` (`fetch` looks
+        again afterwards); it lives until the lake is closed, ingested or published again. Macros select rows by weight,
+        `FROM token_budget(…)` and others (`curator.macros`), and `FROM at_version(3)` is `samples` as that version was
+        published.
 
         Args:
             query: DuckDB SQL.
@@ -719,16 +723,19 @@ class Lake:
         Raises:
             UsageError: the query is not valid, in DuckDB's words.
             NotFoundError: no such version.
+            InputError: the lake has not been ingested, or its files changed since.
         """
+        with translated():
+            return self._ask(self._session(version, as_of), query, params)
+
+    def _ask(self, session: duck.Connection, query: str, params: Mapping[str, Any] | None = None) -> duck.Relation:
         from curator.versions import create_versions_asked
 
-        with translated():
-            connection = self._session(version, as_of)
-            create_versions_asked(connection, self, query)
-            try:
-                relation = connection.sql(query, params=dict(params) if params else None)
-            except duck.Error as error:
-                raise UsageError(f"the query cannot be run: {one_line(error)}") from error
+        create_versions_asked(session, self, query)
+        try:
+            relation = session.sql(query, params=dict(params) if params else None)
+        except duck.Error as error:
+            raise UsageError(f"the query cannot be run: {one_line(error)}") from error
         if relation is None:
             raise UsageError("the statement has no rows to show; ask with SELECT")
         return relation
@@ -743,23 +750,26 @@ class Lake:
     ) -> tuple[list[str], list[tuple[Any, ...]]]:
         """The column names and rows of a query's answer; arguments and errors are those of `sql`.
 
+        A file that was replaced while it was read is a TryAgainError.
+
         `confined` is for queries of others: one SELECT, which sees nothing but this lake, no other file, no network
         and no variable of Python. This lake's session then stays so.
         """
-        if confined:
-            with translated():
-                session = self._session(version, as_of)
+        with translated():
+            session = self._session(version, as_of)
+            if confined:
                 duck.check_select(session, query)
                 if not self._is_confined:
                     files = [(self.corpus.store, file.path) for file in self.corpus.files]
                     duck.confine(session, files, [self.destination, self.connector.data])
                     self._is_confined = True
-        relation = self.sql(query, version=version, as_of=as_of)
-        with translated():
+            relation = self._ask(session, query)
             try:
                 table = relation.to_arrow_table()
             except duck.Error as error:
+                check_corpus_unchanged(self.corpus)
                 raise UsageError(f"the query failed: {one_line(error)}") from error
+            check_corpus_unchanged(self.corpus)
         return table.schema.names, list(zip(*(column.to_pylist() for column in table.columns), strict=True))
 
     def select(
@@ -941,8 +951,11 @@ class Lake:
 
         Only queries need them: a lake whose versions are damaged can still be learned on.
         """
+        from curator.versions import drop_versions
+
         connection = self.connection
         if not self._has_views:
+            drop_versions(connection)
             catalog.register_records(connection, self.destination, self.connector)
             duck.create_duplicates_view(connection, key=self.config.key)
             catalog.create_samples(connection, self.corpus, self.connector, self.destination)
@@ -950,7 +963,24 @@ class Lake:
         return connection
 
     def _session(self, version: int | None, as_of: str | datetime | None) -> duck.Connection:
+        """The session that answers a query, up to date with what others did since the last one."""
+        self._let_go_of_the_old()
         return self._views() if version is None and as_of is None else self._views_at(version, as_of)
+
+    def _let_go_of_the_old(self) -> None:
+        """Find out by listings what changed since the session was made; what it knows of that is made again.
+
+        Of other files than before the whole session is closed, so that another process can ingest them.
+        """
+        if self._corpus is not None:
+            listed = sorted((info.path, info.size_bytes, info.version) for info in self.connector.list_files())
+            if listed != [(file.path, file.size_bytes, file.version) for file in self._corpus.files]:
+                self.release()
+                self._corpus = None
+        seen = (self.connector.revision(), *catalog.list_records(self.destination))
+        if seen != self._seen:
+            self.forget_views()
+            self._seen = seen
 
     def _views_at(self, version: int | None, as_of: str | datetime | None) -> duck.Connection:
         """A session of its own, in which `samples` are the rows of a version; relations of others stay as they are."""

@@ -74,10 +74,9 @@ class Run:
     @property
     def domain_weights(self) -> duck.Relation:
         """The domain table (`curator.weights.DomainWeight`), largest weight first, as a relation."""
-        return self.lake.sql(
-            "SELECT * EXCLUDE run_id FROM domain_weights WHERE run_id = $run_id ORDER BY domain_weight DESC",
-            params={"run_id": self.run_id},
-        )
+        connection = duck.connect()
+        catalog.create_run_tables(connection, [dict(self.record)])
+        return connection.sql("SELECT * EXCLUDE run_id FROM domain_weights ORDER BY domain_weight DESC")
 
     def samples(self) -> pa.Table:
         """The weight of every row (`curator.weights.SCHEMA`), its identities checked."""

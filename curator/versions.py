@@ -17,6 +17,7 @@ from curator.sidecar import check_fresh, check_no_views, is_sidecar
 if TYPE_CHECKING:
     from curator.lake import Lake
 
+_VERSION_VIEW = re.compile(r"version_\d+")
 _AT_VERSION = re.compile(r"\bat_version\s*\(\s*(\d+)\s*\)", re.IGNORECASE)
 
 
@@ -109,6 +110,14 @@ def create_versions_asked(connection: duck.Connection, lake: Lake, query: str) -
         name = f"version_{number}"
         if (name,) not in made:
             create_samples_at(connection, lake, find_version(lake, number), name)
+
+
+def drop_versions(connection: duck.Connection) -> None:
+    """Drop the views that `create_versions_asked` made, since a version may have been let go meanwhile."""
+    made = connection.execute("SELECT view_name FROM duckdb_views() WHERE temporary").fetchall()
+    for (name,) in made:
+        if _VERSION_VIEW.fullmatch(name):
+            connection.execute(f"DROP VIEW {name}")
 
 
 def rollback(lake: Lake, version: int, *, dry_run: bool = False) -> Rollback:

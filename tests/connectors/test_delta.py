@@ -93,8 +93,11 @@ def test_diff_tells_files_gained_and_lost(local):
     (added,) = set(local.open().get_add_actions()["path"].to_pylist()) - {first}
     connector = local.connector()
     assert (connector.diff(0).added, connector.diff(0).removed) == ((added,), ())
+    before = connector.revision()
     publish(connector, "run")
     assert (connector.diff(1).added, connector.diff(1).removed) == ((), ())
+    assert {info.path for info in connector.list_files()} == {first, added}
+    assert connector.revision() == connector.revision() != before
     local.write(mode="overwrite", schema_mode="overwrite")
     assert set(connector.diff(1).removed) == {first, added}
     with pytest.raises(NotFoundError):

@@ -770,8 +770,11 @@ def test_diff_tells_files_gained_and_lost(local):
     created, appended = (snapshot.sequence_number for snapshot in local.open().snapshots())
     assert (set(connector.diff(created).added), connector.diff(created).removed) == (both - first, ())
     assert len(both - first) == 1
+    before = connector.revision()
     publish(connector, "run")  # copies of ours count as their sources
     assert (connector.diff(appended).added, connector.diff(appended).removed) == ((), ())
+    assert {info.path for info in connector.list_files()} == both
+    assert connector.revision() == connector.revision() != before
     local.open().overwrite(local.open().scan().to_arrow())
     now = {file.path for file in connector.read_corpus().files}
     assert (set(connector.diff(appended).added), set(connector.diff(appended).removed)) == (now, both)

@@ -481,16 +481,16 @@ CALLS = {
 @pytest.mark.parametrize(
     ("spoil", "fails"),
     [
-        (spoil_catalog, {"sql", "fetch", "ingest", "publish", "domain_counts", "runs", "learn"}),
-        (catalog_is_a_folder, {"sql", "fetch", "ingest", "publish", "domain_counts", "runs", "learn"}),
+        (spoil_catalog, {"sql", "fetch", "ingest", "publish", "domain_counts", "learn"}),
+        (catalog_is_a_folder, {"sql", "fetch", "ingest", "publish", "domain_counts", "learn"}),
         (spoil_run_record, {"sql", "fetch", "runs", "samples", "publish", "learn"}),
         (spoil_run_weights, {"samples", "publish", "learn"}),
         (remove_run_weights, {"samples", "publish", "learn"}),
-        (spoil_log, {"sql", "fetch", "scan", "history", "publish", "runs", "learn"}),
-        (remove_manifest, {"sql", "fetch", "scan", "history", "publish", "runs", "learn"}),
-        (remove_published_file, {"sql", "fetch", "scan", "publish", "runs", "learn"}),
-        (spoil_source, {"sql", "fetch", "ingest", "publish", "domain_counts", "runs", "snapshot_id", "learn"}),
-        (spoil_source_pages, {"sql", "fetch", "ingest", "publish", "domain_counts", "runs", "learn"}),
+        (spoil_log, {"sql", "fetch", "scan", "history", "publish", "learn"}),
+        (remove_manifest, {"sql", "fetch", "scan", "history", "publish", "learn"}),
+        (remove_published_file, {"sql", "fetch", "scan", "publish", "learn"}),
+        (spoil_source, {"sql", "fetch", "ingest", "publish", "domain_counts", "snapshot_id", "learn"}),
+        (spoil_source_pages, {"sql", "fetch", "ingest", "publish", "domain_counts", "learn"}),
         (
             remove_lake,
             {"sql", "fetch", "ingest", "publish", "domain_counts", "snapshot_id", "scan", "samples", "learn"},
