@@ -36,7 +36,7 @@ def test_the_examples_learn_publish_and_query(tmp_path):
 
 
 def test_the_example_weighs_rows(tmp_path):
-    said = run("04_weigh_rows.py", tmp_path / "demo", 50)
+    said = run("04_weigh_rows.py", tmp_path / "demo", 30)
     assert "rows weigh " in said
     assert re.search(r"\d+ rows, (19|20)\d{4} tokens in ", said)
 
