@@ -124,7 +124,7 @@ class BlocksConfig(_Section):
 class RowsConfig(_Section):
     """How rows get weights within their domains; for granularity "sample"."""
 
-    snapshots: int = Field(
+    pairs: int = Field(
         4, ge=2, description="pairs of copies, each trained anew, under which the losses of the rows are compared"
     )
     steps: int | None = Field(None, ge=1, description="steps of each pair; by default a third of learn.steps")
@@ -225,7 +225,7 @@ class LearnConfig(_Section):
         if self.granularity == "domain":
             return ()
         first = self.num_solver_steps(num_domains)
-        return tuple(first + k * self.num_pair_steps for k in range(self.rows.snapshots))
+        return tuple(first + k * self.num_pair_steps for k in range(self.rows.pairs))
 
     def num_total_steps(self, num_domains: int) -> int:
         """Steps of the solver, then of the pairs."""

@@ -207,8 +207,12 @@ def _clusters(corpus: TokenCache, places: NDArray[np.int64], similarity: float) 
         return np.arange(len(places))
     from curator.near_duplicates import clusters
 
-    labels = np.stack([clusters(corpus, places, similarity), np.asarray(corpus.domain)[places]])
-    cluster_R: NDArray[np.int64] = np.unique(labels, axis=1, return_inverse=True)[1].reshape(-1)
+    domain_R = np.asarray(corpus.domain)[places]
+    cluster_R, count = np.empty(len(places), dtype=np.int64), 0
+    for domain in np.unique(domain_R):
+        own = domain_R == domain
+        cluster_R[own] = count + clusters(corpus, places[own], similarity)
+        count = int(cluster_R[own].max()) + 1
     return cluster_R
 
 

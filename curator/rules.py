@@ -26,6 +26,7 @@ import numpy as np
 from connectors.manifest import Manifest
 from curator.changes import Changes, total_variation
 from curator.config import EXECUTION_FIELDS, PRIORS, LakeConfig, LearnConfig, RefreshConfig
+from curator.errors import ConfigError
 from curator.mixtures import weights_in
 
 if TYPE_CHECKING:
@@ -73,11 +74,15 @@ def changed_settings(record: Mapping[str, Any], lake: LakeConfig, learn: LearnCo
 
 
 def _reads_otherwise(record: Mapping[str, Any], prior: str) -> bool:
-    """Whether the prior is a file that does not hold what the run began at."""
+    """Whether the prior is a file that does not hold what the run began at; what is wrong with it, learning says."""
     began = record.get("prior")
     if prior in PRIORS or began is None:
         return False
-    return not any(np.allclose(found, list(began.values())) for found in weights_in(Path(prior), tuple(began)).values())
+    try:
+        mixtures = weights_in(Path(prior), tuple(began)).values()
+    except ConfigError:  # of other domains, or none any more
+        return True
+    return not any(np.allclose(found, list(began.values())) for found in mixtures)
 
 
 def settings_reasons(record: Mapping[str, Any] | None, changed: Sequence[str], *, same_target: bool) -> list[Reason]:

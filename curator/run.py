@@ -135,5 +135,5 @@ def _why_no_scorer(record: Mapping[str, Any]) -> str:
         return "it weighed domains alone; learn with --granularity sample"
     if not rows.get("scorer"):
         return "it was learned without a scorer; learn with learn.rows.scorer = true"
-    more = "measure more rows (learn.rows.max_rows), or under more pairs of copies (learn.rows.snapshots)"
+    more = "measure more rows (learn.rows.max_rows), or under more pairs of copies (learn.rows.pairs)"
     return f"{rows['scorer']['refusal']}; {more}"

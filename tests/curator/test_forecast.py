@@ -67,6 +67,17 @@ def test_a_plan_is_what_the_run_then_is(learned, tmp_path):
     assert found["worst_total_bytes"] > 8 * found["num_parameters"]  # two copies in float32
 
 
+def test_a_plan_of_row_weights_has_the_pairs_that_compare_rows(learned):
+    rows = {"granularity": "sample", "rows": {"pairs": 3, "steps": 5}}
+    with sdk.open_lake(str(learned.lake)) as lake:
+        found = lake.forecast(str(learned.target), calibration_steps=2, **FAST | rows)
+    assert found.steps == FAST["steps"] + 15
+    assert found.parts.keys() == {"tokenize", "learn", "rows"}
+    step = found.calibration.step_seconds.mean
+    measured = 3 * 2 / 3 * found.tokens.mean / found.calibration.step_compute_tokens  # in steps
+    assert found.parts["rows"].mean == pytest.approx((15 + measured) * step)
+
+
 def test_a_plan_says_its_uncertainty_and_refuses_what_learn_would(learned, tmp_path):
     settings = write_settings(tmp_path / "fast.toml")
     with sdk.open_lake(str(learned.lake)) as lake:

@@ -240,6 +240,8 @@ def test_a_file_with_another_prior_is_another_setting(learned, tmp_path):
     assert history(learned) == [(1, learned.run_id, 72)]
     prior.write_text(json.dumps({"south": 2, "east": 5, "north": 3}))  # the same, in another order and unit
     assert plan(learned, learn=settings) == []
+    prior.write_text(json.dumps({"east": 0.4, "north": 0.3, "south": 0.2, "west": 0.1}))  # whose rows are to come
+    assert plan(learned, learn=settings) == ["config"]
     prior.write_text(json.dumps({"east": 0.4, "north": 0.4, "south": 0.2}))
     [reason] = refresh(learned, learn=settings, dry_run=True).reasons
     assert reason.code == "config"

@@ -33,9 +33,9 @@ from optim.schedules import LearningRate
 from optim.state import SolverState
 
 LEARN = LearnConfig(
-    **FAST | {"steps": 11, "sequence_length": 16, "granularity": "sample", "rows": {"snapshots": 2, "steps": 7}}
+    **FAST | {"steps": 11, "sequence_length": 16, "granularity": "sample", "rows": {"pairs": 2, "steps": 7}}
 )
-ROWS = FAST | {"granularity": "sample", "rows": {"snapshots": 2}}
+ROWS = FAST | {"granularity": "sample", "rows": {"pairs": 2}}
 
 
 @pytest.fixture
@@ -240,7 +240,7 @@ def test_weights_of_rows_reach_the_lake_whatever_files_they_are_in(tmp_path):
 
 def test_rows_that_were_not_measured_weigh_their_domains_mean(tmp_path):
     rows = [(text, domain) for domain in LANGUAGES for text in sentences(domain, 16)]
-    found, table, run = weights_of(tmp_path, {"a": rows}, rows={"snapshots": 2, "max_rows": 24})
+    found, table, run = weights_of(tmp_path, {"a": rows}, rows={"pairs": 2, "max_rows": 24})
     assert len(table) == 24
     assert run.record["rows"]["share"] == 0.5
     measured = set(table["sample_id"])

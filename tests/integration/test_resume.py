@@ -12,13 +12,13 @@ from process_cases import outcome, processes_of, wait_until
 
 pytest.importorskip("megatron.core", reason="needs the extra [train]")
 
-STEPS = 50
+STEPS = 80
 LEARN = ("learn", "lake", "--target", "target.parquet", "--config", "long.toml", "--granularity", "sample", "--json")
 
 
 @pytest.fixture
 def here(here):
-    write_settings(here / "long.toml", steps=STEPS, branch_steps=10, rows={"snapshots": 3, "steps": 30})
+    write_settings(here / "long.toml", steps=STEPS, branch_steps=10, rows={"pairs": 3, "steps": 30})
     with (here / "long.toml").open("a") as settings:
         settings.write("[learn.blocks]\nsize = 2\nperiod = 4\nmoments = 'keep'\n")
         settings.write("[learn.checkpoint]\nevery_minutes = 0.008\nkeep = 2\n")

@@ -148,7 +148,7 @@ def test_where_text_tells_nothing_the_others_weigh_their_domains_mean(tmp_path):
         write_rows(tmp_path / "lake" / f"{name}.parquet", text=sentences(name, 120), domain=[name] * 120)
     with sdk.open_lake(str(tmp_path / "lake")) as lake:
         target = str(write_target(tmp_path / "target.parquet", "east"))
-        few = FAST | {"steps": 6, "branch_steps": 3, "rows": {"snapshots": 2, "max_rows": 60}}
+        few = FAST | {"steps": 6, "branch_steps": 3, "rows": {"pairs": 2, "max_rows": 60}}
         run = lake.learn(target, **few)
         refusal = run.record["rows"]["scorer"]["refusal"]
         assert refusal == "60 measured rows are fewer than the 100 that a scorer needs"

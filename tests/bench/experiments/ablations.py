@@ -9,7 +9,6 @@ the work folder already is used again. See `STUDIES` for what each study varies.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from checks import RELATED, TRANSFER_TO_CATALAN, weights
-from lakes import DATA, Parts, instruct, multilingual_hard, with_noise
+from lakes import Parts, instruct, is_ready, multilingual_hard, with_noise
 from run import DEFAULT_TOKENS_PER_STEP, TOKENS_PER_STEP, Teller
 from scipy.stats import spearmanr
 
@@ -43,10 +42,8 @@ class Study:
 def main() -> int:
     """Print a table for every lake of the study."""
     arguments = _arguments()
-    if not DATA.is_dir():
-        print(f"no data in {DATA}; set CURATOR_DATA")
+    if not is_ready(arguments.work):
         return 2
-    os.environ.setdefault("CURATOR_HOME", str(arguments.work.resolve() / "home"))
     for name, study in STUDIES[arguments.study].items():
         print(f"\n{name}, {arguments.seeds} seeds\n")
         _show(study, arguments.work.resolve() / "ablations" / name, arguments.seeds)

@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
 import numpy as np
 import polars as pl
-from lakes import DATA, clean_pairs
+from lakes import clean_pairs, is_ready
 from results import provenance
 from rows import RESULTS, TASKS, learned, open_lake, rows_of, write_lake
 from run import DEFAULT_TOKENS_PER_STEP, Teller
@@ -35,10 +34,8 @@ WANTED_SHARE = 0.6
 def main() -> int:
     """The exit code says whether everything that must be shown was."""
     arguments = _arguments()
-    if not DATA.is_dir():
-        print(f"no data in {DATA}; set CURATOR_DATA")
+    if not is_ready(arguments.work):
         return 2
-    os.environ.setdefault("CURATOR_HOME", str(arguments.work.resolve() / "home"))
     found = [_seed(arguments.work.resolve(), seed) for seed in range(arguments.seeds)]
     losses = np.array([[one[half] for half in HALVES] for one in found])
     differences = losses[:, 0] - losses[:, 1]

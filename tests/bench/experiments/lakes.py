@@ -37,6 +37,15 @@ class Parts:
             pq.write_table(pa.table({"text": rows}), folder / f"{name}.parquet")
 
 
+def is_ready(work: Path) -> bool:
+    """Whether the data are there, else says so; catalogs go to the work folder, unless `CURATOR_HOME` is set."""
+    if not DATA.is_dir():
+        print(f"no data in {DATA}; set CURATOR_DATA")
+        return False
+    os.environ.setdefault("CURATOR_HOME", str(work.resolve() / "home"))
+    return True
+
+
 def alike(*names: str) -> dict[str, float]:
     """Equal parts of some domains."""
     return dict.fromkeys(names, 1 / len(names))

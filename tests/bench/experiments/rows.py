@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from lakes import DATA, clean_pairs, damaged
+from lakes import DATA, clean_pairs, damaged, is_ready
 from numpy.typing import NDArray
 from results import provenance, rows_table
 from run import Teller
@@ -94,11 +93,9 @@ TASKS: dict[str, Callable[[], Task]] = {"noise": noise, "clickbait": clickbait, 
 def main() -> int:
     """The exit code says whether everything that must be shown was."""
     arguments = _arguments()
-    if not DATA.is_dir():
-        print(f"no data in {DATA}; set CURATOR_DATA")
+    if not is_ready(arguments.work):
         return 2
-    os.environ.setdefault("CURATOR_HOME", str(arguments.work.resolve() / "home"))
-    over = {"penalty": arguments.penalty, "steps": arguments.pair_steps, "snapshots": arguments.pairs}
+    over = {"penalty": arguments.penalty, "steps": arguments.pair_steps, "pairs": arguments.pairs}
     over = {name: value for name, value in over.items() if value is not None}
     folder = arguments.work.resolve() / "rows" / "-".join(["defaults", *(f"{k}={v:g}" for k, v in over.items())])
     shown = True

@@ -10,14 +10,13 @@ procedure. Ends with one line for each thing that the experiment must show, and 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import results
 from checks import CHECKS, weights
-from lakes import BUILDERS, DATA, Parts
+from lakes import BUILDERS, Parts, is_ready
 
 import curator
 from curator.compare import Comparison
@@ -32,11 +31,9 @@ DEFAULT_TOKENS_PER_STEP = 2048
 def main() -> int:
     """The exit code says whether everything that must be shown was."""
     arguments = _arguments()
-    if not DATA.is_dir():
-        print(f"no data in {DATA}; set CURATOR_DATA")
+    if not is_ready(arguments.work):
         return 2
     folder = arguments.work.resolve() / arguments.experiment
-    os.environ.setdefault("CURATOR_HOME", str(arguments.work.resolve() / "home"))
     parts = BUILDERS[arguments.experiment]()
     if not folder.exists():
         parts.write(folder)

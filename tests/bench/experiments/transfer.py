@@ -10,12 +10,11 @@ Runs and trainings of `run.py` in the same work folder are used again.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from lakes import BUILDERS, DATA
+from lakes import BUILDERS, is_ready
 from run import DEFAULT_TOKENS_PER_STEP, TOKENS_PER_STEP, Teller, learned
 
 import curator
@@ -30,11 +29,9 @@ LEARNING_RATE = 4e-3
 def main() -> int:
     """Print a row for every model that is trained, and every model that its weights were learned with."""
     arguments = _arguments()
-    if not DATA.is_dir():
-        print(f"no data in {DATA}; set CURATOR_DATA")
+    if not is_ready(arguments.work):
         return 2
     folder = arguments.work.resolve() / arguments.experiment
-    os.environ.setdefault("CURATOR_HOME", str(arguments.work.resolve() / "home"))
     if not folder.exists():
         BUILDERS[arguments.experiment]().write(folder)
     settings: dict[str, dict[str, Any]] = {}
