@@ -17,6 +17,7 @@ from curator.cli.options import (
     ConfigOption,
     DestinationOption,
     DomainOption,
+    GranularityOption,
     JsonOption,
     KeyOption,
     LakeArgument,
@@ -54,12 +55,7 @@ def learn(
             "--method", help="scalebio (the default), or a baseline: seal, sama, doge, doremi, …", show_default=False
         ),
     ] = None,
-    granularity: Annotated[
-        str | None,
-        typer.Option(
-            "--granularity", help="domain (the default), or sample: rows get weights, too.", show_default=False
-        ),
-    ] = None,
+    granularity: GranularityOption = None,
     model: ModelOption = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Steps of the solver.", show_default=False)] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of everything random.", show_default=False)] = None,
@@ -273,6 +269,7 @@ def plan(
         typer.Option("--model", help="Preset, model folder, llama-3-8b, qwen2.5-32b or yi-34b.", show_default=False),
     ] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Steps of the solver.", show_default=False)] = None,
+    granularity: GranularityOption = None,
     calibration_steps: Annotated[
         int | None,
         typer.Option(
@@ -354,12 +351,14 @@ def plan(
     }
     given = {name: value for name, value in values.items() if value is not None}
     if lake_url is None and config is None:
-        _check_no_lake({"target": target, "calibration-steps": calibration_steps})
+        _check_no_lake({"target": target, "granularity": granularity, "calibration-steps": calibration_steps})
         _plan_devices(given, devices, memory, device or "cuda", flops, step_tokens, as_json=as_json)
         return
     _check_lake({"devices": devices, "flops": flops, "device": device})
     settings = read_settings(lake_url, config)
     goal, learn = override(settings.target, url=target), override(settings.learn, **given)
+    if granularity is not None:
+        learn = override(learn, granularity=granularity)
     with open_given(settings, text=text, domain=domain, key=key) as lake:
         _forecast(lake, goal, learn, calibration_steps, memory, as_json=as_json)
 

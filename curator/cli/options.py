@@ -57,6 +57,10 @@ BLOCK_SIZE = typer.Option("--block-size", help="Layers that train at a time; 0: 
 ModelOption = Annotated[
     str | None, typer.Option("--model", help="tiny, small, or a Hugging Face model folder.", show_default=False)
 ]
+GranularityOption = Annotated[
+    str | None,
+    typer.Option("--granularity", help="domain (the default), or sample: rows get weights, too.", show_default=False),
+]
 
 
 def read_settings(lake_url: str | None, path: Path | None) -> Config:

@@ -89,6 +89,9 @@ def test_a_plan_says_its_uncertainty_and_refuses_what_learn_would(learned, tmp_p
     shown = curator(tmp_path, *call, "--calibration-steps", 0).stdout
     assert "time      not known: no step was timed" in shown
     assert "95 % interval" in shown
+    rows = values_of(curator(tmp_path, *call, "--calibration-steps", 0, "--granularity", "sample", "--json"))
+    assert rows["steps"] == FAST["steps"] + 4 * FAST["steps"] // 3  # four pairs, a third of the steps each
+    assert "leave --granularity out" in refusal(curator(tmp_path, "plan", "--granularity", "sample"), 2)
     assert "leave --devices out" in refusal(curator(tmp_path, *call, "--devices", 2), 2)
     assert "pass LAKE_URL" in refusal(curator(tmp_path, "plan", "--target", "x"), 2)
     assert json.loads(curator(tmp_path, "plan", "--target", "x", "--json").stdout)["error"]["code"] == "config"
