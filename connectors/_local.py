@@ -2,8 +2,9 @@
 
 import errno
 import os
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
@@ -11,7 +12,7 @@ from uuid import uuid4
 from connectors.errors import UnsupportedError
 
 TEMPORARY_PREFIX = ".tmp-"
-_MAX_FOLDER_RACES = 1000
+_FOLDER_RACE_SECONDS = 10.0
 
 
 @contextmanager
@@ -87,13 +88,19 @@ def walk(root: Path, with_temporaries: bool = False) -> Iterator[tuple[str, os.s
 
 
 def _created(path: Path) -> BinaryIO:
-    """The new file, its folder made; another process may remove that as an empty one before the file is in it."""
-    for _ in range(_MAX_FOLDER_RACES):
-        with suppress(FileNotFoundError):
+    """The new file, its folder made; another process may remove that as an empty one before the file is in it.
+
+    Such a race can be lost many times in a row, since the remover waits for the same lock of the file system.
+    """
+    give_up_at = time.monotonic() + _FOLDER_RACE_SECONDS
+    while True:
+        try:
             path.parent.mkdir(parents=True, exist_ok=True)
             return path.open("xb")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.open("xb")
+        except (FileNotFoundError, FileExistsError) as error:  # mkdir tells of a folder that goes while it looks as one
+            no_folder = isinstance(error, FileExistsError) and os.path.lexists(path.parent) and not path.parent.is_dir()
+            if no_folder or time.monotonic() > give_up_at:
+                raise
 
 
 def _sync_folder(folder: Path) -> None:
