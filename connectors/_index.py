@@ -1,13 +1,18 @@
 """The row index: which rows the lake has, brought up to date file by file in one transaction."""
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
 
 import pyarrow as pa
 
+from connectors._copy import drop_copy, update_copy
 from connectors._database import Connection, database_errors, transaction
-from connectors._parquet_file import OnProgress, ParquetFile, untold
+from connectors._parquet_file import REMOTE_THREADS, OnProgress, ParquetFile, is_small, untold
 from connectors._rows import Columns, IdHash, index_batches
 from connectors._schemas import check_schemas
 from connectors.errors import BadRowsError
@@ -62,6 +67,7 @@ class IngestReport:
         added, changed, removed, unchanged: against the index before.
         reindexed_all: whether the settings changed, so that nothing of the old index could be kept.
         rows_indexed: rows read by this call.
+        rows_copied: rows whose columns this call wrote to the copy in the catalog; None if none is kept.
     """
 
     num_files: int
@@ -74,6 +80,7 @@ class IngestReport:
     unchanged: int
     reindexed_all: bool
     rows_indexed: int
+    rows_copied: int | None
 
     @property
     def duplicate_share(self) -> float | None:
@@ -111,7 +118,9 @@ def ingest(
     key: str | None = None,
     id_hash: IdHash = "xxh3_128",
     bad_rows: OnBadRows = "error",
+    copy_rows: bool = False,
     on_progress: OnProgress = untold,
+    on_copied: OnProgress = untold,
 ) -> IngestReport:
     """Atomic: brings the index to `corpus`; an exception, Ctrl-C or crash leaves the index as it was.
 
@@ -128,7 +137,10 @@ def ingest(
         key: unique column that identifies a row; None identifies rows by content.
         id_hash: of a row's content; of no account with a key.
         bad_rows: "error" refuses rows without text or domain, "skip" indexes them with `usable = false`.
+        copy_rows: keep all columns of the lake in the catalog, so that nothing of it is read to answer a query; a copy
+            that is not wanted any more goes.
         on_progress: called with (rows indexed so far, rows to index).
+        on_copied: called with (rows copied so far, rows to copy).
 
     Raises:
         SchemaError: a column is missing, mistyped or differs between files.
@@ -148,6 +160,11 @@ def ingest(
             on_progress(done, total)
         if new or report["removed"]:
             _make_ids_unique(connection, corpus, columns)
+        copied = None
+        if copy_rows:
+            copied = update_copy(connection, corpus, on_copied)
+        else:
+            drop_copy(connection)
         (unusable,) = _one(connection, "SELECT count(*) FROM sample_index WHERE NOT usable")
         duplicates = _one(connection, _NUM_DUPLICATES)[0] if key is None else None
     return IngestReport(
@@ -157,6 +174,7 @@ def ingest(
         num_duplicates=duplicates,
         reindexed_all=reindexed_all,
         rows_indexed=total,
+        rows_copied=copied,
         **report,
     )
 
@@ -206,21 +224,44 @@ def _index_files(
     numbered = _add_files(connection, files)
     waiting: list[pa.RecordBatch] = []
     num_waiting = 0
-    for file_id, file in numbered:
-        num_read = 0
-        for batch in index_batches(store, file, columns, bad_rows):
-            waiting.append(_with_file_id(batch, file_id))
-            num_waiting += batch.num_rows
-            num_read += batch.num_rows
-            if num_waiting >= _ROWS_PER_INSERT:
-                _insert(connection, "sample_index", pa.Table.from_batches(waiting))
-                waiting, num_waiting = [], 0
+    with closing(_read_ahead(store, files, lambda file: index_batches(store, file, columns, bad_rows))) as read:
+        for (file_id, _), batches in zip(numbered, read, strict=True):
+            num_read = 0
+            for batch in batches:
+                waiting.append(_with_file_id(batch, file_id))
+                num_waiting += batch.num_rows
+                num_read += batch.num_rows
+                if num_waiting >= _ROWS_PER_INSERT:
+                    _insert(connection, "sample_index", pa.Table.from_batches(waiting))
+                    waiting, num_waiting = [], 0
+                    yield num_read
+                    num_read = 0
+            if num_read:
                 yield num_read
-                num_read = 0
-        if num_read:
-            yield num_read
     if waiting:
         _insert(connection, "sample_index", pa.Table.from_batches(waiting))
+
+
+def _read_ahead(
+    store: Store, files: Sequence[ParquetFile], read: Callable[[ParquetFile], Iterator[pa.RecordBatch]]
+) -> Generator[Iterable[pa.RecordBatch]]:
+    """What `read` says of each file, in their order; small ones of a remote storage are read some ahead, in threads.
+
+    Because each costs a few round trips, which take longer than its rows.
+    """
+    if not store.is_remote:
+        yield from map(read, files)
+        return
+    pool = ThreadPoolExecutor(REMOTE_THREADS, "index")
+    coming = (pool.submit(list, read(file)) if is_small(store, file) else read(file) for file in files)
+    try:
+        ahead = deque(islice(coming, 2 * REMOTE_THREADS))
+        while ahead:
+            first = ahead.popleft()
+            ahead.extend(islice(coming, 1))
+            yield first.result() if isinstance(first, Future) else first
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _add_files(connection: Connection, files: Sequence[ParquetFile]) -> list[tuple[int, ParquetFile]]:

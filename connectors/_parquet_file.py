@@ -33,7 +33,8 @@ _MAX_FOOTER_BYTES = 128 * 1024 * 1024
 _MAX_SCHEMA_ELEMENTS = 100_000
 _SCHEMA_FIELD = 2  # of parquet.thrift's FileMetaData
 # A footer is one round trip to object storage; more at a time than cores, since they wait.
-_REMOTE_THREADS = 16
+REMOTE_THREADS = 16
+_SMALL_BYTES = 2 * 1024 * 1024
 
 OnProgress = Callable[[int, int], None]
 """Told how many of how many are done."""
@@ -107,7 +108,7 @@ def read_parquet_infos(
     """
     files: list[ParquetFile] = []
     schemas: dict[bytes, pa.Schema] = {}
-    with ThreadPoolExecutor(max_workers=_REMOTE_THREADS if store.is_remote else 1) as pool:
+    with ThreadPoolExecutor(max_workers=REMOTE_THREADS if store.is_remote else 1) as pool:
         for file in pool.map(lambda info: read_parquet_info(store, info), listed):
             schema = schemas.setdefault(file.schema.serialize().to_pybytes(), file.schema)
             files.append(replace(file, schema=schema))
@@ -128,24 +129,31 @@ def iter_batches(
 ) -> Iterator[pa.RecordBatch]:
     """The named top-level columns in file order, at most `batch_rows` rows at a time; an end means all were read.
 
-    Memory: the named columns of one row group. The order of `columns` is kept.
+    Memory: the named columns of one row group, or a small file. The order of `columns` is kept.
 
     Raises:
         SchemaError: the file has no such column.
-        ConflictError: the object is not the listed one any more (checked first and last).
+        ConflictError: the object is not the listed one any more (checked first and last; a small one, once read).
         CorruptFileError: the pages cannot be decoded.
     """
     for name in columns:
         if name not in file.schema.names:
             raise SchemaError(f"{store.describe(file.path)} has no column {name!r}{suggest(name, file.schema.names)}")
-    check_unchanged(store, file)
+    if not is_small(store, file):
+        check_unchanged(store, file)
     with open_parquet(store, file) as source:
         # Row group by row group: pre-buffering would otherwise hold the columns of the whole file.
         for group in range(source.num_row_groups):
             for batch in source.iter_batches(batch_rows, row_groups=[group], columns=list(columns)):
                 if batch.num_rows:
                     yield batch.select(list(columns))
-    check_unchanged(store, file)
+    if not is_small(store, file):
+        check_unchanged(store, file)
+
+
+def is_small(store: Store, file: ParquetFile) -> bool:
+    """Whether a file is read by one request for all of it, since round trips cost more than its bytes."""
+    return store.is_remote and file.size_bytes <= _SMALL_BYTES
 
 
 def check_unchanged(store: Store, file: ParquetFile) -> None:
@@ -162,9 +170,14 @@ def check_unchanged(store: Store, file: ParquetFile) -> None:
 def open_parquet(store: Store, file: ParquetFile) -> Iterator[pq.ParquetFile]:
     """The object opened for reading; failures to decode it, also inside the body, leave as CorruptFileError.
 
-    If it is not the listed one any more, they are a ConflictError instead: not every storage tells in the middle.
+    If it is not the listed one any more, they are a ConflictError instead: not every storage tells in the middle. A
+    small file is known to be the listed one.
     """
     try:
+        if is_small(store, file):
+            with decoding_errors(store, file.path), pq.ParquetFile(_read_whole(store, file)) as opened:
+                yield opened
+            return
         with open_object(store, file.path) as handle, decoding_errors(store, file.path):
             # A local path lets Arrow read without the interpreter; elsewhere it asks for ranges ahead of use.
             source = store.full_path(file.path) if store.is_local else handle
@@ -173,6 +186,16 @@ def open_parquet(store: Store, file: ParquetFile) -> Iterator[pq.ParquetFile]:
     except CorruptFileError:
         check_unchanged(store, file)
         raise
+
+
+def _read_whole(store: Store, file: ParquetFile) -> pa.BufferReader:
+    try:
+        data = read_bytes(store, file.path)
+    except NotFoundError:
+        check_unchanged(store, file)
+        raise
+    check_unchanged(store, file)
+    return pa.BufferReader(data)
 
 
 @contextmanager

@@ -6,14 +6,13 @@ from connectors._database import Connection, database_errors, duck_path, quote_i
 from connectors._index import CONTENT, changed_files
 from connectors._parquet_file import parse_partition
 from connectors._rows import Columns
-from connectors.errors import ConflictError, SchemaError, UnsupportedError, suggest
+from connectors._sources import FILE_COLUMNS, check_names, has_copy, rows_of_copy, rows_of_files
+from connectors.errors import ConflictError, SchemaError, suggest
 from connectors.plain import Corpus
 from connectors.store import Store
 
 # What `lake_rows` takes from the index; a column of the source with such a name appears as `original_…`.
 _INDEX_COLUMNS = ("sample_id", "domain", "file_id", "row", "usable")
-# Columns that read_parquet offers beside those of the file, by which a row is found in the index.
-_VIRTUAL_COLUMNS = ("file_index", "file_row_number")
 
 
 def create_samples_view(
@@ -29,7 +28,8 @@ def create_samples_view(
 
     Columns: sample_id, domain, file_id, row, usable, then the source's, Hive partitions last. A source column with
     one of the first five names appears as `original_…`, unless it is the configured domain or key itself. The view
-    lists the corpus's files, so it is made again after every `ingest`. The store is registered here.
+    lists the corpus's files, so it is made again after every `ingest`. The store is registered here. If the catalog
+    has a copy of the rows, that is read instead of the files.
 
     Raises:
         ConflictError: `corpus` is not what was ingested last.
@@ -39,9 +39,8 @@ def create_samples_view(
     register_store(connection, corpus.store)
     paths = {file.path: file.path for file in corpus.files}
     physical = corpus.schema.names
+    check_names(corpus.schema)
     folded = {column.casefold() for column in physical}
-    if clash := folded & set(_VIRTUAL_COLUMNS):
-        raise UnsupportedError(f"the lake has a column {min(clash)!r}, which DuckDB needs for itself; rename it")
     partitions = sorted({key for file in corpus.files for key in file.partition if key.casefold() not in folded})
     exposed = _exposed_names([*physical, *partitions], Columns(text=text, domain=domain, key=key))
     selected = [f"i.{column}" for column in _INDEX_COLUMNS]
@@ -50,7 +49,11 @@ def create_samples_view(
     partition_values = {file.path: [file.partition.get(key) for key in partitions] for file in corpus.files}
     by_name = any(not file.schema.equals(corpus.schema) for file in corpus.files)
     with database_errors("the catalog"):
-        source = _rows_of(connection, corpus.store, paths, (partitions, partition_values), by_name=by_name)
+        values = (partitions, partition_values)
+        if has_copy(connection):
+            source = rows_of_copy(connection, list(paths), values)
+        else:
+            source = rows_of_files(connection, corpus.store, paths, values, by_name=by_name)
         connection.execute(
             f"CREATE OR REPLACE TEMP VIEW {quote_identifier(name)} AS SELECT {', '.join(selected)} FROM {source} "
             "JOIN sample_index AS i ON i.file_id = f.lake_file_id AND i.row = p.file_row_number"
@@ -99,7 +102,7 @@ def create_published_view(
     register_store(connection, store)
     selected = ", ".join(["f.lake_file_id AS file_id", "p.file_row_number AS row", *map(_from_file, columns)])
     with database_errors("the catalog"):
-        source = _rows_of(connection, store, published, ([], {}), by_name=False)
+        source = rows_of_files(connection, store, published, by_name=False)
         connection.execute(f"CREATE OR REPLACE TEMP VIEW {quote_identifier(name)} AS SELECT {selected} FROM {source}")
 
 
@@ -214,52 +217,17 @@ def version_rows(
     )
     header = ", ".join(["copy_index", "lake_file_id", *map(quote_identifier, partitions)])
     rows = (
-        f"SELECT {', '.join(selected)} FROM (SELECT *, {', '.join(_VIRTUAL_COLUMNS)} FROM {source}) AS p "
+        f"SELECT {', '.join(selected)} FROM (SELECT *, {', '.join(FILE_COLUMNS)} FROM {source}) AS p "
         f"JOIN (VALUES {entries}) AS f({header}) ON p.file_index = f.copy_index"
     )
     if sidecars:
         beside = ", ".join(quote_literal(duck_path(sidecars[0], path)) for path in sidecars[1])
         rows += (
-            f" JOIN (SELECT *, {', '.join(_VIRTUAL_COLUMNS)} FROM read_parquet([{beside}], hive_partitioning = false)) "
+            f" JOIN (SELECT *, {', '.join(FILE_COLUMNS)} FROM read_parquet([{beside}], hive_partitioning = false)) "
             "AS w ON w.file_index = p.file_index AND w.file_row_number = p.file_row_number"
         )
     index = " LEFT JOIN sample_index AS i ON i.file_id = f.lake_file_id AND i.row = p.file_row_number"
     return rows + index if file_ids else rows
-
-
-def _rows_of(
-    connection: Connection,
-    store: Store,
-    paths: Mapping[str, str],
-    partitions: tuple[Sequence[str], Mapping[str, Sequence[str | None]]],
-    *,
-    by_name: bool,
-) -> str:
-    """SQL for `p`, the rows of the Parquet files, joined with `f`, one row per file: its id and partition values.
-
-    Args:
-        connection: with an index.
-        store: where the files are.
-        paths: path in the index → path in `store`.
-        partitions: names of the partition columns, and their values for every path in the index.
-        by_name: whether the files' columns differ.
-    """
-    names, values = partitions
-    rows = connection.execute("SELECT path, file_id FROM files").fetchall()
-    file_ids = dict(rows)
-    if missing := sorted(paths.keys() - file_ids.keys()):
-        raise ConflictError(f"{missing[0]} is not in the index; ingest the lake again")
-    listed = ", ".join(quote_literal(duck_path(store, path)) for path in paths.values())
-    entries = ", ".join(
-        f"({', '.join([str(index), str(file_ids[path]), *map(quote_literal, values.get(path, []))])})"
-        for index, path in enumerate(paths)
-    )
-    header = ", ".join(["lake_file_index", "lake_file_id", *map(quote_identifier, names)])
-    return (
-        f"(SELECT *, {', '.join(_VIRTUAL_COLUMNS)} FROM read_parquet([{listed}], hive_partitioning = false, "
-        f"union_by_name = {str(by_name).lower()})) AS p "
-        f"JOIN (VALUES {entries}) AS f({header}) ON p.file_index = f.lake_file_index"
-    )
 
 
 def _exposed_names(names: Sequence[str], columns: Columns) -> dict[str, str]:

@@ -41,6 +41,11 @@ class LakeConfig(_Section):
     id_hash: Literal["xxh3_128", "sha256"] = Field(
         "xxh3_128", description="that hash; sha256 where texts may be made to collide"
     )
+    mode: Literal["index", "table", "view"] = Field(
+        "index",
+        description="what the catalog keeps: ids and lengths of the rows; their columns, too, for queries that do not "
+        "read the lake (table); or nothing, so that every session indexes anew (view)",
+    )
     destination: str | None = Field(None, description="where versions are published; None: _curator inside the lake")
     skip_bad_rows: bool = Field(False, description="leave out rows without text or domain instead of refusing them")
     min_domain_rows: int = Field(8, ge=1, description="least usable rows of a domain")

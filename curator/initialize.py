@@ -169,6 +169,7 @@ domain = {_toml(proposal.domain)}
 # A unique, stable key; without it a hash of domain and text: {_comment(proposal, "key")}.
 {key}
 # id_hash = "sha256"        # that hash, where texts may be made to collide; default: "xxh3_128"
+# mode = "table"        # keep all columns in the catalog (table), or nothing between sessions (view); default: "index"
 # destination = "s3://bucket/curated"        # where versions are published; default: _curator inside the lake
 # skip_bad_rows = true        # leave out rows without text or domain instead of refusing them
 

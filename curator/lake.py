@@ -8,10 +8,13 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
+import shutil
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
+from tempfile import mkdtemp
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -73,6 +76,7 @@ def open_lake(
     domain: str | None = None,
     key: str | None = None,
     id_hash: Literal["xxh3_128", "sha256"] | None = None,
+    mode: Literal["index", "table", "view"] | None = None,
     destination: str | None = None,
     skip_bad_rows: bool | None = None,
     min_domain_rows: int | None = None,
@@ -89,6 +93,9 @@ def open_lake(
         key: column with a unique, stable key; by default a hash of domain and text identifies a row.
         id_hash: that hash, "xxh3_128" (fast) or "sha256" (no two texts can be made to share it); by default as last
             used, else "xxh3_128".
+        mode: what the catalog keeps of the lake: "index", ids and lengths of its rows; "table", their columns, too, so
+            that queries do not read the lake (one to four times its compressed size on disk); "view", nothing, so that
+            every session indexes anew, in a temporary folder. By default as last used, else "index".
         destination: where versions and run records go; by default `_curator` inside the lake.
         skip_bad_rows: leave out rows without text or domain instead of refusing them.
         min_domain_rows: least usable rows of a domain that is learned on.
@@ -104,6 +111,7 @@ def open_lake(
         "domain": domain,
         "key": key,
         "id_hash": id_hash,
+        "mode": mode,
         "destination": destination,
         "skip_bad_rows": skip_bad_rows,
         "min_domain_rows": min_domain_rows,
@@ -155,6 +163,8 @@ class Lake:
         self._seen: tuple[object, ...] = ()
         self._is_confined = False
         self._past: dict[int, duck.Connection] = {}
+        self._session_folder: Path | None = None
+        self._drop_session_folder: weakref.finalize[..., Lake] | None = None
 
     @property
     def url(self) -> str:
@@ -178,8 +188,9 @@ class Lake:
         return f"Lake({self.url!r}, text={self.config.text!r}, domain={self.config.domain!r})"
 
     def close(self) -> None:
-        """Let go of the catalog."""
+        """Let go of the catalog, and in mode "view" of what it holds."""
         self.release()
+        self._drop_session_catalog()
 
     # what is there ------------------------------------------------------------------------------------------------
 
@@ -190,6 +201,16 @@ class Lake:
             with translated():
                 self._corpus = self.connector.read_corpus()
         return self._corpus
+
+    @property
+    def catalog_path(self) -> Path:
+        """Where the catalog's file is or will be; in mode "view" a temporary one, until the lake is closed."""
+        if self.config.mode != "view":
+            return catalog.catalog_path(self.workdir)
+        if self._session_folder is None:
+            self._session_folder = Path(mkdtemp(prefix="curator-"))
+            self._drop_session_folder = weakref.finalize(self, shutil.rmtree, self._session_folder, ignore_errors=True)
+        return catalog.catalog_path(self._session_folder)
 
     @property
     def text_name(self) -> str:
@@ -258,8 +279,12 @@ class Lake:
                     key=config.key,
                     id_hash=config.id_hash,
                     bad_rows="skip" if config.skip_bad_rows else "error",
+                    copy_rows=config.mode == "table",
                     on_progress=lambda done, total: on_progress(
                         Progress(stage="ingest", done=done, total=total, detail="rows")
+                    ),
+                    on_copied=lambda done, total: on_progress(
+                        Progress(stage="copy", done=done, total=total, detail="rows")
                     ),
                 )
             remember_columns(self.workdir, config)
@@ -896,7 +921,9 @@ class Lake:
         """
         if self._connection is not None:
             return self._connection
-        path = catalog.catalog_path(self.workdir)
+        path = self.catalog_path
+        if not path.exists() and self.config.mode == "view":
+            self.ingest()
         if not path.exists():
             raise InputError(
                 f"{self.url} has not been ingested yet; run "
@@ -929,7 +956,7 @@ class Lake:
     @contextmanager
     def _writable_catalog(self) -> Iterator[duck.Connection]:
         """The catalog to write; one that was made for this and then failed is taken away again."""
-        path = catalog.catalog_path(self.workdir)
+        path = self.catalog_path
         is_new, is_ours = not path.exists(), False
         try:
             with duck.connect(path) as connection:
@@ -940,6 +967,12 @@ class Lake:
                 for left in (path, path.with_name(f"{path.name}.wal")):
                     left.unlink(missing_ok=True)
             raise
+
+    def _drop_session_catalog(self) -> None:
+        """Take away the catalog of mode "view"; it is made again when it is needed."""
+        if self._drop_session_folder is not None:
+            self._drop_session_folder()
+            self._session_folder = self._drop_session_folder = None
 
     def forget_views(self) -> None:
         """Let the next query see the runs and versions that are there then."""
@@ -976,6 +1009,7 @@ class Lake:
             listed = sorted((info.path, info.size_bytes, info.version) for info in self.connector.list_files())
             if listed != [(file.path, file.size_bytes, file.version) for file in self._corpus.files]:
                 self.release()
+                self._drop_session_catalog()
                 self._corpus = None
         seen = (self.connector.revision(), *catalog.list_records(self.destination))
         if seen != self._seen:

@@ -26,7 +26,7 @@ CHECKPOINTS = "checkpoints"
 VIEWS = "curator.duckdb"
 """In the work folder, if it was asked for: `curator.views`, renewed whenever a version is made."""
 _SETTINGS = "lake.json"
-_REMEMBERED = ("text", "domain", "key", "id_hash", "skip_bad_rows")
+_REMEMBERED = ("text", "domain", "key", "id_hash", "skip_bad_rows", "mode")
 
 
 def would_be_read_as_lake(root: Store, url: str, place: Store) -> bool:

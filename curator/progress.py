@@ -9,6 +9,7 @@ from typing import Literal
 Stage = Literal[
     "list",
     "ingest",
+    "copy",
     "tokenize",
     "leaks",
     "test",

@@ -146,7 +146,7 @@ def score(lake: Lake, run: Run, place: Store, on_progress: ProgressCallback, *, 
         job = _Job(
             scorer=scorer,
             measured=_measured(lake, run),
-            catalog=catalog.catalog_path(lake.workdir),
+            catalog=lake.catalog_path,
             lake=lake.corpus.store,
             text=lake.config.text,
             place=place,

@@ -14,6 +14,7 @@ from curator.cli.options import (
     JsonOption,
     KeyOption,
     LakeArgument,
+    ModeOption,
     SkipOption,
     TextOption,
     VersionOption,
@@ -27,6 +28,7 @@ def ingest(
     text: TextOption = None,
     domain: DomainOption = None,
     key: KeyOption = None,
+    mode: ModeOption = None,
     destination: DestinationOption = None,
     config: ConfigOption = None,
     *,
@@ -41,7 +43,7 @@ def ingest(
     settings = read_settings(lake_url, config)
     with (
         open_given(
-            settings, text=text, domain=domain, key=key, destination=destination, skip_bad_rows=skip_bad_rows
+            settings, text=text, domain=domain, key=key, mode=mode, destination=destination, skip_bad_rows=skip_bad_rows
         ) as lake,
         console.progress() as tell,
     ):
@@ -56,6 +58,8 @@ def ingest(
         f"\n{report.num_files} files, {report.num_rows:,} rows ({report.num_unusable:,} left out); "
         f"{report.added} files new, {report.changed} changed, {report.removed} gone, {report.unchanged} as before"
     )
+    if report.rows_copied is not None:
+        console.out().print(f"{report.rows_copied:,} rows copied into the catalog, which answers queries by itself")
     if report.num_duplicates:
         console.out().print(
             f"{report.num_duplicates:,} rows ({report.duplicate_share:.2%}) repeat an earlier row of their domain word "

@@ -35,6 +35,14 @@ SkipOption = Annotated[
     bool | None,
     typer.Option("--skip-bad-rows", help="Leave out rows without text or domain.", show_default=False),
 ]
+ModeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--mode",
+        help="What the catalog keeps: index (ids and lengths), table (all columns, too), or view (nothing).",
+        show_default=False,
+    ),
+]
 MinRowsOption = Annotated[
     int | None, typer.Option("--min-domain-rows", help="Least usable rows of a domain.", show_default=False)
 ]

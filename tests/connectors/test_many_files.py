@@ -1,11 +1,13 @@
 """Lakes of many small files: listed and indexed in few steps, and in memory that their number does not fill."""
 
+import threading
 import tracemalloc
 
 import pyarrow as pa
 import pytest
 
 from connectors import duck, plain
+from connectors.errors import BadRowsError
 from connectors.store import open_store, read_bytes, write_object
 
 SETTINGS = {"text": "text", "domain": "part"}
@@ -33,14 +35,15 @@ def test_listing_tells_how_far_it_is_and_keeps_a_schema_once(place, put):
     assert [file.schema.names for file in corpus.files if "wide" in file.path] == [["text", "more"]]
 
 
-def test_rows_of_many_files_are_indexed_with_their_own_file(url, connection, put):
-    """Also where small files are inserted together and a larger one between them is not."""
+def test_rows_of_many_files_are_indexed_with_their_own_file(place, connection, put, monkeypatch):
+    """Also where small files are read ahead and inserted together, and a larger one between them is not."""
+    monkeypatch.setattr("connectors._parquet_file._SMALL_BYTES", 100_000)
     sizes = (1, 2, 0, 120_000, 3, 1)
     for number, num_rows in enumerate(sizes):
         texts = pa.array([f"{number}-{row}" for row in range(num_rows)], pa.string())
-        put(url, f"part=x/{number}.parquet", text=texts)
+        put(place.url, f"part=x/{number}.parquet", place.options, text=texts)
     told = []
-    corpus = plain.list_parquet(url)
+    corpus = plain.list_parquet(place.url, place.options)
     report = duck.ingest(connection, corpus, **SETTINGS, on_progress=lambda done, total: told.append((done, total)))
     assert (report.added, report.num_rows, report.rows_indexed, report.num_duplicates) == (6, 120_007, 120_007, 0)
     assert told[-1] == (120_007, 120_007)
@@ -53,12 +56,25 @@ def test_rows_of_many_files_are_indexed_with_their_own_file(url, connection, put
     assert found == [(f"part=x/{number}.parquet", size, True) for number, size in enumerate(sizes) if size]
 
 
+def test_the_first_bad_file_in_order_is_named_and_nothing_is_indexed(place, connection, put):
+    url = write_many(place.url, place.options, put, 40)
+    put(url, "part=3/00014.parquet", place.options, text=["a", ""])
+    put(url, "part=5/bad.parquet", place.options, text=[None, "a"])
+    with pytest.raises(BadRowsError, match=r"part=3/00014\.parquet has 1 row\(s\) with no text .* first row 1"):
+        duck.ingest(connection, plain.list_parquet(url, place.options), **SETTINGS)
+    assert connection.execute("SELECT * FROM duckdb_tables() WHERE table_name = 'sample_index'").fetchall() == []
+    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("index")] == []
+
+
+@pytest.mark.parametrize("kind", ["local", "s3"])
 @pytest.mark.slow
-def test_ten_thousand_files(tmp_path, put):
+def test_ten_thousand_files(kind, request, tmp_path, put):
     """Time against a bare listing is measured in tests/bench/bench_ingest.py."""
-    url = write_many(str(tmp_path), None, put, 10_000)
+    place = request.getfixturevalue("s3_place") if kind == "s3" else None
+    root, options = (place.url, place.options) if place else (str(tmp_path), None)
+    url = write_many(root, options, put, 10_000)
     tracemalloc.start()
-    corpus = plain.list_parquet(url)
+    corpus = plain.list_parquet(url, options)
     held, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert (len(corpus.files), corpus.num_rows) == (10_000, 20_000)

@@ -130,7 +130,8 @@ def test_a_replaced_file_is_a_conflict(store):
         list(iter_batches(store, file, ["text"]))
 
 
-def test_a_file_replaced_while_it_is_read_is_a_conflict(store):
+def test_a_file_replaced_while_it_is_read_is_a_conflict(store, monkeypatch):
+    monkeypatch.setattr("connectors._parquet_file._SMALL_BYTES", 0)
     file = put(store, "a.parquet", ROWS)
     batches = iter_batches(store, file, ["text"], batch_rows=2)
     next(batches)
@@ -139,7 +140,20 @@ def test_a_file_replaced_while_it_is_read_is_a_conflict(store):
         list(batches)
 
 
-def test_a_removed_file_is_a_conflict(store):
+def test_a_small_remote_file_is_read_as_it_was_listed_or_not_at_all(s3_place):
+    store = s3_place.store()
+    file = put(store, "a.parquet", ROWS)
+    batches = iter_batches(store, file, ["text"], batch_rows=2)
+    first = next(batches)
+    put(store, "a.parquet", ROWS.slice(0, 4))
+    assert pa.Table.from_batches([first, *batches]) == ROWS.select(["text"])
+    with pytest.raises(ConflictError, match=r"a\.parquet has changed since it was listed"):
+        next(iter_batches(store, file, ["text"]))
+
+
+@pytest.mark.parametrize("small", [0, 1 << 20])
+def test_a_removed_file_is_a_conflict(store, small, monkeypatch):
+    monkeypatch.setattr("connectors._parquet_file._SMALL_BYTES", small)
     file = put(store, "a.parquet", ROWS)
     delete(store, "a.parquet")
     with pytest.raises(ConflictError, match="gone since it was listed"):
