@@ -32,6 +32,7 @@ EXTRAS = {
     "iceberg": ("pyiceberg",),
     "dagster": ("dagster", "dagster-pipes"),
     "openlineage": ("openlineage-python",),
+    "ray": ("ray",),
 }
 INTRUDERS = ("elasticsearch-curator", "optim", "connectors", "curator")
 """Distributions on PyPI that install packages of our names; beside them, `import curator` may find theirs."""

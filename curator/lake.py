@@ -858,7 +858,8 @@ class Lake:
         run: Run | str,
         out: str | os.PathLike[str],
         *,
-        workers: int = 1,
+        workers: int | None = None,
+        ray: str | None = None,
         dry_run: bool = False,
         storage_options: Mapping[str, Any] | None = None,
         on_progress: ProgressCallback = silent,
@@ -872,7 +873,10 @@ class Lake:
         Args:
             run: one that weighed rows, its id, or "latest".
             out: folder or URL.
-            workers: processes; with more than one, a script that calls this needs `if __name__ == "__main__":`.
+            workers: processes, by default 1; with more than one, a script that calls this needs
+                `if __name__ == "__main__":`. With `ray`, the most tasks at a time, by default one a processor.
+            ray: address of a Ray cluster whose machines score, all of which can reach the lake and `out`: "auto" for
+                the one that this machine belongs to, HOST:PORT, or "local" for one of this machine alone.
             dry_run: say what would be written.
             storage_options: for `out`; by default the lake's, if it is of the same kind.
             on_progress: told how far the work is, and how fast.
@@ -881,16 +885,17 @@ class Lake:
             NotFoundError: no such run.
             UsageError: the run has no scorer, or `out` lies in the lake or has other files in a shard's place.
             StorageError: the scorer is damaged, or `out` cannot be written.
-            TryAgainError: a worker was killed, or a file changed meanwhile.
+            TryAgainError: a worker was killed, a file changed meanwhile, or there is no such cluster.
+            MissingExtraError: `ray` is given and not installed.
         """
         from curator.score import score
 
-        if workers < 1:
+        if workers is not None and workers < 1:
             raise UsageError(f"workers={workers} cannot work; at least 1 is needed")
         with translated():
             chosen = self.run(run) if isinstance(run, str) else run
             place = self._place_for(out, storage_options)
-            return score(self, chosen, place, on_progress, workers=workers, dry_run=dry_run)
+            return score(self, chosen, place, on_progress, workers=workers, ray=ray, dry_run=dry_run)
 
     def scan(self, *, version: int | None = None, as_of: str | datetime | None = None) -> pl.LazyFrame:
         """A published version as a polars LazyFrame: all columns of the lake and the three weight columns.

@@ -92,10 +92,13 @@ class _Job:
     place: Store
     by_content: bool
 
-    def write(self, shard: _Shard) -> Iterator[int]:
-        """Write a shard; yields the number of rows of the lake that were read, a batch at a time."""
+    def rows(self, shard: _Shard) -> pa.Table:
+        """What the index says of the rows of a shard's file."""
         with closing(duck.connect(self.catalog, read_only=True)) as connection:
-            rows = connection.sql(_ROWS, params=[shard.file_id]).to_arrow_table().combine_chunks()
+            return connection.sql(_ROWS, params=[shard.file_id]).to_arrow_table().combine_chunks()
+
+    def write(self, shard: _Shard, rows: pa.Table) -> Iterator[int]:
+        """Write a shard; yields the number of rows of the lake that were read, a batch at a time."""
         schema, first = SCHEMA.with_metadata({_FOOTER: shard.footer}), 0
         with (
             staged_file(self.place, shard.file.path) as sink,
@@ -131,7 +134,16 @@ class _Job:
         )
 
 
-def score(lake: Lake, run: Run, place: Store, on_progress: ProgressCallback, *, workers: int, dry_run: bool) -> Scores:
+def score(
+    lake: Lake,
+    run: Run,
+    place: Store,
+    on_progress: ProgressCallback,
+    *,
+    workers: int | None,
+    ray: str | None,
+    dry_run: bool,
+) -> Scores:
     """Score the lake's rows as they are now; see `Lake.score`."""
     started = time.monotonic()
     scorer = run.scorer()
@@ -154,7 +166,7 @@ def score(lake: Lake, run: Run, place: Store, on_progress: ProgressCallback, *, 
         )
         lake.release()
         with lake.writing():
-            _write(job, missing, workers, on_progress)
+            _write(job, missing, workers, ray, on_progress)
             for path in stale:
                 delete(place, path)
     return Scores(
@@ -225,10 +237,19 @@ def _measured(lake: Lake, run: Run) -> pa.Table:
     return pa.table({"known": known, "row_weight": rows["row_weight"]})
 
 
-def _write(job: _Job, shards: Sequence[_Shard], workers: int, on_progress: ProgressCallback) -> None:
-    """Write shards, here or in processes of their own, and tell how fast."""
+def _write(
+    job: _Job, shards: Sequence[_Shard], workers: int | None, ray: str | None, on_progress: ProgressCallback
+) -> None:
+    """Write shards, here, in processes of their own, or by Ray, and tell how fast."""
     started, done, total = time.monotonic(), 0, sum(shard.file.num_rows for shard in shards)
-    written = _written_here(job, shards) if min(workers, len(shards)) < 2 else _written_by(workers, job, shards)
+    if ray is not None and shards:
+        from curator.integrations.ray import written_by_ray
+
+        written = written_by_ray(ray, workers, job, shards)
+    elif min(workers or 1, len(shards)) < 2:
+        written = _written_here(job, shards)
+    else:
+        written = _written_by(workers or 1, job, shards)
     for num_rows in written:
         done += num_rows
         speed = done / max(time.monotonic() - started, 1e-9)
@@ -237,7 +258,7 @@ def _write(job: _Job, shards: Sequence[_Shard], workers: int, on_progress: Progr
 
 def _written_here(job: _Job, shards: Sequence[_Shard]) -> Iterator[int]:
     for shard in shards:
-        yield from job.write(shard)
+        yield from job.write(shard, job.rows(shard))
 
 
 def _written_by(workers: int, job: _Job, shards: Sequence[_Shard]) -> Iterator[int]:
@@ -279,7 +300,7 @@ def _end_with(parent: Any) -> None:
 
 
 def _write_one(shard: _Shard) -> int:
-    return sum(_jobs[0].write(shard))
+    return sum(_jobs[0].write(shard, _jobs[0].rows(shard)))
 
 
 def _decoded(texts: pa.Array) -> pa.Array:

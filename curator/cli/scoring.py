@@ -23,7 +23,14 @@ def score(
     out: Annotated[
         str | None, typer.Option("--out", help="Folder or URL of the shards, one a file.", show_default=False)
     ] = None,
-    workers: Annotated[int, typer.Option("--workers", help="Processes that score.", min=1)] = 1,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", help="Processes that score, or tasks of Ray at a time.", min=1, show_default=False),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option("--ray", help="Score by a Ray cluster: auto, HOST:PORT, or local.", show_default=False),
+    ] = None,
     destination: DestinationOption = None,
     config: ConfigOption = None,
     *,
@@ -39,7 +46,7 @@ def score(
     if out is None:
         raise ConfigError("no place was named; pass --out FOLDER")
     with open_given(read_settings(lake_url, config), destination=destination) as lake, console.progress() as tell:
-        done = lake.score(run, out, workers=workers, dry_run=dry_run, on_progress=tell)
+        done = lake.score(run, out, workers=workers, ray=ray, dry_run=dry_run, on_progress=tell)
     if as_json:
         console.print_json({"status": "ok", "dry_run": dry_run, **dataclasses.asdict(done)})
         return

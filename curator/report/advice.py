@@ -21,18 +21,22 @@ _BEGUN = {
     "unstable": "The run was not stable",
 }
 
+_ROWS_TONES: Mapping[str, Tone] = {"unstable": "bad", "no gain": "idle"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
     """What the rules look at.
 
     `is_stepwise` says whether the weights moved by steps. `place` is the place that the line search took, 0 for the
-    prior; None where there was none. `judgement` is that of the newest comparison with this run, None without one.
+    prior; None where there was none. `judgement` is that of the newest comparison with this run, None without one;
+    with one domain there are no mixtures to compare.
     `num_leaks_kept` are rows of the target that the lake kept. `lake`, `run_id` and `target` are what commands name,
     quoted for a shell.
     """
 
     status: str
+    num_domains: int
     is_stepwise: bool
     place: float | None
     judgement: Judgement | None
@@ -68,9 +72,33 @@ class Advice:
 
 def advice(found: Findings) -> Advice:
     """What to say of a run, and what to do."""
+    if found.num_domains == 1:
+        return _of_rows_alone(found)
     said = [_of_verdict(found), _of_comparison(found), _of_caveat(found)]
     headline, tone = _headline(found)
     return Advice(headline=headline, tone=tone, sentences=tuple(filter(None, said)), commands=tuple(_commands(found)))
+
+
+def _of_rows_alone(found: Findings) -> Advice:
+    """Of a run that weighed the rows of one domain: no comparison of mixtures says anything of it."""
+    lake, tone = found.lake, _ROWS_TONES.get(found.status, "mixed")
+    commands = []
+    if found.status == "unstable":
+        headline = "The run was not stable"
+        first = "Do not use these weights: learn again with a lower learning rate (learn.learning_rate)."
+    elif found.status == "no gain":
+        headline = "No gain: nothing but noise tells the rows apart"
+        first = "There is nothing to publish. Show more rows of the target or take more steps."
+        steps = 2 * found.steps
+        commands.append(f"curator learn {lake} --target {found.target} --granularity sample --steps {steps}")
+    else:
+        headline = "The rows were weighed, but nothing has shown yet that their weights help"
+        first = "Before you rely on them, train a model on the rows that weigh most and one on as many drawn at random."
+        if not found.versions:
+            commands.append(f"curator publish {lake} --run {found.run_id}")
+        commands.append(f"curator materialize {lake} --top-k 0.5 --out HEAVIER")
+    sentences = tuple(filter(None, (first, _of_leaks(found))))
+    return Advice(headline=headline, tone=tone, sentences=sentences, commands=tuple(commands))
 
 
 def _headline(found: Findings) -> tuple[str, Tone]:
@@ -127,13 +155,19 @@ def _of_comparison(found: Findings) -> str:
     }.get(found.judgement, "")
 
 
+def _of_leaks(found: Findings) -> str:
+    if not found.num_leaks_kept:
+        return ""
+    rows = "row that also stands" if found.num_leaks_kept == 1 else "rows that also stand"
+    return (
+        f"The lake kept {found.num_leaks_kept:,} {rows} in the target, so weights and losses look better than they "
+        'are: learn again with target.leaks = "exclude".'
+    )
+
+
 def _of_caveat(found: Findings) -> str:
     if found.num_leaks_kept:
-        rows = "row that also stands" if found.num_leaks_kept == 1 else "rows that also stand"
-        return (
-            f"The lake kept {found.num_leaks_kept:,} {rows} in the target, so weights and losses look better than they "
-            'are: learn again with target.leaks = "exclude".'
-        )
+        return _of_leaks(found)
     if found.is_useful and found.budget_tokens is None:
         return (
             "Name the tokens that you will train on (learn.weights.budget_tokens) when you learn for a real training, "

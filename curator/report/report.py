@@ -87,6 +87,7 @@ def _findings(run: Run, source: Source) -> Findings:
     weights = learn.get("weights", {})
     return Findings(
         status=record["verdict"]["status"],
+        num_domains=len(record["domains"]),
         is_stepwise=record["summary"] is not None,
         place=search["place"] if search else None,
         judgement=judgement_of(source.comparisons, run.run_id),

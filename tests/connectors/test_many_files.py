@@ -68,6 +68,7 @@ def test_the_first_bad_file_in_order_is_named_and_nothing_is_indexed(place, conn
 
 @pytest.mark.parametrize("kind", ["local", "s3"])
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # of which most is S3, on the same cores
 def test_ten_thousand_files(kind, request, tmp_path, put):
     """Time against a bare listing is measured in tests/bench/bench_ingest.py."""
     place = request.getfixturevalue("s3_place") if kind == "s3" else None

@@ -303,6 +303,7 @@ def test_damaged_steps_are_named(tmp_path):
 
 FOUND = Findings(
     status="converged",
+    num_domains=3,
     is_stepwise=True,
     place=1.0,
     judgement=None,
@@ -386,6 +387,29 @@ def test_advice_follows_from_the_verdict(changes, tone, headline, first, command
     assert given.sentences[0].startswith(first)
     assert list(given.commands) == commands
     assert 1 <= len(given.sentences) <= 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "tone", "headline", "commands"),
+    [
+        ({}, "mixed", "The rows were weighed, but", [PUBLISH, "curator materialize lake --top-k 0.5 --out HEAVIER"]),
+        ({"versions": (1,)}, "mixed", "The rows were", ["curator materialize lake --top-k 0.5 --out HEAVIER"]),
+        (
+            {"status": "no gain"},
+            "idle",
+            "No gain: nothing but noise",
+            ["curator learn lake --target t.parquet --granularity sample --steps 600"],
+        ),
+        ({"status": "unstable"}, "bad", "The run was not stable", []),
+    ],
+)
+def test_advice_on_the_rows_of_one_domain_names_no_mixture(changes, tone, headline, commands):
+    given = advice(dataclasses.replace(FOUND, num_domains=1, place=None, num_leaks_kept=2, **changes))
+    assert (given.tone, list(given.commands)) == (tone, commands)
+    assert given.headline.startswith(headline)
+    assert len(given.sentences) == 2
+    assert "mixture" not in " ".join(given.sentences)
+    assert given.sentences[1].startswith("The lake kept 2 rows")
 
 
 def test_leaks_that_were_kept_and_a_missing_budget_are_told():

@@ -1,15 +1,29 @@
 """Scoring a lake: every row gets its weight, once, whoever was killed in between and whatever the lake has become."""
 
+import importlib.util
 import json
 import shutil
 import subprocess
+import sys
+import sysconfig
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from lake_cases import LANGUAGES, command, curator, environment, refusal, sentences, tree, values_of, write_rows
+from lake_cases import (
+    LANGUAGES,
+    REPOSITORY,
+    command,
+    curator,
+    environment,
+    refusal,
+    sentences,
+    tree,
+    values_of,
+    write_rows,
+)
 from process_cases import wait_until
 
 import curator as sdk
@@ -222,7 +236,7 @@ def test_a_job_that_fails_leaves_whole_shards_and_goes_on_with_the_others(here, 
         module._BATCH_ROWS, whole = 40, module._BATCH_ROWS
         try:
             with pytest.raises(StopError):
-                score(lake, run, place, stop, workers=1, dry_run=False)
+                score(lake, run, place, stop, workers=1, ray=None, dry_run=False)
         finally:
             module._BATCH_ROWS = whole
         assert [len(rows) for rows in shards(here / "out").values()] == [120] * failing
@@ -302,3 +316,84 @@ def test_the_command_says_what_it_did(here):
     assert done.stdout.startswith(f"wrote 3 shards of 360 rows by run r1 to {here / 'out'} in ")
     assert "score 360/360 rows" in done.stderr
     assert refusal(curator(here, "score", "lake"), 2) == "no place was named; pass --out FOLDER"
+
+
+# by Ray -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def by_ray(tmp_path_factory):
+    """`by_ray(folder, *arguments)` is `curator …` where Ray is installed, too; needs a package index."""
+    folder = tmp_path_factory.mktemp("ray") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    (site,) = folder.glob("lib/*/site-packages")
+    (site / "ours.pth").write_text("\n".join([sysconfig.get_path("purelib"), str(REPOSITORY)]))
+    if subprocess.run([folder / "bin" / "pip", "install", "--quiet", "ray[data]==2.60.0"], check=False).returncode:
+        pytest.skip("cannot install Ray")
+
+    def run(cwd, *arguments, program=("-m", "curator")):
+        command_ = [folder / "bin" / "python", *program, *map(str, arguments)]
+        given = environment(cwd, RAY_ENABLE_UV_RUN_RUNTIME_ENV="0")
+        return subprocess.run(command_, cwd=cwd, env=given, capture_output=True, text=True, timeout=300, check=False)
+
+    return run
+
+
+@pytest.mark.slow
+def test_ray_writes_the_same_shards(here, by_ray):
+    for number in range(5):
+        write_rows(here / "lake" / f"more-{number}.parquet", text=sentences("north", 30, number), domain=["north"] * 30)
+    with sdk.open_lake(str(here / "lake")) as lake:
+        lake.score("r1", here / "here")
+    asked = ("score", here / "lake", "--run", "r1", "--out", here / "ray", "--ray", "local", "--workers", 2, "--json")
+    done = values_of(by_ray(here, *asked))
+    assert (done["num_files"], done["num_written"], done["num_rows"]) == (8, 8, 510)
+    assert tree(here / "ray") == tree(here / "here")
+    (here / "ray" / "north.parquet").unlink()
+    done = values_of(by_ray(here, *asked))
+    assert (done["num_there"], done["num_written"]) == (7, 1)
+    assert tree(here / "ray") == tree(here / "here")
+
+
+CHANGE_A_FILE = """
+import os, sys
+import curator
+from curator.errors import TryAgainError
+
+lake = curator.open_lake("lake")
+lake.ingest()
+writing = lake.writing
+def change_a_file():  # the last thing before the work is handed over
+    os.replace("other.parquet", "lake/north.parquet")
+    return writing()
+lake.writing = change_a_file
+try:
+    lake.score("r1", "ray", ray="local", workers=1)
+except TryAgainError as error:
+    print("refused:", error)
+"""
+
+
+@pytest.mark.slow
+def test_what_a_task_of_ray_refuses_is_said_as_by_a_process(here, by_ray):
+    write_rows(here / "other.parquet", text=["other"], domain=["north"])
+    done = by_ray(here, CHANGE_A_FILE, program=("-c",))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("refused: ")
+    assert "north.parquet has changed since it was listed" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_cluster_that_there_is_not_is_one_sentence(here, by_ray):
+    asked = ("score", here / "lake", "--run", "r1", "--out", here / "ray", "--ray")
+    assert "there is no Ray cluster at 'auto'" in refusal(by_ray(here, *asked, "auto"), 75)
+    assert "is that of a client" in refusal(by_ray(here, *asked, "ray://somewhere:10001"), 2)
+    assert not (here / "ray").exists()
+
+
+def test_scoring_by_ray_says_what_to_install(here):
+    if importlib.util.find_spec("ray"):
+        pytest.skip("it is installed")
+    said = refusal(curator(here, "score", here / "lake", "--run", "r1", "--out", here / "out", "--ray", "local"), 2)
+    assert said == "scoring by Ray needs the package 'ray': pip install 'lake-curator[ray]'"
