@@ -5,9 +5,11 @@ read through fsspec.
 """
 
 import re
+import secrets
+import shutil
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import duckdb
@@ -29,6 +31,7 @@ Error = duckdb.Error
 
 _SETTINGS = {"autoinstall_known_extensions": False, "autoload_known_extensions": False}
 _RETRY_SECONDS = 0.1
+_OLD_COPY_SECONDS = 24 * 3600
 _STORAGE_VERSION = "v1.2.0"
 
 
@@ -54,6 +57,57 @@ def connect(
             if time.monotonic() >= deadline:
                 raise
             time.sleep(_RETRY_SECONDS)
+
+
+@contextmanager
+def writing(path: Path, *, lock_timeout_seconds: float = 5.0) -> Iterator[Connection]:
+    """A connection that writes the catalog at `path` (created if missing).
+
+    If somebody is still reading the catalog after the timeout, it is a copy that takes its place when the block ends
+    without an exception: readers go on with what they had until they connect again. Of two who do so at once the last
+    one's counts, whole. Costs the catalog's bytes again on the disk, for as long as readers keep the old one.
+
+    Raises:
+        BusyError: another process writes the catalog, or this one has it open with other settings.
+        NotFoundError, CorruptFileError: as `connect`.
+    """
+    try:
+        opened = connect(path, lock_timeout_seconds=lock_timeout_seconds)
+    except BusyError:
+        if _wal(path).exists():  # what a killed process wrote last, which only a writer can take up
+            raise
+        try:
+            reader = connect(path, read_only=True, lock_timeout_seconds=0)
+        except ConnectorError:
+            reader = None
+        if reader is None:
+            raise
+        with closing(reader), _copy_for(path) as opened:  # as long as it is read here, nobody writes it
+            yield opened
+        return
+    with closing(opened):
+        yield opened
+
+
+@contextmanager
+def _copy_for(path: Path) -> Iterator[Connection]:
+    """A connection to a copy of `path`, which then replaces it."""
+    for left in path.parent.glob(f".{path.name}-*"):  # by processes that were killed
+        if left.stat().st_mtime < time.time() - _OLD_COPY_SECONDS:
+            left.unlink(missing_ok=True)
+    copy = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+    try:
+        shutil.copyfile(path, copy)
+        with closing(connect(copy)) as opened:
+            yield opened
+        copy.replace(path)
+    finally:
+        copy.unlink(missing_ok=True)
+        _wal(copy).unlink(missing_ok=True)
+
+
+def _wal(path: Path) -> Path:
+    return path.with_name(f"{path.name}.wal")
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from connectors._database import (
     quote_literal,
     register_store,
     transaction,
+    writing,
 )
 from connectors._index import CONTENT, IngestReport, OnBadRows, changed_files, create_index_tables, ingest
 from connectors._views import (
@@ -51,4 +52,5 @@ __all__ = [
     "register_store",
     "transaction",
     "version_rows",
+    "writing",
 ]

@@ -260,7 +260,7 @@ class Lake:
 
         Raises:
             InputError: a missing or mistyped column, a corrupt file, or rows that cannot be used.
-            TryAgainError: another process holds the catalog.
+            TryAgainError: another process writes the catalog.
         """
         with translated():
             self.release()
@@ -964,7 +964,7 @@ class Lake:
         path = self.catalog_path
         is_new, is_ours = not path.exists(), False
         try:
-            with duck.connect(path) as connection:
+            with duck.writing(path) as connection:
                 is_ours = is_new
                 yield connection
         except BaseException:

@@ -1,5 +1,6 @@
 """Connections to a catalog, quoting and transactions."""
 
+import os
 import subprocess
 import sys
 
@@ -34,6 +35,71 @@ def test_the_same_catalog_opened_otherwise_in_this_process_is_busy(tmp_path):
     path = tmp_path / "catalog.duckdb"
     with duck.connect(path), pytest.raises(BusyError, match="this process has the catalog"):
         duck.connect(path, read_only=True, lock_timeout_seconds=0)
+
+
+READER = HOLDER.replace("(sys.argv[1])", "(sys.argv[1], read_only=True)").replace(
+    "sys.stdin.read()", "sys.stdin.readline(); print(connection.sql('FROM t').fetchall(), flush=True)"
+)
+
+
+@pytest.fixture
+def catalog(tmp_path):
+    """With a table `t` of one row."""
+    with duck.connect(tmp_path / "catalog.duckdb") as connection:
+        connection.execute("CREATE TABLE t AS SELECT 1 AS n")
+    return tmp_path / "catalog.duckdb"
+
+
+def write(path, *statements):
+    with duck.writing(path, lock_timeout_seconds=0) as connection:
+        for statement in statements:
+            connection.execute(statement)
+
+
+def rows_of(path):
+    with duck.connect(path, read_only=True) as connection:
+        return connection.execute("FROM t").fetchall()
+
+
+def test_a_catalog_that_others_read_is_written_and_they_keep_what_they_had(catalog):
+    left = catalog.with_name(".catalog.duckdb-1234abcd")
+    left.write_text("of a process that was killed long ago")
+    os.utime(left, (0, 0))
+    with subprocess.Popen(
+        [sys.executable, "-c", READER, catalog], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as reader:
+        assert reader.stdout.readline() == b"held\n"
+        with pytest.raises(duck.Error, match="nope"):
+            write(catalog, "UPDATE t SET n = 2", "SELECT nope")
+        assert rows_of(catalog) == [(1,)]
+        with duck.writing(catalog, lock_timeout_seconds=0) as connection:
+            connection.execute("UPDATE t SET n = 3")
+            with pytest.raises(BusyError):  # nobody writes it in its place meanwhile
+                duck.connect(catalog, lock_timeout_seconds=0)
+        assert rows_of(catalog) == [(3,)]
+        assert reader.communicate(b"\n")[0] == b"[(1,)]\n"
+    assert [path.name for path in catalog.parent.iterdir()] == ["catalog.duckdb"]
+
+
+def test_two_who_write_while_others_read_leave_one_of_both(catalog):
+    with duck.connect(catalog, read_only=True), duck.writing(catalog, lock_timeout_seconds=0) as connection:
+        connection.execute("INSERT INTO t VALUES (10)")
+        write(catalog, "INSERT INTO t VALUES (20)")
+    assert rows_of(catalog) == [(1,), (10,)]
+    assert [path.name for path in catalog.parent.iterdir()] == ["catalog.duckdb"]
+
+
+def test_a_catalog_that_is_being_written_or_waits_for_a_writer_is_busy(catalog):
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, catalog], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(BusyError, match=f"process {holder.pid} "):
+            write(catalog)
+        holder.communicate()
+    catalog.with_name("catalog.duckdb.wal").write_bytes(b"")
+    with duck.connect(catalog, read_only=True), pytest.raises(BusyError):
+        write(catalog)
 
 
 def test_what_is_not_a_catalog_is_named(tmp_path):

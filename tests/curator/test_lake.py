@@ -6,7 +6,8 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from lake_cases import FAST, sentences, tree, write_lake, write_rows
+from lake_cases import FAST, sentences, tree, values_of, write_lake, write_rows
+from lake_cases import curator as command_line
 
 import curator
 from connectors import duck
@@ -410,6 +411,16 @@ def test_readers_do_not_shut_each_other_out(lake):
     lake.ingest()
     with curator.open_lake(lake.config.url) as other:
         assert counts(lake) == counts(other)
+
+
+def test_files_are_ingested_by_one_process_while_another_reads(lake, tmp_path):
+    lake.ingest()
+    assert counts(lake)["north"] == 24
+    write_rows(tmp_path / "lake" / "new.parquet", text=["x", "y"], domain=["north"] * 2)
+    said = command_line(tmp_path, "ingest", lake.config.url, "--json", CURATOR_HOME=os.environ["CURATOR_HOME"])
+    assert values_of(said)["added"] == 1
+    assert counts(lake)["north"] == 26
+    assert [path.name for path in lake.workdir.glob(".catalog*")] == []
 
 
 # no error of another package --------------------------------------------------------------------------------------
