@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 
-from connectors._database import Connection, memory_limit, quote_identifier, register_store
-from connectors._parquet_file import OnProgress, ParquetFile, check_unchanged
-from connectors._sources import COPY, FILE_COLUMNS, check_names, has_copy, rows_of_files
+from connectors._database import Connection, Error, memory_limit, quote_identifier, register_store
+from connectors._parquet_file import OnProgress, ParquetFile, check_unchanged, iter_batches
+from connectors._sources import COPY, FILE_COLUMNS, check_names, files_without_copy, has_copy, rows_of_files
 from connectors.plain import Corpus
 
 _ROWS_AT_A_TIME = 200_000
 _FILES_AT_A_TIME = 500
-_MEMORY_LIMIT = "2GB"
+_MEMORY_GIBIBYTES = 1.8
 
 
 def drop_copy(connection: Connection) -> None:
@@ -32,24 +32,24 @@ def update_copy(connection: Connection, corpus: Corpus, on_progress: OnProgress)
 
     Raises:
         ConflictError: a file changed since it was listed.
+        CorruptFileError: a column that the index does not read is damaged.
         UnsupportedError: a column has a name that DuckDB needs for itself.
     """
     check_names(corpus.schema)
     register_store(connection, corpus.store)
     _create_if_other(connection, corpus)
     connection.execute(f"DELETE FROM {COPY} WHERE file_index NOT IN (SELECT file_id FROM files)")
-    missing = {
-        path
-        for (path,) in connection.execute(
-            f"SELECT path FROM files WHERE num_rows > 0 AND file_id NOT IN (SELECT DISTINCT file_index FROM {COPY})"
-        ).fetchall()
-    }
+    missing = files_without_copy(connection)
     wanted = [file for file in corpus.files if file.path in missing]
     total, done = sum(file.num_rows for file in wanted), 0
-    with memory_limit(connection, _MEMORY_LIMIT):
+    with memory_limit(connection, _MEMORY_GIBIBYTES):
         for files in _chunks(wanted):
             names = list(dict.fromkeys(name for file in files for name in file.schema.names))
-            connection.execute(f"INSERT INTO {COPY} BY NAME {_rows(connection, corpus, files, names)}")
+            try:
+                connection.execute(f"INSERT INTO {COPY} BY NAME {_rows(connection, corpus, files, names)}")
+            except Error:
+                _find_fault(corpus, files)
+                raise
             for file in files:
                 check_unchanged(corpus.store, file)
             done += sum(file.num_rows for file in files)
@@ -57,9 +57,25 @@ def update_copy(connection: Connection, corpus: Corpus, on_progress: OnProgress)
     return total
 
 
+def _find_fault(corpus: Corpus, files: Sequence[ParquetFile]) -> None:
+    """Raises what is wrong with one of the files, which DuckDB does not tell: it changed, or is damaged."""
+    for file in files:
+        for _ in iter_batches(corpus.store, file, file.schema.names):
+            pass
+
+
 def _create_if_other(connection: Connection, corpus: Corpus) -> None:
     """Makes the empty table, unless there is one with the columns that the lake has now."""
     rows = f"{_rows(connection, corpus, corpus.files, corpus.schema.names)} LIMIT 0"
+    try:
+        _create_unless(connection, rows)
+    except Error:
+        for file in corpus.files:
+            check_unchanged(corpus.store, file)
+        raise
+
+
+def _create_unless(connection: Connection, rows: str) -> None:
     if has_copy(connection):
         wanted, known = (
             connection.execute(f"SELECT column_name, column_type FROM (DESCRIBE {what})").fetchall()

@@ -32,6 +32,7 @@ Error = duckdb.Error
 _SETTINGS = {"autoinstall_known_extensions": False, "autoload_known_extensions": False}
 _RETRY_SECONDS = 0.1
 _OLD_COPY_SECONDS = 24 * 3600
+_GIBIBYTES = {"KiB": 2**-20, "MiB": 2**-10, "GiB": 1.0, "TiB": 2.0**10, "PiB": 2.0**20}
 _STORAGE_VERSION = "v1.2.0"
 
 
@@ -128,14 +129,19 @@ def attached(path: Path) -> Iterator[Connection]:
 
 
 @contextmanager
-def memory_limit(connection: Connection, limit: str) -> Iterator[None]:
-    """DuckDB keeps to `limit`, such as "2GB", where it would take four fifths of the machine's memory."""
-    before = connection.execute("SELECT current_setting('memory_limit')").fetchall()[0][0]
-    connection.execute(f"SET memory_limit = {quote_literal(limit)}")
+def memory_limit(connection: Connection, gibibytes: float) -> Iterator[None]:
+    """DuckDB keeps to so much, or less if it has less, where it would take four fifths of the machine's memory."""
+    (before,) = connection.execute("SELECT current_setting('memory_limit')").fetchall()[0]
+    number, unit = str(before).split()
+    if float(number) * _GIBIBYTES.get(unit, 0) <= gibibytes:
+        yield
+        return
+    connection.execute(f"SET memory_limit = '{gibibytes} GiB'")
     try:
         yield
     finally:
-        connection.execute(f"SET memory_limit = {quote_literal(before)}")
+        with suppress(Error):  # in a transaction that has failed nothing can be set, and the failure is what counts
+            connection.execute(f"SET memory_limit = {quote_literal(before)}")
 
 
 def quote_identifier(name: str) -> str:

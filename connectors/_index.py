@@ -100,6 +100,12 @@ def create_index_tables(connection: Connection) -> None:
         connection.execute(_INDEX_TABLES)
 
 
+def has_index(connection: Connection) -> bool:
+    """Whether `ingest` has ended here once; a catalog without an index is what a killed one leaves."""
+    found = connection.execute("SELECT count(*) FROM duckdb_tables() WHERE table_name IN ('files', 'sample_index')")
+    return bool(found.fetchall()[0][0] == 2)
+
+
 def changed_files(connection: Connection, corpus: Corpus) -> list[str]:
     """Paths that differ between the index and `corpus`: new, changed or gone; `[]` if nothing needs ingesting."""
     with database_errors("the catalog"):

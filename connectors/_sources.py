@@ -60,8 +60,19 @@ def rows_of_copy(connection: Connection, paths: Sequence[str], partitions: Parti
     return f"{COPY} AS p JOIN {files} ON p.file_index = f.lake_file_id"
 
 
+def has_whole_copy(connection: Connection) -> bool:
+    """Whether the catalog keeps the rows of all files of the index; not if something else changed the index alone."""
+    return has_copy(connection) and not files_without_copy(connection)
+
+
+def files_without_copy(connection: Connection) -> set[str]:
+    """Paths of the files of the index whose rows the copy lacks."""
+    lacking = f"SELECT path FROM files WHERE num_rows > 0 AND file_id NOT IN (SELECT DISTINCT file_index FROM {COPY})"
+    return {path for (path,) in connection.execute(lacking).fetchall()}
+
+
 def has_copy(connection: Connection) -> bool:
-    """Whether the catalog keeps the rows themselves."""
+    """Whether the catalog keeps rows themselves."""
     found = connection.execute(
         "SELECT count(*) FROM duckdb_tables() WHERE database_name = current_database() AND table_name = ?", [COPY]
     ).fetchall()

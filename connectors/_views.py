@@ -6,7 +6,7 @@ from connectors._database import Connection, database_errors, duck_path, quote_i
 from connectors._index import CONTENT, changed_files
 from connectors._parquet_file import parse_partition
 from connectors._rows import Columns
-from connectors._sources import FILE_COLUMNS, check_names, has_copy, rows_of_copy, rows_of_files
+from connectors._sources import FILE_COLUMNS, check_names, has_whole_copy, rows_of_copy, rows_of_files
 from connectors.errors import ConflictError, SchemaError, suggest
 from connectors.plain import Corpus
 from connectors.store import Store
@@ -50,7 +50,7 @@ def create_samples_view(
     by_name = any(not file.schema.equals(corpus.schema) for file in corpus.files)
     with database_errors("the catalog"):
         values = (partitions, partition_values)
-        if has_copy(connection):
+        if has_whole_copy(connection):
             source = rows_of_copy(connection, list(paths), values)
         else:
             source = rows_of_files(connection, corpus.store, paths, values, by_name=by_name)

@@ -19,7 +19,7 @@ from connectors._database import (
     transaction,
     writing,
 )
-from connectors._index import CONTENT, IngestReport, OnBadRows, changed_files, create_index_tables, ingest
+from connectors._index import CONTENT, IngestReport, OnBadRows, changed_files, create_index_tables, has_index, ingest
 from connectors._views import (
     create_duplicates_view,
     create_published_view,
@@ -46,6 +46,7 @@ __all__ = [
     "create_samples_view",
     "create_version_view",
     "duck_path",
+    "has_index",
     "ingest",
     "quote_identifier",
     "quote_literal",

@@ -178,12 +178,14 @@ def print_forecast(found: Forecast, memory_bytes: int) -> None:
     """What a run will take."""
     tokens, sizes, (few, many) = found.tokens, found.publish_bytes, found.search_trainings
     searched = f"; then {few} to {many} trainings judge what was learned" if many else ""
+    is_known = found.num_sampled == found.num_rows
+    interval = f" (95 % interval {tokens.low:,.0f} … {tokens.high:,.0f})"
+    source = ", all rows" if is_known else f"{interval}, from {found.num_sampled:,} rows"
     workers = f"each of {found.data_parallel} workers" if found.data_parallel > 1 else "the worker"
     out().print(
         f"rows      {found.num_rows:,} in {found.num_files:,} files, {found.num_domains:,} domains; "
         f"target {found.num_target_rows:,} rows\n"
-        f"tokens    {tokens.mean:,.0f} (95 % interval {tokens.low:,.0f} … {tokens.high:,.0f}), "
-        f"from {found.num_sampled:,} rows tokenized\n"
+        f"tokens    {tokens.mean:,.0f}{source} tokenized\n"
         f"steps     {found.steps:,} of at most {found.step_tokens:,} tokens{searched}\n"
         f"publish   writes {sizes.low / 1e6:,.1f} to {sizes.high / 1e6:,.1f} MB, the lake's files with the weights\n"
         f"memory    {memory_bytes / 2**30:,.2f} GiB for {workers} at most"

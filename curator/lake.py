@@ -38,6 +38,7 @@ from curator.places import (
     make_work_folder,
     remember_columns,
     remembered_columns,
+    remembered_ways,
     work_folder,
     would_be_read_as_lake,
 )
@@ -134,7 +135,9 @@ def open_lake(
             )
         workdir = work_folder(place)
         chosen = base.model_dump(exclude_unset=True) | {k: v for k, v in given.items() if v is not None}
-        if not {"text", "domain"} <= chosen.keys():
+        if {"text", "domain"} <= chosen.keys():
+            chosen = remembered_ways(workdir) | chosen
+        else:
             chosen = remembered_columns(workdir, place) | chosen
         settings = parse(LakeConfig, chosen | {"url": url}, "the arguments")
         if settings.text == settings.domain:
@@ -164,6 +167,7 @@ class Lake:
         self._is_confined = False
         self._past: dict[int, duck.Connection] = {}
         self._session_folder: Path | None = None
+        self._is_outdated = False
         self._drop_session_folder: weakref.finalize[..., Lake] | None = None
 
     @property
@@ -207,9 +211,10 @@ class Lake:
         """Where the catalog's file is or will be; in mode "view" a temporary one, until the lake is closed."""
         if self.config.mode != "view":
             return catalog.catalog_path(self.workdir)
-        if self._session_folder is None:
-            self._session_folder = Path(mkdtemp(prefix="curator-"))
-            self._drop_session_folder = weakref.finalize(self, shutil.rmtree, self._session_folder, ignore_errors=True)
+        if self._session_folder is None or not self._session_folder.exists():
+            with translated():
+                self._session_folder = Path(mkdtemp(prefix="curator-"))
+            self._drop_session_folder = weakref.finalize(self, _remove_folder, self._session_folder, os.getpid())
         return catalog.catalog_path(self._session_folder)
 
     @property
@@ -288,6 +293,9 @@ class Lake:
                     ),
                 )
             remember_columns(self.workdir, config)
+            self._is_outdated = False
+            if config.mode == "view":
+                catalog.catalog_path(self.workdir).unlink(missing_ok=True)
             return report
 
     def learn(
@@ -795,7 +803,7 @@ class Lake:
                 check_corpus_unchanged(self.corpus)
                 raise UsageError(f"the query failed: {one_line(error)}") from error
             check_corpus_unchanged(self.corpus)
-        return table.schema.names, list(zip(*(column.to_pylist() for column in table.columns), strict=True))
+        return table.schema.names, list(zip(*map(_values, table.columns), strict=True))
 
     def select(
         self, selection: Selection, *, version: int | None = None, as_of: str | datetime | None = None
@@ -927,16 +935,18 @@ class Lake:
         if self._connection is not None:
             return self._connection
         path = self.catalog_path
-        if not path.exists() and self.config.mode == "view":
+        if self.config.mode == "view" and (self._is_outdated or not path.exists()):
             self.ingest()
+        not_yet = InputError(
+            f"{self.url} has not been ingested yet; run `curator ingest {self.address} --text COLUMN --domain COLUMN`"
+        )
         if not path.exists():
-            raise InputError(
-                f"{self.url} has not been ingested yet; run "
-                f"`curator ingest {self.address} --text COLUMN --domain COLUMN`"
-            )
+            raise not_yet
         with translated():
             self._connection = duck.connect(path, read_only=True)
             try:
+                if not duck.has_index(self._connection):
+                    raise not_yet
                 self._check_unchanged(self._connection)
                 duck.create_samples_view(
                     self._connection,
@@ -974,7 +984,7 @@ class Lake:
             raise
 
     def _drop_session_catalog(self) -> None:
-        """Take away the catalog of mode "view"; it is made again when it is needed."""
+        """Take away the catalog of mode "view"; it is made again if it is needed."""
         if self._drop_session_folder is not None:
             self._drop_session_folder()
             self._session_folder = self._drop_session_folder = None
@@ -1014,7 +1024,7 @@ class Lake:
             listed = sorted((info.path, info.size_bytes, info.version) for info in self.connector.list_files())
             if listed != [(file.path, file.size_bytes, file.version) for file in self._corpus.files]:
                 self.release()
-                self._drop_session_catalog()
+                self._is_outdated = True
                 self._corpus = None
         seen = (self.connector.revision(), *catalog.list_records(self.destination))
         if seen != self._seen:
@@ -1176,3 +1186,17 @@ class Lake:
 
 def _goal(given: str | TargetConfig, text: str | None = None) -> TargetConfig:
     return given if isinstance(given, TargetConfig) else TargetConfig(url=given, text=text)
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    """As Python has them; times with nanoseconds, which it has not, as text."""
+    try:
+        return cast("list[Any]", column.to_pylist())
+    except ValueError:
+        return cast("list[Any]", column.cast(pa.string()).to_pylist())
+
+
+def _remove_folder(folder: Path, pid: int) -> None:
+    """In the process that made it: a forked one must not take it from the other."""
+    if os.getpid() == pid:
+        shutil.rmtree(folder, ignore_errors=True)

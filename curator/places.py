@@ -26,7 +26,8 @@ CHECKPOINTS = "checkpoints"
 VIEWS = "curator.duckdb"
 """In the work folder, if it was asked for: `curator.views`, renewed whenever a version is made."""
 _SETTINGS = "lake.json"
-_REMEMBERED = ("text", "domain", "key", "id_hash", "skip_bad_rows", "mode")
+_OF_ANY_COLUMNS = ("id_hash", "mode")
+_REMEMBERED = ("text", "domain", "key", "skip_bad_rows", *_OF_ANY_COLUMNS)
 
 
 def would_be_read_as_lake(root: Store, url: str, place: Store) -> bool:
@@ -45,13 +46,26 @@ def would_be_read_as_lake(root: Store, url: str, place: Store) -> bool:
 
 
 def remembered_columns(workdir: Path, destination: Store) -> dict[str, Any]:
-    """The columns that the lake was last used with: on this machine, else in its newest run."""
-    try:
-        values = json.loads((workdir / _SETTINGS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    """The columns that the lake was last used with, and how: on this machine, else in its newest run."""
+    values = _remembered(workdir)
+    if values is None:
         records = catalog.read_run_records(destination)
         values = records[-1]["lake"] if records else {}
     return {key: values[key] for key in _REMEMBERED if values.get(key) is not None}
+
+
+def remembered_ways(workdir: Path) -> dict[str, Any]:
+    """How the lake was last used on this machine, whatever its columns are."""
+    values = _remembered(workdir) or {}
+    return {key: values[key] for key in _OF_ANY_COLUMNS if values.get(key) is not None}
+
+
+def _remembered(workdir: Path) -> dict[str, Any] | None:
+    try:
+        values = json.loads((workdir / _SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return values if isinstance(values, dict) else None
 
 
 def remember_columns(workdir: Path, config: LakeConfig) -> None:

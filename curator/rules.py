@@ -67,10 +67,14 @@ def changed_settings(record: Mapping[str, Any], lake: LakeConfig, learn: LearnCo
     pairs += [(f"lake.{name}", lake_then[name], getattr(lake, name)) for name in _COLUMNS]
     if leaks is not None and "leaks" in record:
         pairs.append(("target.leaks", "keep" if record["leaks"]["kept"] else "exclude", leaks))
-    changed = [f"{name} was {old!r} and is {new!r}" for name, old, new in pairs if old != new]
+    changed = [f"{name} was {_shown(old)} and is {_shown(new)}" for name, old, new in pairs if old != new]
     if not changed and _reads_otherwise(record, learn.weights.prior):
         changed.append(f"the file learn.weights.prior={learn.weights.prior!r} held another mixture")
     return changed
+
+
+def _shown(value: object) -> str:
+    return "not set" if value is None else repr(value)
 
 
 def _reads_otherwise(record: Mapping[str, Any], prior: str) -> bool:

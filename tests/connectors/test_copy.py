@@ -4,12 +4,14 @@ import datetime as dt
 import decimal
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from connectors import duck
-from connectors.errors import ConflictError, ConnectorError, UnsupportedError
+from connectors._database import memory_limit
+from connectors.errors import ConflictError, ConnectorError, CorruptFileError, UnsupportedError
 from connectors.plain import list_parquet
-from connectors.store import delete, open_store
+from connectors.store import delete, open_store, read_bytes, write_object
 
 COLUMNS = {"text": "text", "domain": "source"}
 
@@ -127,6 +129,56 @@ def test_a_failure_while_copying_leaves_index_and_copy_as_they_were(url, connect
         ingest(connection, url, on_copied=stop)
     assert rows_of(connection, corpus) == before
     assert ingest(connection, url).rows_copied == 1
+
+
+@pytest.mark.parametrize("change", ["other columns", "gone"])
+def test_a_file_that_changes_before_it_is_copied_is_a_conflict(url, connection, put, change):
+    put(url, "a.parquet", text=["a"], source=["x"], n=[1])
+
+    def spoil(done, total):
+        if change == "gone":
+            delete(open_store(url), "a.parquet")
+        else:
+            put(url, "a.parquet", text=["a"], source=["x"])
+
+    with pytest.raises(ConflictError, match=r"a\.parquet has (gone|changed) since it was listed"):
+        ingest(connection, url, on_progress=spoil)
+
+
+def test_damage_in_a_column_that_the_index_does_not_read_is_named(url, connection, put):
+    put(url, "a.parquet", text=["a"], source=["x"], other=["fine"])
+    put(url, "b.parquet", text=["b"] * 9, source=["x"] * 9, other=[f"{i} and more" for i in range(9)])
+    store = open_store(url)
+    data = read_bytes(store, "b.parquet")
+    first = pq.read_metadata(pa.BufferReader(data)).row_group(0).column(2)
+    begin = first.dictionary_page_offset
+    end = begin + first.total_compressed_size
+    write_object(store, "b.parquet", data[:begin] + b"\xff" * (end - begin) + data[end:])
+    with pytest.raises(CorruptFileError, match=r"b\.parquet is damaged"):
+        ingest(connection, url)
+    assert ingest(connection, url, copy_rows=False).rows_indexed == 10
+
+
+def test_a_copy_that_lacks_a_file_of_the_index_is_not_asked(url, connection, put):
+    """As after an index that somebody else brought up to date, who knew of no copy."""
+    put(url, "a.parquet", text=["a"], source=["x"])
+    put(url, "b.parquet", text=["b", "c"], source=["x", "y"])
+    ingest(connection, url)
+    connection.execute("DELETE FROM lake_copy WHERE text = 'a'")
+    assert rows_of(connection, list_parquet(url)) == anew(url)
+    assert ingest(connection, url).rows_copied == 1
+
+
+def test_the_memory_limit_is_never_raised_and_comes_back(connection):
+    def limit():
+        return connection.execute("SELECT current_setting('memory_limit')").fetchall()[0][0]
+
+    connection.execute("SET memory_limit = '4GiB'")
+    with memory_limit(connection, 1.5):
+        assert limit() == "1.5 GiB"
+        with memory_limit(connection, 2):
+            assert limit() == "1.5 GiB"
+    assert limit() == "4.0 GiB"
 
 
 def test_progress_and_chunks_of_many_small_files(url, connection, put, monkeypatch):

@@ -1,5 +1,6 @@
 """What a plan says of a run against what the run then is."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -8,6 +9,7 @@ from lake_cases import FAST, curator, refusal, tree, values_of, write_settings
 
 import curator as sdk
 from curator.config import LearnConfig
+from curator.console import print_forecast
 from curator.errors import InputError
 from curator.forecast import _tokens, _trainings
 
@@ -78,7 +80,7 @@ def test_a_plan_of_row_weights_has_the_pairs_that_compare_rows(learned):
     assert found.parts["rows"].mean == pytest.approx((15 + measured) * step)
 
 
-def test_a_plan_says_its_uncertainty_and_refuses_what_learn_would(learned, tmp_path):
+def test_a_plan_says_its_uncertainty_and_refuses_what_learn_would(learned, tmp_path, capsys):
     settings = write_settings(tmp_path / "fast.toml")
     with sdk.open_lake(str(learned.lake)) as lake:
         found = lake.forecast(str(learned.target), calibration_steps=0, **FAST | {"line_search": {"places": [1.0]}})
@@ -88,7 +90,9 @@ def test_a_plan_says_its_uncertainty_and_refuses_what_learn_would(learned, tmp_p
     call = ("plan", learned.lake, "--target", learned.target, "--config", settings)
     shown = curator(tmp_path, *call, "--calibration-steps", 0).stdout
     assert "time      not known: no step was timed" in shown
-    assert "95 % interval" in shown
+    assert ", all rows tokenized" in shown
+    print_forecast(dataclasses.replace(found, num_sampled=found.num_rows - 1), 1)
+    assert f"(95 % interval {found.tokens.low:,.0f} … " in capsys.readouterr().out
     rows = values_of(curator(tmp_path, *call, "--calibration-steps", 0, "--granularity", "sample", "--json"))
     assert rows["steps"] == FAST["steps"] + 4 * FAST["steps"] // 3  # four pairs, a third of the steps each
     assert "leave --granularity out" in refusal(curator(tmp_path, "plan", "--granularity", "sample"), 2)

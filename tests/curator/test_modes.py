@@ -2,12 +2,15 @@
 
 import gc
 import os
+import shutil
+import subprocess
+import sys
 import tempfile
 
 import pyarrow as pa
 import pytest
 from lake_cases import curator as cli
-from lake_cases import refusal, sentences, values_of, write_lake, write_rows
+from lake_cases import environment, refusal, sentences, values_of, write_lake, write_rows
 from selection_cases import record_run
 
 import curator
@@ -133,11 +136,82 @@ def test_a_view_that_nobody_closes_goes_with_the_lake(folder, tmp_path):
     assert session_folders(tmp_path) == []
 
 
+def test_a_mode_lasts_when_the_columns_are_named(folder):
+    columns = {"text": "text", "domain": "domain"}
+    with curator.open_lake(str(folder), mode="table", **columns) as lake:
+        lake.ingest()
+    with curator.open_lake(str(folder), **columns) as lake:
+        assert (lake.config.mode, lake.ingest().rows_copied) == ("table", 0)
+
+
+def test_a_view_takes_the_catalog_of_another_mode_away(folder):
+    with curator.open_lake(str(folder)) as lake:
+        lake.ingest()
+        assert lake.catalog_path.exists()
+    with curator.open_lake(str(folder), mode="view") as lake:
+        lake.ingest()
+        assert not catalog.catalog_path(lake.workdir).exists()
+
+
+def test_a_view_whose_temporary_folder_was_swept_away_is_made_again(folder, tmp_path):
+    with curator.open_lake(str(folder), mode="view") as lake:
+        assert lake.sql("SELECT count(*) FROM samples").fetchall() == [(77,)]
+        lake.release()
+        for name in session_folders(tmp_path):
+            shutil.rmtree(tmp_path / name)
+        assert lake.sql("SELECT count(*) FROM samples").fetchall() == [(77,)]
+
+
+FORK = """
+import os, sys
+import curator
+lake = curator.open_lake(sys.argv[1], mode="view")
+lake.ingest()
+child = os.fork()
+if child == 0:
+    sys.exit()
+os.waitpid(child, 0)
+print(lake.catalog_path.exists())
+"""
+
+
+def test_a_forked_process_leaves_the_session_to_the_other(folder, tmp_path):
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORK, str(folder)]
+    done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
+
+
+def test_what_a_killed_first_ingest_leaves_is_no_index(folder):
+    with curator.open_lake(str(folder)) as lake:
+        lake.ingest()
+        lake.release()
+        lake.catalog_path.unlink()
+        duck.connect(lake.catalog_path).close()
+        with pytest.raises(InputError, match="has not been ingested yet; run `curator ingest"):
+            lake.sql("SELECT 1")
+        assert lake.ingest().added == 5
+
+
+def test_times_with_nanoseconds_are_shown(tmp_path):
+    at = pa.array([1, 2_000_000_003], pa.timestamp("ns"))
+    write_rows(tmp_path / "lake" / "a.parquet", text=["a", "b"], domain=["x", "x"], seen=at)
+    with curator.open_lake(str(tmp_path / "lake"), mode="view") as lake:
+        rows = lake.fetch("SELECT text, seen FROM samples ORDER BY text")[1]
+    assert rows == [("a", "1970-01-01 00:00:00.000000001"), ("b", "1970-01-01 00:00:02.000000003")]
+
+
 def test_a_view_sees_files_that_come_and_change(folder):
     with curator.open_lake(str(folder), mode="view") as lake:
         assert lake.sql("SELECT count(*) FROM samples").fetchall() == [(77,)]
+        known = set(lake.sql("SELECT file_id, domain FROM sample_index").fetchall())
         write_rows(folder / "late.parquet", text=sentences("late", 3), domain=["late"] * 3)
         assert lake.sql("SELECT count(*) FROM samples").fetchall() == [(80,)]
+        assert known < set(lake.sql("SELECT file_id, domain FROM sample_index").fetchall())  # only that file was read
+        write_rows(folder / "bad.parquet", text=[""], domain=["late"])
+        for _ in range(2):
+            with pytest.raises(InputError, match=r"bad\.parquet has 1 row\(s\) with no text"):
+                lake.sql("SELECT 1")
+        (folder / "bad.parquet").unlink()
         write_rows(folder / "late.parquet", text=sentences("late", 4, seed=1), domain=["late"] * 4)
         (folder / "none.parquet").unlink()
         assert lake.sql("SELECT count(*) FROM samples").fetchall() == [(81,)]

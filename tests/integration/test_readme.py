@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -95,3 +96,26 @@ def test_links_lead_to_files_and_headings():
         if heading:
             titles = re.findall(r"^#+ (.*)$", place.read_text(encoding="utf-8"), flags=re.MULTILINE)
             assert heading in [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles], link
+
+
+def session_of(text):
+    """Commands of a recorded session; a line that ends with a backslash goes on in the next."""
+    return [command.replace("\\\n", "") for command in re.findall(r"^\$ ((?:.*\\\n)*.*)$", text, flags=re.MULTILINE)]
+
+
+def test_the_recorded_session_is_that_of_its_program():
+    spec = importlib.util.spec_from_file_location("record_session", ROOT / "tests" / "record_session.py")
+    program = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(program)
+    (recorded,) = re.findall(f"{program.BEGIN}(.*){program.END}", README, flags=re.DOTALL)
+    assert session_of(recorded) == [command.replace("\\\n", "") for command in program.COMMANDS]
+    assert not re.search(r"(?<!…)/(tmp|home|work|root)/", recorded)
+
+
+@pytest.mark.slow
+def test_the_session_still_works(tmp_path):
+    command = [sys.executable, str(ROOT / "tests" / "record_session.py"), "--folder", str(tmp_path), "--steps", "12"]
+    done = subprocess.run([*command, "--print"], capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(session_of(done.stdout)) == 11
+    assert (tmp_path / "report.html").exists()
