@@ -7,10 +7,12 @@ import shutil
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +130,24 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run(convert, check=True, env=environment)
     shutil.rmtree(folder / "packages")
     return folder / "model"
+
+
+@pytest.fixture(scope="session")
+def python_with(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`python_with("ray[data]")` is a Python with that package beside all that this one has; needs a package index."""
+
+    @cache
+    def made(requirement: str) -> Path:
+        folder = tmp_path_factory.mktemp("venv")
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        (site,) = folder.glob("lib/*/site-packages")
+        ours = [sysconfig.get_path("purelib"), str(Path(__file__).parents[1])]
+        (site / "ours.pth").write_text("\n".join(ours))
+        if subprocess.run([folder / "bin" / "pip", "install", "--quiet", requirement], check=False).returncode:
+            pytest.skip(f"cannot install {requirement}")
+        return folder / "bin" / "python"
+
+    return made
 
 
 def _free_ports(number: int) -> list[int]:

@@ -4,8 +4,6 @@ import importlib.util
 import json
 import shutil
 import subprocess
-import sys
-import sysconfig
 
 import numpy as np
 import polars as pl
@@ -14,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 from lake_cases import (
     LANGUAGES,
-    REPOSITORY,
     command,
     curator,
     environment,
@@ -321,18 +318,13 @@ def test_the_command_says_what_it_did(here):
 # by Ray -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def by_ray(tmp_path_factory):
-    """`by_ray(folder, *arguments)` is `curator …` where Ray is installed, too; needs a package index."""
-    folder = tmp_path_factory.mktemp("ray") / "venv"
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    (site,) = folder.glob("lib/*/site-packages")
-    (site / "ours.pth").write_text("\n".join([sysconfig.get_path("purelib"), str(REPOSITORY)]))
-    if subprocess.run([folder / "bin" / "pip", "install", "--quiet", "ray[data]==2.60.0"], check=False).returncode:
-        pytest.skip("cannot install Ray")
+@pytest.fixture
+def by_ray(python_with):
+    """`by_ray(folder, *arguments)` is `curator …` where Ray is installed, too."""
+    python = python_with("ray[data]==2.60.0")
 
     def run(cwd, *arguments, program=("-m", "curator")):
-        command_ = [folder / "bin" / "python", *program, *map(str, arguments)]
+        command_ = [python, *program, *map(str, arguments)]
         given = environment(cwd, RAY_ENABLE_UV_RUN_RUNTIME_ENV="0")
         return subprocess.run(command_, cwd=cwd, env=given, capture_output=True, text=True, timeout=300, check=False)
 
