@@ -295,7 +295,7 @@ class Lake:
             remember_columns(self.workdir, config)
             self._is_outdated = False
             if config.mode == "view":
-                catalog.catalog_path(self.workdir).unlink(missing_ok=True)
+                _remove_catalog(catalog.catalog_path(self.workdir))
             return report
 
     def learn(
@@ -979,8 +979,7 @@ class Lake:
                 yield connection
         except BaseException:
             if is_ours:
-                for left in (path, path.with_name(f"{path.name}.wal")):
-                    left.unlink(missing_ok=True)
+                _remove_catalog(path)
             raise
 
     def _drop_session_catalog(self) -> None:
@@ -1194,6 +1193,11 @@ def _values(column: pa.ChunkedArray) -> list[Any]:
         return cast("list[Any]", column.to_pylist())
     except ValueError:
         return cast("list[Any]", column.cast(pa.string()).to_pylist())
+
+
+def _remove_catalog(path: Path) -> None:
+    for left in (path, path.with_name(f"{path.name}.wal")):
+        left.unlink(missing_ok=True)
 
 
 def _remove_folder(folder: Path, pid: int) -> None:

@@ -133,16 +133,20 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def python_with(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """`python_with("ray[data]")` is a Python with that package beside all that this one has; needs a package index."""
+def python_with(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`python_with("ray[data]")` is a Python with that package beside all that this one has, or with it `alone`.
+
+    Needs a package index.
+    """
 
     @cache
-    def made(requirement: str) -> Path:
+    def made(requirement: str, *, alone: bool = False) -> Path:
         folder = tmp_path_factory.mktemp("venv")
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        (site,) = folder.glob("lib/*/site-packages")
-        ours = [sysconfig.get_path("purelib"), str(Path(__file__).parents[1])]
-        (site / "ours.pth").write_text("\n".join(ours))
+        if not alone:
+            (site,) = folder.glob("lib/*/site-packages")
+            ours = [sysconfig.get_path("purelib"), str(Path(__file__).parents[1])]
+            (site / "ours.pth").write_text("\n".join(ours))
         if subprocess.run([folder / "bin" / "pip", "install", "--quiet", requirement], check=False).returncode:
             pytest.skip(f"cannot install {requirement}")
         return folder / "bin" / "python"

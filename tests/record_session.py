@@ -3,7 +3,7 @@
 Run: python tests/record_session.py [--folder NEW_FOLDER] [--steps N] [--print]
 
 Commands run one after another in a new folder, as one types them after `make demo` has installed the package; a command
-that fails ends it. What is printed goes into the README as it is, without trailing spaces, in 100 columns.
+that fails ends it. What is printed goes into the README as it is, without trailing spaces and paths of this machine.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- first session -->", "<!-- end of the first session -->"
 COMMANDS = (
-    "curator demo --dir demo > demo.txt   # what it prints is above",
+    "curator demo --dir demo > demo.txt   # prints what is shown above, with figures of its own",
     "curator doctor demo/lake",
     "curator init demo/lake",
     "curator plan demo/lake --target demo/target.parquet --calibration-steps 0",
@@ -36,7 +36,7 @@ COMMANDS = (
 def record(folder: Path, steps: int | None = None) -> str:
     """The commands with what each printed; `steps` shortens the demo's run."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    given = os.environ | {"PATH": path, "CURATOR_HOME": str(folder / "home"), "COLUMNS": "100"}
+    given = os.environ | {"PATH": path, "CURATOR_HOME": str(folder / "home")}
     lines: list[str] = []
     for command in COMMANDS:
         asked = command.replace(" > ", f" --steps {steps} > ") if steps and "curator demo" in command else command

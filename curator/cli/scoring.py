@@ -25,7 +25,12 @@ def score(
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option("--workers", help="Processes that score, or tasks of Ray at a time.", min=1, show_default=False),
+        typer.Option(
+            "--workers",
+            help="Processes that score, by default 1; with --ray, tasks at a time.",
+            min=1,
+            show_default=False,
+        ),
     ] = None,
     ray: Annotated[
         str | None,

@@ -85,9 +85,9 @@ def write_tiny_files(folder: Path, num_files: int) -> None:
 # what is measured, each in a process of its own -----------------------------------------------------------------
 
 
-def index(url: str, _: Mapping[str, Any], *, copy_rows: bool = False) -> Callable[[], object]:
+def index(url: str, options: Mapping[str, Any], *, copy_rows: bool = False) -> Callable[[], object]:
     """Ingest into a catalog on disk."""
-    corpus = list_parquet(url)
+    corpus = list_parquet(url, options)
 
     def work() -> None:
         with tempfile.TemporaryDirectory() as folder, duck.connect(Path(folder, "catalog.duckdb")) as connection:
@@ -240,9 +240,9 @@ def bench_listing(tiny: Path, options: Mapping[str, Any]) -> None:
     fs = S3FileSystem(**options, use_listings_cache=False)
     url = f"s3://{BUCKET}/tiny"
     fs.put(f"{tiny}/", f"{url}/", recursive=True)
-    found = measure(["find", "listing", "footers"], url, options)
-    print("S3", told(found, "listing", "find"), flush=True)
-    print("S3", told(found, "footers", "find"), flush=True)
+    found = measure(["find", "listing", "footers", "index"], url, options)
+    for name in ("listing", "footers", "index"):
+        print("S3", told(found, name, "find"), flush=True)
 
 
 def main() -> None:

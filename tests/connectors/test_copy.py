@@ -183,11 +183,19 @@ def test_the_memory_limit_is_never_raised_and_comes_back(connection):
 
 def test_progress_and_chunks_of_many_small_files(url, connection, put, monkeypatch):
     monkeypatch.setattr("connectors._copy._FILES_AT_A_TIME", 3)
+    monkeypatch.setattr("connectors._copy._MEMORY_GIBIBYTES", 1.5)
     for number in range(8):
         put(url, f"{number}.parquet", text=[f"{number} {row}" for row in range(2)], source=["x", "y"])
-    told = []
-    ingest(connection, url, on_copied=lambda done, total: told.append((done, total)))
+    told, limits = [], []
+
+    def tell(done, total):
+        told.append((done, total))
+        limits.append(connection.execute("SELECT current_setting('memory_limit')").fetchall()[0][0])
+
+    connection.execute("SET memory_limit = '4GiB'")
+    ingest(connection, url, on_copied=tell)
     assert told == [(6, 16), (12, 16), (16, 16)]
+    assert set(limits) == {"1.5 GiB"}
     assert rows_of(connection, list_parquet(url)) == anew(url)
 
 

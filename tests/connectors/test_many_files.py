@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 
 from connectors import duck, plain
+from connectors._rows import index_batches
 from connectors.errors import BadRowsError
 from connectors.store import open_store, read_bytes, write_object
 
@@ -54,6 +55,21 @@ def test_rows_of_many_files_are_indexed_with_their_own_file(place, connection, p
         "FROM lake_rows JOIN sample_index USING (file_id, row) JOIN files USING (file_id) GROUP BY path ORDER BY path"
     ).fetchall()
     assert found == [(f"part=x/{number}.parquet", size, True) for number, size in enumerate(sizes) if size]
+
+
+@pytest.mark.parametrize("kind", ["memory", "s3"])
+def test_small_files_are_read_in_threads_where_they_are_remote(kind, request, url, connection, put, monkeypatch):
+    place = request.getfixturevalue("s3_place") if kind == "s3" else None
+    many = write_many(*((place.url, place.options) if place else (url, None)), put, 40)
+    readers = set()
+
+    def noting(*arguments):
+        readers.add(threading.current_thread().name.split("_")[0])
+        yield from index_batches(*arguments)
+
+    monkeypatch.setattr("connectors._index.index_batches", noting)
+    duck.ingest(connection, plain.list_parquet(many, place and place.options), **SETTINGS)
+    assert readers == ({"index"} if place else {"MainThread"})
 
 
 def test_the_first_bad_file_in_order_is_named_and_nothing_is_indexed(place, connection, put):

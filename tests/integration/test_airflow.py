@@ -22,20 +22,10 @@ verdicts = ["converged", "not converged", "no gain", "unstable"]
 """
 
 
-@pytest.fixture(scope="module")
-def airflow(tmp_path_factory):
-    """Path of the command `airflow`; needs a package index."""
-    folder = tmp_path_factory.mktemp("airflow") / "venv"
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    installed = subprocess.run([folder / "bin" / "pip", "install", "--quiet", AIRFLOW], check=False)
-    if installed.returncode:
-        pytest.skip(f"cannot install {AIRFLOW}")
-    return folder / "bin" / "airflow"
-
-
 @pytest.fixture
-def night(airflow, tmp_path):
+def night(python_with, tmp_path):
     """`night()` runs the DAG once, as `dag.test()` does; what became of its tasks, and all that was printed."""
+    airflow = python_with(AIRFLOW, alone=True).with_name("airflow")
     lake, target = write_lake(tmp_path / "lake"), write_target(tmp_path / "target.parquet")
     settings = write_settings(tmp_path / "corpus.toml")
     places = f'[lake]\nurl = "{lake}"\n\n[target]\nurl = "{target}"\n\n'
