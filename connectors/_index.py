@@ -28,8 +28,8 @@ _INDEX_TABLES = """
 CREATE TABLE IF NOT EXISTS files (
     file_id INTEGER, path VARCHAR, size_bytes BIGINT, version VARCHAR, num_rows BIGINT, num_row_groups INTEGER);
 CREATE TABLE IF NOT EXISTS sample_index (
-    file_id INTEGER, row BIGINT, sample_id VARCHAR, domain VARCHAR, num_chars INTEGER, num_bytes INTEGER,
-    usable BOOLEAN);
+    file_id INTEGER, row BIGINT, sample_id VARCHAR, domain VARCHAR, num_bytes INTEGER, usable BOOLEAN);
+ALTER TABLE sample_index DROP COLUMN IF EXISTS num_chars; -- of an older catalog
 CREATE TABLE IF NOT EXISTS ingest_settings (name VARCHAR, value VARCHAR);
 CREATE SEQUENCE IF NOT EXISTS file_ids;
 """

@@ -22,7 +22,6 @@ INDEX_SCHEMA = pa.schema(
         "row": pa.int64(),
         "sample_id": pa.string(),
         "domain": pa.string(),
-        "num_chars": pa.int32(),
         "num_bytes": pa.int32(),
         "usable": pa.bool_(),
     }
@@ -98,10 +97,8 @@ def index_batches(
             ids = _keys(read[columns.key], columns, place, first_row)
         usable = _find_usable(text, domain, columns, faults, first_row)
         rows = np.arange(first_row, first_row + batch.num_rows)
-        num_chars, num_bytes = (
-            pc.fill_null(n, 0).cast(pa.int32()) for n in (pc.utf8_length(text), pc.binary_length(text))
-        )
-        arrays = [pa.array(rows), ids, domain.cast(pa.string()), num_chars, num_bytes, usable]
+        num_bytes = pc.fill_null(pc.binary_length(text), 0).cast(pa.int32())
+        arrays = [pa.array(rows), ids, domain.cast(pa.string()), num_bytes, usable]
         yield pa.record_batch(arrays, schema=INDEX_SCHEMA)
         first_row += batch.num_rows
     if bad_rows == "error" and faults.count:

@@ -1,8 +1,8 @@
 """What a run on a lake will take, before it is begun: rows, tokens, steps, time, memory, bytes that publishing writes.
 
-Rows are counted. Tokens are estimated from some rows of every domain: with c_i characters and t_i tokens of row i, the
-ratio r_d = Σt_i/Σc_i of the rows looked at times the characters C_d of the whole domain, which the index knows; its
-variance is C_d²·(1 − n_d/N_d)·s²/(n_d·c̄_d²) with s² that of the residuals t_i − r_d·c_i (Cochran, Sampling Techniques,
+Rows are counted. Tokens are estimated from some rows of every domain: with b_i bytes and t_i tokens of row i, the
+ratio r_d = Σt_i/Σb_i of the rows looked at times the bytes B_d of the whole domain, which the index knows; its
+variance is B_d²·(1 − n_d/N_d)·s²/(n_d·b̄_d²) with s² that of the residuals t_i − r_d·b_i (Cochran, Sampling Techniques,
 1977, section 6.5). Time is measured: the run's own workers take a few steps on those rows, in the layout that the
 run would have, on this machine as busy as it is now.
 """
@@ -169,9 +169,9 @@ def _sample(lake: Lake, names: Sequence[str], texts: Sequence[str], config: Lear
     started = time.monotonic()
     tokenizer = prepare.tokenizer_for(lake, names, texts, config)
     train_seconds = time.monotonic() - started
-    query = "SELECT domain, count(*), sum(num_chars) FROM sample_index WHERE usable GROUP BY domain"
-    whole = {str(name): (rows, chars) for name, rows, chars in lake.connection.execute(query).fetchall()}
-    rows_D, chars_D = np.array([whole[name] for name in names], np.float64).T
+    query = "SELECT domain, count(*), sum(num_bytes) FROM sample_index WHERE usable GROUP BY domain"
+    whole = {str(name): (rows, size) for name, rows, size in lake.connection.execute(query).fetchall()}
+    rows_D, bytes_D = np.array([whole[name] for name in names], np.float64).T
     batches = list(_rows(lake, names))
     places = [folder / "corpus", folder / "target"]
     for place in places:
@@ -179,14 +179,14 @@ def _sample(lake: Lake, names: Sequence[str], texts: Sequence[str], config: Lear
     started = time.monotonic()
     corpus = write_cache(places[0], tokenizer, batches, names)
     seconds = time.monotonic() - started
-    chars_R = _chars(batches)
-    per_char = seconds / chars_R.sum()
-    taken = train_seconds + per_char * chars_D.sum()
+    bytes_R = _num_bytes(batches)
+    per_byte = seconds / bytes_R.sum()
+    taken = train_seconds + per_byte * bytes_D.sum()
     return _Sample(
         folder=folder,
         corpus=corpus,
         target=write_cache(places[1], tokenizer, [prepare.row_batch(texts)], ["target"]),
-        tokens=_tokens(np.asarray(corpus.num_targets), chars_R, np.asarray(corpus.domain), rows_D, chars_D),
+        tokens=_tokens(np.asarray(corpus.num_targets), bytes_R, np.asarray(corpus.domain), rows_D, bytes_D),
         num_rows=int(rows_D.sum()),
         tokenize_seconds=Estimate(mean=taken, low=taken, high=taken),
     )
@@ -203,31 +203,31 @@ def _rows(lake: Lake, names: Sequence[str]) -> Iterator[RowBatch]:
     yield from lake.text_batches(names, condition=f"AND sample_id IN ({first})")
 
 
-def _chars(batches: Sequence[RowBatch]) -> NDArray[np.float64]:
-    """The characters of rows as the index counts them, in the order of a cache: that of their ids."""
+def _num_bytes(batches: Sequence[RowBatch]) -> NDArray[np.float64]:
+    """The bytes of rows as the index counts them, in the order of a cache: that of their ids."""
     ids = pa.concat_arrays([batch.sample_id.cast(pa.string()) for batch in batches])
     texts = pa.chunked_array([pa.array(batch.text, pa.large_string()) for batch in batches])
-    found: NDArray[np.float64] = pc.utf8_length(texts).take(pc.sort_indices(ids)).to_numpy().astype(np.float64)
+    found: NDArray[np.float64] = pc.binary_length(texts).take(pc.sort_indices(ids)).to_numpy().astype(np.float64)
     return found
 
 
 def _tokens(
     tokens_R: NDArray[np.int64],
-    chars_R: NDArray[np.float64],
+    bytes_R: NDArray[np.float64],
     domain_R: NDArray[np.int32],
     rows_D: NDArray[np.float64],
-    chars_D: NDArray[np.float64],
+    bytes_D: NDArray[np.float64],
 ) -> Estimate:
     """Target tokens of the whole lake, with the 95 % interval of the sum over domains (see the module)."""
     mean = variance = 0.0
-    for d, (num_rows, num_chars) in enumerate(zip(rows_D, chars_D, strict=True)):
+    for d, (num_rows, num_bytes) in enumerate(zip(rows_D, bytes_D, strict=True)):
         own = domain_R == d
-        tokens_N, chars_N, num = tokens_R[own], chars_R[own], int(own.sum())
-        ratio = float(tokens_N.sum() / chars_N.sum())
-        mean += ratio * num_chars
+        tokens_N, bytes_N, num = tokens_R[own], bytes_R[own], int(own.sum())
+        ratio = float(tokens_N.sum() / bytes_N.sum())
+        mean += ratio * num_bytes
         if num > 1:
-            residuals = float(((tokens_N - ratio * chars_N) ** 2).sum()) / (num - 1)
-            variance += num_chars**2 * max(0.0, 1 - num / num_rows) * residuals / (num * chars_N.mean() ** 2)
+            residuals = float(((tokens_N - ratio * bytes_N) ** 2).sum()) / (num - 1)
+            variance += num_bytes**2 * max(0.0, 1 - num / num_rows) * residuals / (num * bytes_N.mean() ** 2)
     margin = 1.96 * math.sqrt(variance)
     return Estimate(mean=mean, low=mean - margin, high=mean + margin)
 

@@ -1149,12 +1149,12 @@ class Lake:
         with translated():
             check_corpus_unchanged(self.corpus)
 
-    def text_sample(self, num_chars: int) -> Iterator[str]:
-        """Texts of about `num_chars` characters from every domain: the rows whose ids come first."""
+    def text_sample(self, num_bytes: int) -> Iterator[str]:
+        """Texts of about `num_bytes` bytes from every domain: the rows whose ids come first."""
         first = (
-            "SELECT sample_id FROM (SELECT sample_id, sum(num_chars) OVER "
-            "(PARTITION BY domain ORDER BY md5(sample_id), sample_id) - num_chars AS before "
-            f"FROM sample_index WHERE usable) WHERE before < {int(num_chars)}"
+            "SELECT sample_id FROM (SELECT sample_id, sum(num_bytes) OVER "
+            "(PARTITION BY domain ORDER BY md5(sample_id), sample_id) - num_bytes AS before "
+            f"FROM sample_index WHERE usable) WHERE before < {int(num_bytes)}"
         )
         for batch in self._stream(f"AND sample_id IN ({first})"):
             yield from cast("list[str]", batch["text"].to_pylist())

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from curator.worker import WorkerJob
     from optim.backend import ModelSource
 
-_TOKENIZER_CHARS = 4_000_000
-"""Characters that a preset's tokenizer is trained on, in equal parts from every domain and the target."""
+_TOKENIZER_BYTES = 4_000_000
+"""Of text that a preset's tokenizer is trained on, in equal parts from every domain and the target."""
 
 _LEAKS = "leaks.json"
 """In a folder of token caches: the report on rows that stand in the target."""
@@ -420,12 +420,12 @@ def tokenizer_for(
 
 
 def _tokenizer_sample(lake: Lake, names: Sequence[str], target: Sequence[str]) -> Iterator[str]:
-    budget = _TOKENIZER_CHARS // (len(names) + 1)
+    budget = _TOKENIZER_BYTES // (len(names) + 1)
     yield from lake.text_sample(budget)
     used = 0
     for text in target:
         yield text
-        used += len(text)
+        used += len(text.encode())
         if used > budget:
             return
 

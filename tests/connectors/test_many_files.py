@@ -51,7 +51,7 @@ def test_rows_of_many_files_are_indexed_with_their_own_file(place, connection, p
     assert [done for done, _ in told] == sorted({done for done, _ in told})
     duck.create_samples_view(connection, corpus, **SETTINGS)
     found = connection.execute(
-        "SELECT path, count(*), bool_and(text = right(path, 9)[1] || '-' || row AND num_chars = length(text)) "
+        "SELECT path, count(*), bool_and(text = right(path, 9)[1] || '-' || row AND num_bytes = strlen(text)) "
         "FROM lake_rows JOIN sample_index USING (file_id, row) JOIN files USING (file_id) GROUP BY path ORDER BY path"
     ).fetchall()
     assert found == [(f"part=x/{number}.parquet", size, True) for number, size in enumerate(sizes) if size]

@@ -17,22 +17,22 @@ pytest.importorskip("megatron.core", reason="needs the extra [train]")
 
 
 def test_the_interval_holds_the_tokens_of_the_whole_lake():
-    """Domains whose tokens follow their characters more or less; a tenth of the rows looked at, 300 times."""
+    """Domains whose tokens follow their bytes more or less; a tenth of the rows looked at, 300 times."""
     rng = np.random.default_rng(0)
     rows_D = [400, 900, 60]
     domain = np.repeat(np.arange(3), rows_D)
-    chars = rng.integers(20, 2000, len(domain)).astype(float)
-    tokens = np.round(chars * rng.uniform(0.15, 0.35, len(domain)) * np.array([1.0, 2.0, 0.5])[domain] + 1).astype(int)
-    chars_D = np.bincount(domain, weights=chars)
+    sizes = rng.integers(20, 2000, len(domain)).astype(float)
+    tokens = np.round(sizes * rng.uniform(0.15, 0.35, len(domain)) * np.array([1.0, 2.0, 0.5])[domain] + 1).astype(int)
+    sizes_D = np.bincount(domain, weights=sizes)
     held = []
     for _ in range(300):
         taken = np.concatenate(
             [rng.choice(np.flatnonzero(domain == d), rows_D[d] // 10, replace=False) for d in range(3)]
         )
-        found = _tokens(tokens[taken], chars[taken], domain[taken], np.array(rows_D, float), chars_D)
+        found = _tokens(tokens[taken], sizes[taken], domain[taken], np.array(rows_D, float), sizes_D)
         held.append(found.low <= tokens.sum() <= found.high)
     assert 0.9 <= np.mean(held) <= 0.99
-    whole = _tokens(tokens, chars, domain, np.array(rows_D, float), chars_D)
+    whole = _tokens(tokens, sizes, domain, np.array(rows_D, float), sizes_D)
     assert whole.low == whole.high == pytest.approx(tokens.sum(), rel=1e-12)
 
 
