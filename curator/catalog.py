@@ -2,8 +2,8 @@
 
 The catalog file caches what ingest read (tables `files` and `sample_index`, see `connectors.duck`); it can be thrown
 away. Runs and versions are truth elsewhere, as records in the destination store, and become temporary tables of a
-session: `runs`, `domain_weights`, `comparisons`, `versions`, and the views `diagnostics`, `row_gaps` and `samples`; the
-view `duplicates` asks the index.
+session: `runs`, `domain_weights`, `clusters`, `comparisons`, `versions`, and the views `diagnostics`, `row_gaps` and
+`samples`; the view `duplicates` asks the index.
 """
 
 from __future__ import annotations
@@ -84,6 +84,8 @@ _DOMAIN_WEIGHTS = pa.schema(
         "tokens_seen": pa.int64(),
     }
 )
+_CLUSTERS = pa.schema([_DOMAIN_WEIGHTS.field("run_id"), pa.field("cluster", pa.string()), *list(_DOMAIN_WEIGHTS)[1:]])
+_CLUSTERS = _CLUSTERS.append(pa.field("words", pa.string()))
 _COMPARISONS = pa.schema(
     {
         "comparison_id": pa.string(),
@@ -167,7 +169,7 @@ def read_comparison_records(destination: Store) -> list[dict[str, Any]]:
 
 
 def register_records(connection: duck.Connection, destination: Store, connector: Connector) -> None:
-    """Make the temporary tables `runs`, `domain_weights`, `comparisons` and `versions` out of the records.
+    """Make the temporary tables `runs`, `domain_weights`, `clusters`, `comparisons` and `versions` out of the records.
 
     And the views `diagnostics` over the steps of the runs (`curator.trajectory.SCHEMA`) and `row_gaps` over the rows
     that they measured (`curator.row_gaps.SCHEMA`).
@@ -185,10 +187,12 @@ def register_records(connection: duck.Connection, destination: Store, connector:
 def create_run_tables(
     connection: duck.Connection, records: Sequence[dict[str, Any]], *, temporary: bool = True
 ) -> None:
-    """Make the tables `runs` and `domain_weights` out of the records of runs."""
+    """Make the tables `runs`, `domain_weights` and `clusters` out of the records of runs."""
     _create_table(connection, "runs", _RUNS, [_run_row(record) for record in records], temporary=temporary)
     domains = [domain | {"run_id": record["run_id"]} for record in records for domain in record["domains"]]
     _create_table(connection, "domain_weights", _DOMAIN_WEIGHTS, domains, temporary=temporary)
+    clusters = [row | {"run_id": record["run_id"]} for record in records for row in record.get("clusters") or ()]
+    _create_table(connection, "clusters", _CLUSTERS, clusters, temporary=temporary)
 
 
 def create_versions_table(connection: duck.Connection, connector: Connector, *, temporary: bool = True) -> None:

@@ -150,6 +150,13 @@ class RowsConfig(_Section):
     scorer: bool = Field(True, description="weigh rows that were not compared by what their text says of their gap")
 
 
+class ClustersConfig(_Section):
+    """How domains are split by content; for granularity "cluster"."""
+
+    per_domain: int = Field(4, ge=1, description="clusters of a domain at most")
+    least_rows: int = Field(100, ge=1, description="rows of a cluster at least, about; smaller domains stay whole")
+
+
 class CheckpointConfig(_Section):
     """When a run writes down what it needs to be resumed; also when it is asked to stop."""
 
@@ -164,8 +171,9 @@ class LearnConfig(_Section):
         "scalebio", description="how the weights are found: scalebio, or a baseline of optim/learners"
     )
     model: str = Field("tiny", description="preset (tiny, small) or a Hugging Face model folder")
-    granularity: Literal["domain", "sample"] = Field(
-        "domain", description="what gets a learned weight: domains alone, or the rows within them, too"
+    granularity: Literal["domain", "cluster", "sample"] = Field(
+        "domain",
+        description="what gets a learned weight: domains alone, clusters of their rows by content, or every row, too",
     )
     steps: int = Field(300, ge=1, description="steps of the solver")
     seed: int = Field(0, ge=0, description="seed of initial weights, data order and blocks")
@@ -195,6 +203,7 @@ class LearnConfig(_Section):
     blocks: BlocksConfig = Field(default_factory=lambda: BlocksConfig())
     line_search: LineSearchConfig = Field(default_factory=lambda: LineSearchConfig())
     rows: RowsConfig = Field(default_factory=lambda: RowsConfig())
+    clusters: ClustersConfig = Field(default_factory=lambda: ClustersConfig())
     checkpoint: CheckpointConfig = Field(default_factory=lambda: CheckpointConfig())
 
     @property
@@ -227,7 +236,7 @@ class LearnConfig(_Section):
 
     def pair_starts(self, num_domains: int) -> tuple[int, ...]:
         """The counts of steps after which a pair begins; none where domains alone are weighed."""
-        if self.granularity == "domain":
+        if self.granularity != "sample":
             return ()
         first = self.num_solver_steps(num_domains)
         return tuple(first + k * self.num_pair_steps for k in range(self.rows.pairs))

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _SECONDS_BETWEEN_LINES = 10.0
 _WIDE = 100_000
+_MOST_CLUSTERS = 24
 """Columns of what is no terminal, so that a table's row is one line."""
 
 
@@ -147,6 +148,32 @@ def print_domains(record: Mapping[str, Any]) -> None:
             for row in rows
         ],
     )
+
+
+def print_clusters(record: Mapping[str, Any]) -> None:
+    """The clusters that gained and lost most, for a run that weighed them."""
+    clusters = sorted(record.get("clusters") or (), key=lambda row: -row["ratio"])
+    if not clusters:
+        return
+    half = _MOST_CLUSTERS // 2
+    shown = [*clusters[:half], *clusters[-half:]] if len(clusters) > _MOST_CLUSTERS else clusters
+    out().print("")
+    print_rows(
+        ["cluster", "words", "natural share", "learned weight", "ratio", "rows"],
+        [
+            [
+                row["cluster"],
+                row["words"],
+                f"{row['natural_share']:.3f}",
+                f"{row['domain_weight']:.3f}",
+                f"{row['ratio']:.2f}",
+                f"{row['num_samples']:,}",
+            ]
+            for row in shown
+        ],
+    )
+    if len(shown) < len(clusters):
+        out().print(f"{len(clusters) - len(shown):,} clusters between them are in the table clusters of `curator sql`")
 
 
 def print_comparison(found: Comparison) -> None:

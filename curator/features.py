@@ -240,6 +240,18 @@ def describe(
     return Features(dense_NF=dense_NF, hashed=hashed)
 
 
+def content(texts: pa.Array) -> Floats:
+    """What rows speak of, (N, 2 · `NUM_HASHED`): roots of the shares of bytes in threes and of words, by bucket.
+
+    Of roots, whose squares sum to 1 in each half, frequent sequences do not make up the whole distance between rows.
+    """
+    root_NH = np.zeros((len(texts), 2 * NUM_HASHED))
+    for _, place, rows in _chunks(texts, np.zeros(len(texts), np.int64)):
+        shares = [grams.shares(NUM_HASHED) for grams in (rows.bytes[2], rows.words[0])]
+        root_NH[place] = np.sqrt(np.concatenate(shares, axis=1))
+    return root_NH
+
+
 def _hashed(rows: Rows, coefficient_H: Floats | None) -> Floats:
     """The mean over the lengths of sequences, for bytes and for words."""
     if coefficient_H is None:

@@ -9,6 +9,7 @@ run would have, on this machine as busy as it is now.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import tempfile
@@ -25,12 +26,14 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from curator import prepare, trajectory
+from curator.clusters import num_clusters
 from curator.config import LearnConfig, TargetConfig
 from curator.intervals import Estimate
 from curator.learn import run_workers
 from curator.progress import Progress, ProgressCallback
 from curator.tokens import RowBatch, TokenCache, write_cache
 from optim import launch
+from optim.learners.fixed import uniform
 from optim.learners.learner import FORWARD_SHARE
 
 if TYPE_CHECKING:
@@ -124,16 +127,21 @@ def forecast(
     texts = prepare.distinct_texts(goal, "target")
     with tempfile.TemporaryDirectory(prefix="lake-curator-plan-") as folder:
         sample = _sample(lake, [name for name, _ in domains], texts, config, Path(folder))
+        prior, num_parts = prepare.starting_weights(config.weights.prior, sample.corpus), len(domains)
+        if config.granularity == "cluster":
+            sample = _in_parts(sample, num_clusters(lake, [rows for _, rows in domains], config.clusters))
+            num_parts = len(sample.corpus.domains)
+            prior = uniform(num_parts).tolist()
         made = None
         if calibration_steps and config.is_stepwise:
-            made = _calibrate(lake, sample, config, device, calibration_steps, on_progress)
+            made = _calibrate(lake, sample, config, prior, device, calibration_steps, on_progress)
     size = sum(file.size_bytes for file in lake.corpus.files)
     added = _WEIGHT_BYTES * lake.corpus.num_rows + _FOOTER_BYTES * sum(
         file.num_row_groups for file in lake.corpus.files
     )
-    trainings = _trainings(config, len(domains))
-    parts = _parts(made, sample, config, len(domains), trainings) if made else {}
-    in_step = min(config.domains_per_step, len(domains))
+    trainings = _trainings(config, num_parts)
+    parts = _parts(made, sample, config, num_parts, trainings) if made else {}
+    in_step = min(config.domains_per_step, num_parts)
     return Forecast(
         num_files=len(lake.corpus.files),
         num_rows=lake.corpus.num_rows,
@@ -141,8 +149,8 @@ def forecast(
         num_sampled=sample.corpus.num_rows,
         num_target_rows=len(texts),
         tokens=sample.tokens,
-        steps=config.num_total_steps(len(domains)),
-        step_tokens=(config.num_rows_per_domain(len(domains)) * in_step + config.target_rows) * config.sequence_length,
+        steps=config.num_total_steps(num_parts),
+        step_tokens=(config.num_rows_per_domain(num_parts) * in_step + config.target_rows) * config.sequence_length,
         search_trainings=trainings,
         publish_bytes=Estimate(mean=size + added / 2, low=size, high=size + added),
         data_parallel=config.layout.data_parallel,
@@ -232,10 +240,25 @@ def _tokens(
     return Estimate(mean=mean, low=mean - margin, high=mean + margin)
 
 
+def _in_parts(sample: _Sample, num_D: Sequence[int]) -> _Sample:
+    """The sample with its domains in so many parts each, as clusters would be: any parts cost the same."""
+    domain_R = np.asarray(sample.corpus.domain)
+    rank_R = np.empty(len(domain_R), np.int64)
+    for domain in range(len(num_D)):
+        own = np.flatnonzero(domain_R == domain)
+        rank_R[own] = np.arange(len(own)) % num_D[domain]
+    label_R = (np.cumsum(num_D) - num_D)[domain_R] + rank_R
+    places = sample.folder / "parts"
+    places.mkdir()
+    sample.corpus.relabelled(places, label_R.astype(np.int32), [str(k) for k in range(sum(num_D))])
+    return dataclasses.replace(sample, corpus=TokenCache.open(places))
+
+
 def _calibrate(
     lake: Lake,
     sample: _Sample,
     config: LearnConfig,
+    prior: Sequence[float],
     device: launch.Device,
     num_steps: int,
     on_progress: ProgressCallback,
@@ -245,7 +268,7 @@ def _calibrate(
     short = config.model_copy(update={"steps": steps, "granularity": "domain"})
     run = sample.folder / "run"
     run.mkdir()
-    job = prepare.worker_job(run, sample.corpus, sample.target, short, prepare.model_config(config))
+    job = prepare.worker_job(run, sample.corpus, sample.target, short, prepare.model_config(config), prior)
     lake.release()
 
     def tell(state: Progress) -> None:

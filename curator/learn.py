@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from curator import row_gaps, trajectory
 from curator.begun import Begun, explaining_interruptions
+from curator.clusters import Clusters
 from curator.config import EXECUTION_FIELDS, LearnConfig, TargetConfig, override
 from curator.errors import ConfigError, InputError
 from curator.files import write_atomically
@@ -129,12 +130,19 @@ def _finish(lake: Lake, begun: Begun, watch: Stopwatch) -> None:
     if begun.job.learn.granularity == "sample":
         rows = _weigh_rows(lake, begun, corpus, watch)
         result = dataclasses.replace(result, verdict=_with_rows(result.verdict, rows, len(corpus.domains)))
-    table = _weight_table(corpus, result, rows.weights if rows else None)
+    table, prior = _weight_table(corpus, result, rows.weights if rows else None), begun.job.prior
+    clusters, fold = None, None
+    if begun.job.learn.granularity == "cluster":
+        parts, clusters = table.domains, Clusters.of(corpus).learned(table.domains)
+        clusters.write(folder / row_gaps.CLUSTERS)
+        table, fold = _of_domains(corpus, table, clusters), clusters.fold
+        prior = fold(prior)
     pq.write_table(table.samples, folder / WEIGHTS, compression="zstd")
-    trajectory.write(folder, begun.run_id, [domain.domain for domain in table.domains])
-    record = _record(lake, begun, result, table, watch.seconds)
+    trajectory.write(folder, begun.run_id, [domain.domain for domain in table.domains], fold)
+    record = _record(lake, begun, result, table, prior, watch.seconds)
     record["line_search"] = search and dataclasses.asdict(search)
     record["rows"] = rows and rows.figures
+    record["clusters"] = clusters and clusters.figures(parts)
     write_atomically(folder / RECORD, json.dumps(record, indent=1))
     with lake.writing():
         lake.record_run(folder, record)
@@ -324,7 +332,23 @@ def _weight_table(corpus: TokenCache, result: WorkerResult, row_weights: NDArray
     return dataclasses.replace(table, domains=tuple(domains))
 
 
-def _record(lake: Lake, begun: Begun, result: WorkerResult, table: WeightTable, seconds: float) -> dict[str, Any]:
+def _of_domains(corpus: TokenCache, parts: WeightTable, clusters: Clusters) -> WeightTable:
+    """The table of clusters as one of domains, whose rows weigh within them what their clusters do."""
+    label_N = np.asarray(corpus.domain)
+    table = weight_table(
+        corpus.sample_ids(),
+        clusters.domain_K[label_N].astype(np.int32),
+        np.asarray(corpus.num_targets),
+        clusters.domains,
+        np.array(clusters.fold([row.domain_weight for row in parts.domains])),
+        clusters.ratio_K[label_N],
+    )
+    return dataclasses.replace(table, domains=clusters.of_domains(parts.domains, table.domains))
+
+
+def _record(
+    lake: Lake, begun: Begun, result: WorkerResult, table: WeightTable, prior: Sequence[float], seconds: float
+) -> dict[str, Any]:
     """Everything worth knowing about a finished run, as JSON."""
     figures = result.summary and dataclasses.asdict(result.summary)
     summary = figures and {
@@ -351,7 +375,7 @@ def _record(lake: Lake, begun: Begun, result: WorkerResult, table: WeightTable, 
         "leaks": begun.leaks.to_json(),
         "duplicates": dict(begun.duplicates),
         "learn": begun.job.learn.model_dump(mode="json"),
-        "prior": {row.domain: share for row, share in zip(table.domains, begun.job.prior, strict=True)},
+        "prior": {row.domain: share for row, share in zip(table.domains, prior, strict=True)},
         "backend": result.backend and dataclasses.asdict(result.backend),
         "domains": [dataclasses.asdict(domain) for domain in table.domains],
         "summary": summary,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import secrets
@@ -21,6 +22,7 @@ from connectors.errors import SchemaError
 from connectors.parquet import check_schemas, iter_batches
 from connectors.plain import Corpus
 from curator.begun import Begun, explaining_interruptions
+from curator.clusters import Clusters, clustered
 from curator.config import PRIORS, CompareConfig, LearnConfig, TargetConfig
 from curator.errors import ConfigError, InputError, StorageError, one_line
 from curator.files import appearing_whole
@@ -114,6 +116,11 @@ def prepare(
         indexed = lake.ingest(on_progress)
         check_column_names(lake)
         caches = tokenized(lake, goal, config, on_progress)
+        prior = starting_weights(config.weights.prior, caches.corpus)
+        if config.granularity == "cluster":
+            corpus = clustered(lake, caches.corpus, config.clusters, on_progress)
+            prior = Clusters.of(corpus).spread(prior, corpus.domain_tokens())
+            caches = dataclasses.replace(caches, corpus=corpus)
         _check_line_search(config, caches, goal)
         begun = Begun(
             run_id=run_id,
@@ -122,7 +129,7 @@ def prepare(
             target_text=goal.text,
             leaks=caches.leaks,
             duplicates={"num_duplicates": indexed.num_duplicates, "share": indexed.duplicate_share},
-            job=worker_job(folder, caches.corpus, caches.target, config, hf_config),
+            job=worker_job(folder, caches.corpus, caches.target, config, hf_config, prior),
         )
         begun.write()
     return begun
@@ -230,9 +237,12 @@ def check_solver(config: LearnConfig, num_layers: int) -> None:
 
 def _check_granularity(config: LearnConfig) -> None:
     """Refuse weights of rows where nothing would tell them apart."""
-    if config.granularity == "domain":
-        return
-    if config.method != "scalebio":
+    if config.granularity == "cluster" and not config.is_stepwise:
+        raise ConfigError(
+            f"learn.granularity = 'cluster' takes steps between clusters, which method {config.method!r} does not; set "
+            "learn.granularity = 'domain', or choose another method"
+        )
+    if config.granularity == "sample" and config.method != "scalebio":
         raise ConfigError(
             f"learn.granularity = 'sample' compares the two copies of method 'scalebio', which {config.method!r} does "
             "not train; set learn.granularity = 'domain', or leave the method out"
@@ -330,7 +340,7 @@ def tokenized(lake: Lake, goal: Goal, config: LearnConfig | CompareConfig, on_pr
 
 def usable_domains(lake: Lake, config: LearnConfig | CompareConfig) -> list[tuple[str, int]]:
     """(domain, usable rows), checked: of enough rows each, and at least two unless rows are weighed, too."""
-    weighs_rows = isinstance(config, LearnConfig) and config.granularity == "sample"
+    weighs_rows = isinstance(config, LearnConfig) and config.granularity != "domain"
     columns, domains = lake.config, lake.domain_counts()
     if not domains:
         raise InputError(f"{lake.url} has no row with text; nothing can be learned from it")
@@ -450,9 +460,14 @@ def _counted(batches: Iterable[RowBatch], total: int, on_progress: ProgressCallb
 
 
 def worker_job(
-    folder: Path, corpus: TokenCache, target: TokenCache, config: LearnConfig, hf_config: dict[str, Any]
+    folder: Path,
+    corpus: TokenCache,
+    target: TokenCache,
+    config: LearnConfig,
+    hf_config: dict[str, Any],
+    prior: Sequence[float],
 ) -> WorkerJob:
-    """What the workers of a run in `folder` are handed.
+    """What the workers of a run in `folder` are handed; its weights start at `prior`, one for each domain of `corpus`.
 
     Raises:
         ConfigError: a floor that leaves nothing to learn.
@@ -471,11 +486,11 @@ def worker_job(
         target=target.folder,
         learn=config,
         model=model_source(config, hf_config, corpus.vocab_size, config.seed),
-        prior=_prior(config.weights.prior, corpus),
+        prior=list(prior),
     )
 
 
-def _prior(named: str, corpus: TokenCache) -> list[float]:
+def starting_weights(named: str, corpus: TokenCache) -> list[float]:
     """Where the weights start, one share for each domain of the cache."""
     from curator.mixtures import weights_in
 

@@ -13,6 +13,7 @@ Stage = Literal[
     "tokenize",
     "leaks",
     "test",
+    "cluster",
     "calibrate",
     "learn",
     "rows",

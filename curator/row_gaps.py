@@ -31,6 +31,8 @@ TABLE = "row_gaps.parquet"
 """In a run's folder: `SCHEMA`."""
 SCORER = "scorer.npz"
 """In a run's folder, if it has one that may be used (`curator.scorer`)."""
+CLUSTERS = "clusters.npz"
+"""In the folder of a run that weighed clusters, and in the token cache labelled by them (`curator.clusters`)."""
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 SCHEMA = pa.schema(
@@ -122,6 +124,8 @@ class RowWeights:
 
 def files(record: Mapping[str, Any]) -> tuple[str, ...]:
     """What a run's folder holds of its rows, by its record."""
+    if record.get("clusters"):
+        return (CLUSTERS,)
     rows = record.get("rows")
     if not rows:
         return ()

@@ -16,6 +16,7 @@ from curator import catalog, row_gaps
 from curator.errors import StorageError, UsageError, one_line, translated
 
 if TYPE_CHECKING:
+    from curator.clusters import Clusters
     from curator.export import Export
     from curator.lake import Lake
     from curator.leaks import LeakReport
@@ -96,20 +97,24 @@ class Run:
     @property
     def has_scorer(self) -> bool:
         """Whether it can weigh rows that it has not measured by their text."""
-        return row_gaps.SCORER in row_gaps.files(self.record)
+        return bool(self.record.get("clusters")) or row_gaps.SCORER in row_gaps.files(self.record)
 
-    def scorer(self) -> Scorer:
-        """What weighs rows by their text.
+    def scorer(self) -> Scorer | Clusters:
+        """What weighs rows by their text: a scorer, or the clusters that they are nearest to.
 
         Raises:
             UsageError: the run has none, and why.
             StorageError: it is gone or damaged, or of another version of this package.
         """
+        from curator.clusters import Clusters
         from curator.scorer import Scorer
 
         if not self.has_scorer:
             raise UsageError(f"run {self.run_id} cannot score rows: {_why_no_scorer(self.record)}")
-        return Scorer.read(self.lake.destination, f"{catalog.RUN_FOLDER}/{self.run_id}/{row_gaps.SCORER}")
+        home = f"{catalog.RUN_FOLDER}/{self.run_id}"
+        if self.record.get("clusters"):
+            return Clusters.read(self.lake.destination, f"{home}/{row_gaps.CLUSTERS}")
+        return Scorer.read(self.lake.destination, f"{home}/{row_gaps.SCORER}")
 
     def export(self, format: str, path: str | Path, **settings: Any) -> Export:  # noqa: A002 - the word that users say
         """Write the domain weights as the file that a trainer reads (see `curator.export.export`)."""
@@ -132,7 +137,7 @@ class Run:
 def _why_no_scorer(record: Mapping[str, Any]) -> str:
     rows = record.get("rows")
     if not rows:
-        return "it weighed domains alone; learn with --granularity sample"
+        return "it weighed domains alone; learn with --granularity sample, or cluster"
     if not rows.get("scorer"):
         return "it was learned without a scorer; learn with learn.rows.scorer = true"
     more = "measure more rows (learn.rows.max_rows), or under more pairs of copies (learn.rows.pairs)"

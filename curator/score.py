@@ -33,6 +33,7 @@ from connectors import duck
 from connectors.parquet import ParquetFile, iter_batches
 from connectors.store import Store, delete, list_objects, open_object, staged_file
 from curator import catalog, row_gaps
+from curator.clusters import Clusters
 from curator.errors import TryAgainError, UsageError
 from curator.progress import Progress, ProgressCallback
 from curator.scorer import Scorer
@@ -84,7 +85,7 @@ class _Job:
     """What every worker needs; `measured` has the weights of rows by `known`, their ids, or what repeated rows share of
     them if `by_content`."""
 
-    scorer: Scorer
+    scorer: Scorer | Clusters
     measured: pa.Table
     catalog: Path
     lake: Store
@@ -229,6 +230,8 @@ def _check_ours(place: Store, found: Mapping[str, str | None], paths: Sequence[s
 
 
 def _measured(lake: Lake, run: Run) -> pa.Table:
+    if row_gaps.TABLE not in row_gaps.files(run.record):
+        return pa.table({"known": pa.array([], pa.string()), "row_weight": pa.array([], pa.float64())})
     path = f"{catalog.RUN_FOLDER}/{run.run_id}/{row_gaps.TABLE}"
     with open_object(lake.destination, path) as source:
         rows = pq.read_table(source, columns=["sample_id", "row_weight"]).combine_chunks()

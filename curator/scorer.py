@@ -95,9 +95,7 @@ class Scorer:
 
     def index(self, labels: pa.Array) -> Domains:
         """The places of domains in `domains`, −1 for one that the run did not know."""
-        found = pc.fill_null(pc.index_in(labels.cast(pa.string()), pa.array(self.domains, pa.string())), -1)
-        index_N: Domains = found.to_numpy().astype(np.int32)
-        return index_N
+        return places_in(self.domains, labels)
 
     def expected(self, texts: pa.Array, sample_id: pa.Array, domain_N: Domains) -> Floats:
         """The expected gap of each row relative to its domain's mean, (N,), in nats per token.
@@ -150,6 +148,13 @@ class Scorer:
             f"{store.describe(path)} was written by another Lake Curator (schema_version {version}, this one reads "
             f"{SCHEMA_VERSION}); use that one, or learn again"
         )
+
+
+def places_in(domains: Sequence[str], labels: pa.Array) -> Domains:
+    """The place of each label among domains, (N,), −1 for one that is not there."""
+    found = pc.fill_null(pc.index_in(labels.cast(pa.string()), pa.array(domains, pa.string())), -1)
+    index_N: Domains = found.to_numpy().astype(np.int32)
+    return index_N
 
 
 def _from_arrays(values: dict[str, Any]) -> Scorer:

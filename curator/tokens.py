@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,6 +164,24 @@ class TokenCache:
         return dataclasses.replace(
             self, start=self.start[kept], num_targets=self.num_targets[kept], domain=self.domain[kept]
         )
+
+    def relabelled(self, folder: Path, domain: NDArray[np.int32], domains: Sequence[str]) -> None:
+        """Write the same rows into an empty folder, under other domains; what is the same is linked, where it can be.
+
+        Args:
+            folder: that exists.
+            domain: (N,) for each row of this cache, all of which it must have.
+            domains: their names.
+        """
+        for source in self.folder.iterdir():
+            if source.name not in ("domain.npy", "meta.json"):
+                try:
+                    os.link(source, folder / source.name)
+                except OSError:
+                    shutil.copyfile(source, folder / source.name)
+        np.save(folder / "domain.npy", domain)
+        meta = json.loads((self.folder / "meta.json").read_text(encoding="utf-8")) | {"domains": list(domains)}
+        (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
 
     @staticmethod
     def open(folder: Path) -> TokenCache:

@@ -7,7 +7,7 @@ record, so that any machine can ask how a run went.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,28 +47,46 @@ SCHEMA = pa.schema(
 """One row a step (`optim.diagnostics.StepRecord`); what each domain has of its own is a map from its name."""
 
 
-def write(folder: Path, run_id: str, domains: Sequence[str]) -> None:
+Fold = Callable[[Sequence[float]], Sequence[float]]
+
+
+def write(folder: Path, run_id: str, domains: Sequence[str], fold: Fold | None = None) -> None:
     """Write `TABLE` in a run folder out of its `LINES`, a group of rows at a time.
 
     Args:
         folder: of a finished run; one that took no steps has no lines, and an empty table.
         run_id: its name.
         domains: the D domains, in the order of the lines' lists.
+        fold: sums over the parts of each domain, where the lines' lists are of parts: a domain then has what its parts
+            have together, and of gaps and gradients their mean by weight, a gap of the parts that were drawn.
     """
     (folder / LINES).touch()
     with (
         pq.ParquetWriter(folder / TABLE, SCHEMA, compression="zstd") as sink,
         (folder / LINES).open(encoding="utf-8") as source,
     ):
-        for rows in _groups(_row(json.loads(line), run_id, domains) for line in source):
+        for rows in _groups(_row(json.loads(line), run_id, domains, fold) for line in source):
             sink.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
 
 
-def _row(record: dict[str, Any], run_id: str, domains: Sequence[str]) -> dict[str, Any]:
+def _row(record: dict[str, Any], run_id: str, domains: Sequence[str], fold: Fold | None) -> dict[str, Any]:
+    if fold:
+        record = record | _folded(record, fold)
     by_domain = {
         name: None if record[name] is None else list(zip(domains, record[name], strict=True)) for name in _BY_DOMAIN
     }
     return record | by_domain | {"run_id": run_id}
+
+
+def _folded(record: dict[str, Any], fold: Fold) -> dict[str, Any]:
+    """What a record has by part, by domain."""
+    weights, folded = record["weights"], {name: fold(record[name]) for name in ("weights", "average_weights")}
+    for name in ("weight_grads", "gaps"):
+        if record[name] is not None:
+            of = [weight if value else 0.0 for weight, value in zip(weights, record[name], strict=True)]
+            total = fold([weight * value for weight, value in zip(of, record[name], strict=True)])
+            folded[name] = [value / max(share, 1e-300) for value, share in zip(total, fold(of), strict=True)]
+    return folded
 
 
 def _groups(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

@@ -134,6 +134,7 @@ def learn(
             console.print_json(learn_values(run.record))
             return
         console.print_domains(run.record)
+        console.print_clusters(run.record)
         console.out().print(
             f"\nVerdict   {run.verdict}\nLeaks     {run.leaks}\nRun       {run.run_id} in {run.run_dir}"
         )
@@ -437,7 +438,8 @@ def _forecast(
 
 def learn_values(record: Any) -> dict[str, Any]:
     """What `--json` prints of a run."""
-    return {
+    clusters = record.get("clusters")
+    found = {
         "status": "ok",
         "run_id": record["run_id"],
         "domain_weights": {row["domain"]: row["domain_weight"] for row in record["domains"]},
@@ -448,3 +450,4 @@ def learn_values(record: Any) -> dict[str, Any]:
         "run_dir": record["run_dir"],
         "seconds": record["seconds"],
     }
+    return found | ({"clusters": {row["cluster"]: row["domain_weight"] for row in clusters}} if clusters else {})

@@ -67,7 +67,11 @@ ModelOption = Annotated[
 ]
 GranularityOption = Annotated[
     str | None,
-    typer.Option("--granularity", help="domain (the default), or sample: rows get weights, too.", show_default=False),
+    typer.Option(
+        "--granularity",
+        help="domain (the default); cluster: domains are split by content; sample: rows get weights, too.",
+        show_default=False,
+    ),
 ]
 
 

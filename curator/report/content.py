@@ -24,6 +24,7 @@ def sections(source: Source) -> list[Section]:
     """The page in its order."""
     found = [
         _weights(source),
+        _clusters(source.record.get("clusters") or ()),
         rows_section(source.rows, source.domains),
         movement_section(source),
         losses_section(source),
@@ -92,6 +93,39 @@ def _weights(source: Source) -> Section:
     if gaining and losing and source.record["verdict"]["status"] != "no gain":
         blocks.append(Side([_ratios("To be seen more often", gaining), _ratios("To be seen less often", losing)]))
     return Section(anchor="weights", heading="Domain weights", blocks=[*blocks, _domain_table(domains, gaps)])
+
+
+def _clusters(clusters: Domains) -> Section | None:
+    """The parts by content that got weights of their own; None where there were none."""
+    if not clusters:
+        return None
+    ranked = sorted(clusters, key=lambda row: -row["domain_weight"])
+    columns = ["cluster", "words", "natural share", "learned weight", "95 % interval", "ratio", "rows", "tokens"]
+    rows = [
+        [
+            row["cluster"],
+            row["words"],
+            weight(row["natural_share"]),
+            weight(row["domain_weight"]),
+            interval(row["ci_low"], row["ci_high"]),
+            decimal(row["ratio"], 2),
+            count(row["num_samples"]),
+            count(row["num_tokens"]),
+        ]
+        for row in ranked[:_MOST_ROWS]
+    ]
+    told = (
+        "Rows of a domain that use like words make a cluster; each was weighed as a domain is, and a domain's weight "
+        "is what its clusters have together. The words are those that set a cluster apart from the rest of its domain."
+    )
+    left_out = len(ranked) - len(rows)
+    caption = "All clusters, largest weight first"
+    if left_out:
+        caption = (
+            f"The {len(rows)} clusters with the largest weights; the table clusters has all {len(ranked):,} in SQL"
+        )
+    table = Table(caption=caption, columns=columns, rows=rows, num_words=2)
+    return Section(anchor="clusters", heading="Clusters by content", blocks=[Paragraph(told), table])
 
 
 def _weight_said(row: Mapping[str, Any]) -> str:
