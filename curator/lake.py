@@ -736,7 +736,7 @@ class Lake:
         version: int | None = None,
         as_of: str | datetime | None = None,
     ) -> duck.Relation:
-        """Ask the lake: `samples`, `domain_weights`, `runs`, `diagnostics`, `row_gaps`, `clusters`, `comparisons`, `versions`.
+        """Ask the lake: `samples`, `domain_weights`, `runs`, `diagnostics`, `clusters`, `comparisons` and more.
 
         What was published, learned or compared by then is seen, whoever did it, and files that are not as they were
         ingested are refused: a listing of the lake and of its records finds out at every call. The relation is lazy,

@@ -72,7 +72,8 @@ def sql(
     query: Annotated[
         str,
         typer.Argument(
-            help="SQL over samples, domain_weights, runs, diagnostics, row_gaps, clusters, comparisons, versions, duplicates."
+            help="SQL over samples, domain_weights, runs, diagnostics, row_gaps, clusters, comparisons, versions, "
+            "duplicates."
         ),
     ],
     destination: DestinationOption = None,
