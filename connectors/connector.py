@@ -106,15 +106,18 @@ def is_table(url: str) -> bool:
     return url.startswith((DELTA, ICEBERG))
 
 
-def lake_root(url: str, storage_options: Mapping[str, Any] | None = None) -> Store:
-    """The store that the paths of the lake's files are relative to; at most one object or catalog is looked up."""
+def lake_place(url: str, storage_options: Mapping[str, Any] | None = None) -> tuple[Store, str]:
+    """The store that the paths of the lake's files are relative to, and the file, folder or glob in it that is meant.
+
+    "" is all of it. At most one object or catalog is looked up.
+    """
     if url.startswith(DELTA):
-        return open_store(url.removeprefix(DELTA), storage_options)
+        return open_store(url.removeprefix(DELTA), storage_options), ""
     if url.startswith(ICEBERG):
         from connectors.iceberg import table_root
 
-        return table_root(url, storage_options)
-    return plain.lake_root(url, storage_options)
+        return table_root(url, storage_options), ""
+    return plain.lake_place(url, storage_options)
 
 
 def open_connector(
@@ -136,7 +139,7 @@ def open_connector(
     if url.startswith(DELTA):
         from connectors.delta import DeltaConnector
 
-        return DeltaConnector(lake_root(url, storage_options), destination, columns)
+        return DeltaConnector(lake_place(url, storage_options)[0], destination, columns)
     if url.startswith(ICEBERG):
         from connectors.iceberg import IcebergConnector
 
@@ -146,5 +149,5 @@ def open_connector(
 
 def read_corpus(url: str, storage_options: Mapping[str, Any] | None = None) -> Corpus:
     """The files of a lake that is only read; errors are those of `Connector.read_corpus`."""
-    root = lake_root(url, storage_options)
+    root, _ = lake_place(url, storage_options)
     return open_connector(url, storage_options, destination=root, columns=()).read_corpus()

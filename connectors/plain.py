@@ -161,13 +161,14 @@ def check_corpus_unchanged(corpus: Corpus) -> None:
         raise ConflictError(f"{corpus.store.describe(changed[0])} {what} since it was listed; list the lake again")
 
 
-def lake_root(url: str, storage_options: Mapping[str, Any] | None = None) -> Store:
-    """The store that `list_parquet(url)` would give; nothing is listed, one object may be looked up.
+def lake_place(url: str, storage_options: Mapping[str, Any] | None = None) -> tuple[Store, str]:
+    """The store that `list_parquet(url)` would give, and what of it; nothing is listed, one object may be looked up.
 
-    It is the folder itself, the folder of a single file, or the fixed prefix of a glob; `key=value` folders at its
-    end belong to the files' paths, since they are partitions.
+    The store is the folder itself, of which "" is meant; the folder of a single file; or the fixed prefix of a glob.
+    `key=value` folders at its end belong to the files' paths, since they are partitions.
     """
-    return _locate(url, storage_options)[0]
+    store, _, path = _locate(url, storage_options)
+    return store, path
 
 
 def _resolve(url: str, options: Mapping[str, Any] | None) -> tuple[Store, list[ObjectInfo]]:

@@ -46,7 +46,10 @@ class LakeConfig(_Section):
         description="what the catalog keeps: ids and lengths of the rows; their columns, too, for queries that do not "
         "read the lake (table); or nothing, so that every session indexes anew (view)",
     )
-    destination: str | None = Field(None, description="where versions are published; None: _curator inside the lake")
+    destination: str | None = Field(
+        None,
+        description="where versions are published; None: _curator inside the lake, _curator_NAME for a file or glob",
+    )
     skip_bad_rows: bool = Field(False, description="leave out rows without text or domain instead of refusing them")
     min_domain_rows: int = Field(8, ge=1, description="least usable rows of a domain")
     storage_options: dict[str, Any] = Field(default_factory=dict, description="passed to fsspec", repr=False)

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from connectors import duck
 from connectors import errors as connector_errors
-from connectors.connector import Connector, lake_root, open_connector
+from connectors.connector import Connector, lake_place, open_connector
 from connectors.parquet import check_schemas
 from connectors.plain import Corpus, check_corpus_unchanged
 from connectors.store import Store, open_store, redact_url, substore, write_object
@@ -33,12 +33,12 @@ from curator import catalog, row_gaps, trajectory
 from curator.config import CompareConfig, LakeConfig, LearnConfig, RefreshConfig, TargetConfig, override, parse
 from curator.errors import ConfigError, InputError, NotFoundError, StorageError, UsageError, one_line, translated
 from curator.places import (
-    STATE_FOLDER,
     VIEWS,
     make_work_folder,
     remember_columns,
     remembered_columns,
     remembered_ways,
+    state_folder,
     work_folder,
     would_be_read_as_lake,
 )
@@ -97,7 +97,8 @@ def open_lake(
         mode: what the catalog keeps of the lake: "index", ids and lengths of its rows; "table", their columns, too, so
             that queries do not read the lake (one to four times its compressed size on disk); "view", nothing, so that
             every session indexes anew, in a temporary folder. By default as last used, else "index".
-        destination: where versions and run records go; by default `_curator` inside the lake.
+        destination: where versions and run records go; by default `_curator` inside the lake, or for a
+            single file or a glob a folder beside its files that is named by it, `_curator_FILE`.
         skip_bad_rows: leave out rows without text or domain instead of refusing them.
         min_domain_rows: least usable rows of a domain that is learned on.
         storage_options: passed to fsspec (credentials, endpoint); never logged or stored.
@@ -121,13 +122,13 @@ def open_lake(
     base = config or LakeConfig()
     with translated():
         options = storage_options or base.storage_options
-        root = lake_root(url, options)
+        root, part = lake_place(url, options)
         if root.is_local and not Path(root.path).exists():
             raise InputError(
                 f"{redact_url(url)} does not exist; give a folder, file or glob of Parquet files, or a URL such as s3://…"
             )
         target = destination or base.destination
-        place = open_store(target, options) if target else substore(root, STATE_FOLDER)
+        place = open_store(target, options) if target else substore(root, state_folder(part))
         if would_be_read_as_lake(root, url, place):
             raise ConfigError(
                 f"destination {place.url} lies inside the lake {redact_url(url)}, which would take what is published "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from curator.config import LakeConfig
 from curator.errors import StorageError
 from curator.files import user_folder, write_atomically
 
-STATE_FOLDER = "_curator"
+_STATE_FOLDER = "_curator"
+_LONGEST_NAME = 100
 JOB = "job.json"
 """In a run folder: what its workers are to do."""
 RESULT = "result.json"
@@ -28,6 +30,18 @@ VIEWS = "curator.duckdb"
 _SETTINGS = "lake.json"
 _OF_ANY_COLUMNS = ("id_hash", "mode")
 _REMEMBERED = ("text", "domain", "key", "skip_bad_rows", *_OF_ANY_COLUMNS)
+
+
+def state_folder(part: str) -> str:
+    """What the default destination is called: "_curator" for a whole folder (""), its own name for a part of one.
+
+    Because lakes that are different files of one folder must not take each other's runs and versions for theirs.
+    """
+    if not part:
+        return _STATE_FOLDER
+    name = re.sub(r"[^\w.-]+", "-", part)[:_LONGEST_NAME]
+    told_apart = "" if name == part else f"-{hashlib.blake2b(part.encode(), digest_size=4).hexdigest()}"
+    return f"{_STATE_FOLDER}_{name}{told_apart}"
 
 
 def would_be_read_as_lake(root: Store, url: str, place: Store) -> bool:

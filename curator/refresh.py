@@ -88,8 +88,8 @@ class Plan:
 class Refresh:
     """What a refresh did, or with a dry run would do.
 
-    `outcome` is "nothing" if there was nothing to do, "refused" if a gate kept it from publishing, "planned" for a dry
-    run. `version` is the newest one afterwards. `snapshot_in` names the lake's content that was read, `snapshot_out`
+    `outcome` is "nothing" if there was nothing to do, "refused" if a gate kept it from publishing, or in a dry run
+    would, else "planned" for a dry run. `version` is the newest one afterwards. `snapshot_in` names the lake's content that was read, `snapshot_out`
     the content that the newest version was made from. `weights_changed` says whether the domain weights differ from
     those of the version before. `report` is the page about a run that was learned.
     """
@@ -188,7 +188,8 @@ def refresh(
         return job.ended("nothing", found)
     if dry_run:
         gates = job.weigh(found, found.run)[1] if found.run and found.action == "publish" else ()
-        return job.ended("planned", found, gates=tuple(gates))
+        passed = all(gate.passed for gate in gates)
+        return job.ended("planned" if passed else "refused", found, gates=tuple(gates))
     lake.check_destination()
     with hold(lake.destination, LOCK_FOLDER, seconds=60 * settings.lease_minutes) as lease:
         again = job.plan()  # another may have done it meanwhile

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
 from connectors.lease import LOCK_FOLDER, Lease, find_holder
-from curator.changes import Changes
+from curator.changes import Changes, find_changes
 from curator.config import LearnConfig, RefreshConfig, TargetConfig
 from curator.progress import ProgressCallback
 from curator.refresh import Wanted, plan, wanted
@@ -22,8 +22,9 @@ class Status:
     """What `Lake.status` found.
 
     `version`, `committed_at` (UTC, ISO 8601), `age_seconds`, `published_run` and `verdict` are of the newest version,
-    None if there is none. `run_id` is the run whose weights a refresh would keep. `action` and `reasons` are what it
-    would do, `holder` is who is at it now.
+    None if there is none; `changes` are those since it and its run, or since `run_id` where nothing is published.
+    `run_id` is the run whose weights a refresh would keep. `action` and `reasons` are what it would do, as far as its
+    gates let it, `holder` is who is at it now.
     """
 
     version: int | None
@@ -53,6 +54,9 @@ def status(
     newest = found.newest
     age = datetime.now(UTC) - datetime.fromisoformat(newest.committed_at) if newest else None
     published = next((run for run in lake.runs() if newest and run.run_id == newest.run_id), None)
+    changes = found.changes
+    if published and (found.run is None or found.run.run_id != published.run_id):
+        changes = find_changes(lake, published, found.manifest)
     return Status(
         version=newest.number if newest else None,
         committed_at=newest.committed_at if newest else None,
@@ -62,7 +66,7 @@ def status(
         run_id=found.run.run_id if found.run else None,
         action=found.action,
         reasons=found.reasons,
-        changes=found.changes,
+        changes=changes,
         num_rows=lake.corpus.num_rows,
         holder=find_holder(lake.destination, LOCK_FOLDER),
     )

@@ -71,7 +71,7 @@ def refresh(
     if as_json:
         console.print_json(refresh_values(done))
     else:
-        _print_refresh(done, named)
+        _print_refresh(done, named, dry_run=dry_run)
     if done.outcome == "refused":
         raise typer.Exit(REFUSED)
     if done.outcome == "nothing" and skip_exit_code:
@@ -112,12 +112,12 @@ def refresh_values(done: Refresh) -> dict[str, Any]:
     return {"status": "refused" if done.outcome == "refused" else "ok", **values}
 
 
-def _print_refresh(done: Refresh, lake: str) -> None:
+def _print_refresh(done: Refresh, lake: str, *, dry_run: bool) -> None:
     from curator import console
 
     print_ = console.out().print
     for reason in done.reasons:
-        print_(console.printable(f"{'learn' if done.outcome == 'planned' else 'learned'}: {reason.said}"))
+        print_(console.printable(f"{'learn' if dry_run else 'learned'}: {reason.said}"))
     for gate in done.gates:
         print_(console.printable(f"{'passed' if gate.passed else 'REFUSED'} {gate.name}: {gate.said}"))
     kept = f"the weights of run {done.run_id}"
@@ -131,6 +131,8 @@ def _print_refresh(done: Refresh, lake: str) -> None:
         print_(
             console.printable(f"version {done.version}: {kept}, {done.rows_written:,} rows{new}, in {done.location}")
         )
+    elif dry_run:
+        print_(f"would be refused: {kept} for the lake as it is now; nothing was written")
     else:
         print_(f"nothing was published; version {done.version} stays" if done.version else "nothing was published")
         print_next(f"curator report {lake} --run {done.run_id}", f"curator publish {lake} --run {done.run_id}")
@@ -158,7 +160,11 @@ def _print_status(found: Status, url: str) -> None:
     if found.verdict:
         print_(console.printable(f"Verdict   {found.verdict}"))
     print_(f"Lock      {console.printable(str(found.holder)) if found.holder else 'free'}")
-    said = {"nothing": "do nothing", "publish": f"publish the weights of run {found.run_id}", "learn": "learn"}
+    said = {
+        "nothing": "do nothing",
+        "publish": f"publish the weights of run {found.run_id} if its gates let it",
+        "learn": "learn",
+    }
     print_(f"Refresh   would {said[found.action]} ({console.printable(url)})")
     for reason in found.reasons:
         print_(console.printable(f"          {reason.said}"))

@@ -8,6 +8,7 @@ only take apart. Source: docs.mlcommons.org/croissant/docs/croissant-spec.html, 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,7 +146,7 @@ def _type(of: pa.DataType) -> str:
 
 def _described(lake: Lake, version: Version, manifest: Manifest, types: Mapping[str, str]) -> dict[str, Any]:
     place = redact_url(lake.connector.data.url)
-    name = place.rstrip("/").removesuffix("/_curator").rpartition("/")[2] or "lake"
+    name = re.sub(r"/_curator[^/]*$", "", place.rstrip("/")).rpartition("/")[2] or "lake"
     num_rows = sum(file.num_rows for file in manifest.files)
     domains = manifest.extra.get("domains") or []
     return {

@@ -13,12 +13,12 @@ from table_cases import COLUMNS, publish
 
 from connectors import _iceberg_catalog as catalog
 from connectors import _iceberg_table as iceberg
-from connectors.connector import lake_root, open_connector
+from connectors.connector import lake_place, open_connector
 from connectors.store import substore
 
 
 def connect(url, options):
-    destination = substore(lake_root(url, options), "_curator")
+    destination = substore(lake_place(url, options)[0], "_curator")
     return open_connector(url, options, destination=destination, columns=tuple(COLUMNS.names))
 
 

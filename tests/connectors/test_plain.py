@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from connectors.errors import CorruptFileError, InputError, NotFoundError, SchemaError
-from connectors.plain import lake_root, list_parquet
+from connectors.plain import lake_place, list_parquet
 from connectors.store import write_object
 
 TABLE = pa.table({"text": ["a", "b"], "source": ["x", "y"]})
@@ -105,10 +105,11 @@ def test_odd_names_are_found(place):
     assert listed(place) == sorted(names)
 
 
-def test_lake_root_is_the_root_of_the_list(place):
+def test_lake_place_is_the_root_of_the_list(place):
     fill(place, "lake/lang=en/a.parquet")
-    for pattern in ("/lake", "/lake/lang=en", "/lake/lang=en/a.parquet", "/lake/*/*.parquet"):
-        assert lake_root(f"{place.url}{pattern}", place.options).path == f"{place.store().path}/lake"
+    for part in ("", "lang=en", "lang=en/a.parquet", "*/*.parquet"):
+        root, found = lake_place(f"{place.url}/lake/{part}", place.options)
+        assert (root.path, found) == (f"{place.store().path}/lake", part)
 
 
 def test_relative_and_absolute_local_globs(tmp_path, monkeypatch):

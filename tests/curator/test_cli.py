@@ -89,6 +89,11 @@ def test_a_lake_is_refreshed_in_commands(learned, call):
     assert f"curator publish {learned.lake} --run {learned.run_id}" in refused.stdout
     values = json.loads(call(*refresh, "--json").stdout)
     assert (values["status"], values["outcome"], values["version"]) == ("refused", "refused", None)
+    planned = call(*refresh, "--dry-run")
+    assert planned.returncode == 3
+    assert planned.stdout.endswith(
+        f"would be refused: the weights of run {learned.run_id} for the lake as it is now; nothing was written\n"
+    )
 
     settings.write_text(
         settings.read_text().replace("[]\nmax", '["converged", "not converged", "no gain", "unstable"]\nmax')

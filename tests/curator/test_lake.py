@@ -81,6 +81,25 @@ def test_text_and_domain_must_be_two_columns(tmp_path):
         curator.open_lake(str(tmp_path / "lake"), domain="text")
 
 
+def test_lakes_in_one_folder_do_not_share_what_is_learned_of_them(tmp_path):
+    write_lake(tmp_path / "lake")
+    write_lake(tmp_path / "lake" / "part=1")
+    found = {}
+    for part in ("", "north.parquet", "*.parquet", "no*.parquet", "no?th.parquet", "part=1", "part=1/north.parquet"):
+        with curator.open_lake(str(tmp_path / "lake" / part), text="text", domain="domain") as lake:
+            lake.ingest()
+            found[part] = {row[0] for row in lake.sql("SELECT DISTINCT path FROM files").fetchall()}
+            assert lake.destination.path == str(lake.workdir)
+            assert lake.workdir.parent == tmp_path / "lake"
+    states = sorted(path.name for path in (tmp_path / "lake").glob("_curator*"))
+    assert len(states) == 7
+    assert states[:2] == ["_curator", "_curator_-.parquet-89b65788"]
+    assert "_curator_north.parquet" in states
+    assert found[""] == {f"{place}{name}.parquet" for place in ("", "part=1/") for name in ("north", "south", "east")}
+    assert found["north.parquet"] == {"north.parquet"}
+    assert found["part=1/north.parquet"] == {"part=1/north.parquet"}
+
+
 @pytest.mark.parametrize(
     ("url", "inside", "refused"),
     [

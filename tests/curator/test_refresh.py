@@ -329,12 +329,23 @@ def refused(learned, **settings):
     return gate
 
 
+def test_the_status_has_the_weights_of_the_version_not_of_what_would_come(learned):
+    """A run of other settings was published by hand: its weights stand in the lake, whatever a refresh would do."""
+    with curator.open_lake(str(learned.lake)) as lake:
+        lake.publish(learned.run_id)
+        found = lake.status(str(learned.target), learn=LEARN.model_copy(update={"seed": 7}))
+        weights = {row["domain"]: row["domain_weight"] for row in lake.run(learned.run_id).record["domains"]}
+    assert (found.version, found.run_id, found.action) == (1, None, "learn")
+    assert {state.domain: state.domain_weight for state in found.changes.domains} == weights
+    assert (found.changes.num_new_rows, found.changes.new_domains) == (0, ())
+
+
 def test_a_verdict_that_is_not_to_be_published_is_refused_again_and_again(learned):
     edited_record(learned, lambda record: record["verdict"].update(status="no gain"))
     usual = list(RefreshConfig().verdicts)
     assert "no gain" not in usual
-    for _ in range(2):
-        gate = refused(learned, verdicts=usual)
+    for dry_run in (True, False, False):
+        gate = refused(learned, verdicts=usual, dry_run=dry_run)
         assert gate.name == "verdict"
         assert gate.said.startswith(f"the verdict on run {learned.run_id} is 'no gain'; published are converged")
     assert history(learned) == []
