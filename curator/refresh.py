@@ -89,9 +89,9 @@ class Refresh:
     """What a refresh did, or with a dry run would do.
 
     `outcome` is "nothing" if there was nothing to do, "refused" if a gate kept it from publishing, or in a dry run
-    would, else "planned" for a dry run. `version` is the newest one afterwards. `snapshot_in` names the lake's content that was read, `snapshot_out`
-    the content that the newest version was made from. `weights_changed` says whether the domain weights differ from
-    those of the version before. `report` is the page about a run that was learned.
+    would, else "planned" for a dry run. `version` is the newest one afterwards. `snapshot_in` names the lake's content
+    that was read, `snapshot_out` the content that the newest version was made from. `weights_changed` says whether the
+    domain weights differ from those of the version before. `report` is the page about a run that was learned.
     """
 
     outcome: Literal["nothing", "published", "refused", "planned"]
