@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -37,14 +37,16 @@ from connectors.store import (
 from curator.errors import InputError, StorageError, UsageError, one_line
 from curator.macros import TOKENS
 from curator.progress import Progress, ProgressCallback
+from curator.selection import Selection, TokenBudget, WeightedSample
 
 if TYPE_CHECKING:
     from curator.lake import Lake
-    from curator.selection import Selection
 
 MANIFEST = "_manifest.json"
 _FOOTER = "lake-curator"
 _BATCH_ROWS = 8192
+_NOTED_LOSS = 0.02
+"""Share of the tokens that a domain lacks to its weight before it is said."""
 _FILE_BYTES = 256 << 20
 """Size at which a file is finished and the next begun."""
 
@@ -64,7 +66,8 @@ class Materialization:
     """A selection of a version's rows that was written, or with a dry run would be.
 
     `num_rows` and `num_tokens` count a row as often as it is repeated, whether it was written so or once with its
-    `repeats`; tokens are those that the run counted. `size_bytes` and `num_files` are 0 for a dry run.
+    `repeats`; tokens are those that the run counted. `size_bytes` and `num_files` are 0 for a dry run. `notes` say
+    where the selection is not what its weights ask for.
     """
 
     location: str
@@ -76,6 +79,7 @@ class Materialization:
     num_files: int
     size_bytes: int
     domains: list[SelectedDomain]
+    notes: tuple[str, ...]
     created: bool
 
 
@@ -122,6 +126,7 @@ def materialize(
         num_files=0 if dry_run else len(files),
         size_bytes=0 if dry_run else sum(file["size_bytes"] for file in files),
         domains=domains,
+        notes=_notes(lake, selection, version, domains),
         created=not dry_run,
     )
 
@@ -242,6 +247,39 @@ def _count(lake: Lake, selection: Selection, version: Version) -> list[SelectedD
         SelectedDomain(domain=domain, num_distinct=distinct, num_rows=num_rows, num_tokens=num_tokens)
         for domain, distinct, num_rows, num_tokens in sorted(counted.fetchall())
     ]
+
+
+def _notes(lake: Lake, selection: Selection, version: Version, domains: Sequence[SelectedDomain]) -> tuple[str, ...]:
+    """What of the weights is lost, where there are too few rows for what was asked."""
+    num_rows, num_tokens = sum(d.num_rows for d in domains), sum(d.num_tokens for d in domains)
+    if isinstance(selection, WeightedSample) and num_rows < selection.n:
+        return (
+            f"only {num_rows:,} rows have a weight, fewer than n={selection.n:,}, so that all are taken whatever they "
+            "weigh: ask for fewer",
+        )
+    if not isinstance(selection, TokenBudget) or not domains:
+        return ()
+    most, remedy = selection.max_repeats, "lower the budget, or raise max_repeats"
+    said = lake.connector.read_manifest(version).extra.get("domains") or ()
+    weights = {row["domain"]: row["domain_weight"] for row in said}
+    short = [
+        (weights[d.domain] - d.num_tokens / num_tokens, d)
+        for d in domains
+        if d.num_rows == most * d.num_distinct and d.domain in weights
+    ]
+    found = []
+    lost, worst = max(short, key=lambda item: item[0], default=(0.0, domains[0]))
+    if lost > _NOTED_LOSS:
+        found.append(
+            f"rows are taken {most} times at most, so that {worst.domain!r} has {worst.num_tokens / num_tokens:.3f} of "
+            f"the tokens instead of the {weights[worst.domain]:.3f} of its weight: {remedy}"
+        )
+    if all(d.num_rows == most * d.num_distinct for d in domains) and num_tokens < selection.tokens:
+        found.append(
+            f"all rows with a weight, {most} times each, are {num_tokens:,} of the {selection.tokens:,} tokens: "
+            f"{remedy}"
+        )
+    return tuple(found)
 
 
 def _write(

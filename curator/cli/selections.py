@@ -116,6 +116,8 @@ def materialize(
             for d in done.domains
         ],
     )
+    for note in done.notes:
+        console.err().print(console.printable(f"Note: {note}"))
     said = f"{done.num_rows:,} rows, {done.num_tokens:,} tokens of version {done.version} (run {done.run_id})"
     if dry_run:
         console.out().print(f"\nwould write {said} to {console.printable(done.location)}; nothing was written")

@@ -128,16 +128,20 @@ def buckets(rows: list[Row], num: int) -> dict[str, str]:
 # a published lake -------------------------------------------------------------------------------------------------
 
 
-def record_run(lake: Lake, folder: Path, seed: int = 0, run_id: str = "by-hand") -> str:
-    """Record a finished run whose weights differ by row and hold the identities; returns its id."""
+def record_run(lake: Lake, folder: Path, seed: int = 0, run_id: str = "by-hand", favour: float = 1.0) -> str:
+    """Record a finished run whose weights differ by row and hold the identities; returns its id.
+
+    Rows of the first domain weigh `favour` times what they would.
+    """
     lake.ingest()
     index = lake.connection.sql("SELECT sample_id, domain FROM sample_index WHERE usable ORDER BY 1").to_arrow_table()
     rng = np.random.default_rng(seed)
     num = index.num_rows
     tokens = rng.integers(5, 60, num)
     weight = rng.gamma(0.7, 1, num)
-    weight /= weight.mean()
     domain = np.array(index["domain"].to_pylist())
+    weight[domain == DOMAINS[0]] *= favour
+    weight /= weight.mean()
     share = {name: float((weight * tokens)[domain == name].sum() / (weight * tokens).sum()) for name in set(domain)}
     columns = [index["sample_id"], index["domain"], tokens, np.array([share[d] for d in domain], "f4"), weight]
     arrays = [pa.array(each) if isinstance(each, np.ndarray) else each for each in columns]

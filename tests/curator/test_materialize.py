@@ -355,3 +355,38 @@ def test_the_command_writes_what_the_call_does(folder, tmp_path):
 def test_the_command_refuses_what_means_nothing(folder, tmp_path, options, said):
     assert said in refusal(curator_command(tmp_path, "materialize", folder / "lake", "--out", "out", *options), 2)
     assert not (tmp_path / "out").exists()
+
+
+# what is said where there are too few rows ------------------------------------------------------------------------
+
+
+def notes(lake, selection):
+    return lake.materialize(selection, "unused", dry_run=True).notes
+
+
+def test_a_budget_beyond_the_rows_is_told_with_what_it_does_to_the_shares(lake, folder):
+    lake.publish(record_run(lake, folder / "favouring", run_id="favouring", favour=3.0))
+    weights = {row["domain"]: row["domain_weight"] for row in lake.run("favouring").record["domains"]}
+    whole = lake.materialize(TokenBudget(tokens=10**9, max_repeats=3), "unused", dry_run=True)
+    share = {d.domain: d.num_tokens / whole.num_tokens for d in whole.domains}
+    worst = DOMAINS[0]
+    lost, missing = whole.notes
+    assert lost.startswith(
+        f"rows are taken 3 times at most, so that {worst!r} has {share[worst]:.3f} of the tokens instead of the "
+        f"{weights[worst]:.3f} of its weight: "
+    )
+    assert missing.startswith(f"all rows with a weight, 3 times each, are {whole.num_tokens:,} of the 1,000,000,000 ")
+    assert notes(lake, TokenBudget(tokens=2000, max_repeats=100)) == ()
+
+
+def test_a_sample_of_more_rows_than_there_are_is_told(lake, folder):
+    num = sum(row.sample_weight > 0 for row in rows_of(lake))
+    assert notes(lake, WeightedSample(n=num)) == ()
+    (said,) = notes(lake, WeightedSample(n=num + 1))
+    assert said == (
+        f"only {num} rows have a weight, fewer than n={num + 1}, so that all are taken whatever they weigh: ask for "
+        "fewer"
+    )
+    call = ("materialize", "lake", "--out", "unused", "--dry-run", "--weighted-sample", num + 1)
+    assert f"Note: {said}" in " ".join(curator_command(folder, *call).stderr.split())
+    assert values_of(curator_command(folder, *call, "--json"))["notes"] == [said]
