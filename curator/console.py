@@ -22,7 +22,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import Progress as Bar
-from rich.table import Table
+from rich.table import Column, Table
 
 from curator.progress import Progress, ProgressCallback
 
@@ -32,9 +32,11 @@ if TYPE_CHECKING:
     from curator.forecast import Forecast
 
 _SECONDS_BETWEEN_LINES = 10.0
+_LEAST_DONE = 0.05
+"""Share of a stage after which what is left is estimated: its first steps are the slow ones."""
 _WIDE = 100_000
-_MOST_CLUSTERS = 24
 """Columns of what is no terminal, so that a table's row is one line."""
+_MOST_CLUSTERS = 24
 
 
 def out() -> Console:
@@ -63,9 +65,9 @@ def progress() -> Iterator[ProgressCallback]:
         TimeElapsedColumn(),
         TextColumn("ETA"),
         TimeRemainingColumn(),
-        TextColumn("[dim]{task.fields[detail]}"),
+        TextColumn("[dim]{task.fields[detail]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
     )
-    with Bar(*columns, console=console) as bar:
+    with Bar(*columns, console=console, expand=True) as bar:
         tasks: dict[str, TaskID] = {}
 
         def tell(state: Progress) -> None:
@@ -81,11 +83,13 @@ def _lines() -> ProgressCallback:
     """Progress as log lines: the end of a stage once, its middle every few seconds with an ETA."""
     last: dict[str, float] = {}
     ended: dict[str, Progress] = {}
-    started: dict[str, tuple[float, int]] = {}
+    started: dict[str, tuple[float, int, int | None]] = {}
 
     def tell(state: Progress) -> None:
         now = time.monotonic()
-        begun, before = started.setdefault(state.stage, (now, state.done))
+        begun, before, total = started.setdefault(state.stage, (now, state.done, state.total))
+        if state.total != total:  # there turned out to be more of it
+            begun, before, _ = started[state.stage] = (now, state.done, state.total)
         finished = state.total is not None and state.done >= state.total
         if finished and ended.get(state.stage) == state:
             return
@@ -95,11 +99,11 @@ def _lines() -> ProgressCallback:
             return
         last[state.stage] = now
         left = ""
-        if state.total and state.done > before and not finished:
+        if state.total and state.done - before >= _LEAST_DONE * state.total and not finished:
             left = f", about {(now - begun) * (state.total - state.done) / (state.done - before):.0f} s left"
-        total = f"/{state.total:,}" if state.total is not None else ""
+        of = f"/{state.total:,}" if state.total is not None else ""
         print(  # noqa: T201
-            f"{state.stage} {state.done:,}{total} {printable(state.detail)}{left}", file=sys.stderr, flush=True
+            f"{state.stage} {state.done:,}{of} {printable(state.detail)}{left}", file=sys.stderr, flush=True
         )
 
     return tell

@@ -92,6 +92,22 @@ def test_progress_of_a_long_stage_tells_when_it_will_end(capsys, monkeypatch):
     assert lines == ["learn 10/100 , about 99 s left", "learn 20/100 , about 88 s left"]
 
 
+def test_what_is_left_is_told_once_enough_is_done_to_know_it(capsys, monkeypatch):
+    """The first steps are slow, and what is to be done may turn out to be more."""
+    clock = iter([0.0, 20.0, 40.0, 50.0, 70.0])
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    with console.progress() as tell:
+        for done, total in ((0, 100), (1, 100), (60, 100), (60, 200), (80, 200)):
+            tell(Progress(stage="train", done=done, total=total))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "train 1/100 ",
+        "train 60/100 , about 27 s left",
+        "train 60/200 ",
+        "train 80/200 , about 120 s left",
+    ]
+
+
 def test_what_was_done_before_says_nothing_of_the_speed(capsys, monkeypatch):
     clock = iter([0.0, 20.0])
     monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
@@ -101,7 +117,8 @@ def test_what_was_done_before_says_nothing_of_the_speed(capsys, monkeypatch):
     assert capsys.readouterr().err == "train 70/100 , about 60 s left\n"
 
 
-def test_progress_on_a_terminal_is_a_bar_that_shows_names_literally():
+@pytest.mark.parametrize("columns", [150, 80])
+def test_progress_on_a_terminal_is_a_bar_that_shows_names_literally(columns):
     program = (
         "from curator import console\nfrom curator.progress import Progress\n"
         "with console.progress() as tell:\n"
@@ -109,7 +126,7 @@ def test_progress_on_a_terminal_is_a_bar_that_shows_names_literally():
         "    tell(Progress(stage='learn', done=2, total=2, detail='[red] 0.7 [/bold]'))\n"
     )
     master, slave = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "150", "LINES": "40"}
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": str(columns), "LINES": "40"}
     process = subprocess.Popen(
         [sys.executable, "-c", program], cwd=REPOSITORY, stderr=slave, stdout=slave, env=environment
     )
@@ -126,3 +143,4 @@ def test_progress_on_a_terminal_is_a_bar_that_shows_names_literally():
     assert "[red] 0.7 [/bold]" in text
     assert "2/2" in text
     assert "ETA" in text
+    assert 24 * "━" in text  # the bar is whole, however much there is to say beside it
