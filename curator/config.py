@@ -108,14 +108,17 @@ class WeightsConfig(_Section):
 
 
 class LineSearchConfig(_Section):
-    """How learned weights are judged on target rows that learning has not seen; off without places."""
+    """How learned weights are judged on target rows that learning has not seen; off without places.
+
+    A mixture that helps a short training may harm a longer one, so these are as long as the run unless told otherwise.
+    """
 
     places: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (0.5, 1.0, 2.0, 3.0),
         description="places on the line from the prior (0) through the learned weights (1); []: off",
     )
     validation_share: float = Field(0.25, gt=0, lt=1, description="share of the target's rows kept out of learning")
-    steps: int | None = Field(None, ge=1, description="steps of each training; by default two fifths of learn.steps")
+    steps: int | None = Field(None, ge=1, description="steps of each training; by default learn.steps")
     tokens_per_step: int = Field(2048, ge=8, description="target tokens of a step")
     seeds: int = Field(5, ge=2, description="trainings of the best place and of the prior")
 
@@ -221,7 +224,7 @@ class LearnConfig(_Section):
     @property
     def num_search_steps(self) -> int:
         """Steps of each training of the line search."""
-        return self.line_search.steps or max(1, round(0.4 * self.steps))
+        return self.line_search.steps or self.steps
 
     def num_fit_rows(self, num_rows: int, num_domains: int) -> int:
         """Of `num_rows` target rows, how many learning sees: the first ones, in the order of their hashes."""

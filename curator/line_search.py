@@ -4,7 +4,7 @@ A part of the target's rows is kept out of learning. Fresh models are trained on
 p ∝ prior^(1 − s)·learned^s and measured on those rows. The place s that does best is taken if its models beat those of
 the prior by a 90 % interval that excludes 0; otherwise the weights stay at the prior, and the run says "no gain". The
 question has one side, so weights that are worth nothing are taken in 5 % of the runs. What a run publishes is never
-worse than the prior, within its interval.
+worse than the prior, within its interval, for trainings of that length: what helps a short one may harm a longer one.
 
 Where a token budget is named, each training has only so many of the lake's rows that it repeats them as often as the
 budget will repeat them all: the more a domain is repeated, the less its weight helps.

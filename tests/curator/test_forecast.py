@@ -40,6 +40,8 @@ def test_the_line_search_trains_as_many_models_as_are_told():
     usual = LearnConfig()
     assert _trainings(usual, 2) == (5, 13)
     assert _trainings(LearnConfig(line_search={"places": []}), 2) == (0, 0)
+    assert LearnConfig(steps=70).num_search_steps == 70  # judged by trainings as long as the run
+    assert LearnConfig(steps=70, line_search={"steps": 30}).num_search_steps == 30
     assert _trainings(LearnConfig(method="doge"), 2) == _trainings(usual, 1) == (0, 0)
 
 
