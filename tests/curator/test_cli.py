@@ -64,7 +64,11 @@ def test_the_life_of_versions_in_commands(learned, call):
     assert [item["path"] for item in removed["items"]] == [f"data/{run}-{'0' * 12}/left.parquet"]
     assert planned["items"] == removed["items"]
     assert not left.exists()
-    assert call("gc", learned.lake, "--keep", 1, "--dry-run").stdout.startswith("would let go version(s) 2\n")
+    planned = call("gc", learned.lake, "--keep", 1, "--dry-run").stdout
+    assert planned.startswith(
+        "would let go version(s) 2\nversion 1 stays, since version 3 restores it\n"
+        "files younger than 24h would stay until a later collection (--grace)\n"
+    )
     assert "keep 0 would let go the newest" in refusal(call("gc", learned.lake, "--keep", 0), 2)
 
     damaged = next((state / "data").rglob("east.parquet"))
