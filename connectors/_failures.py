@@ -99,6 +99,14 @@ def _translate(error: Exception, place: str, action: Action, options: Mapping[st
         return NotFoundError(f"cannot {action} {place}: it is a folder; name an object in it")
     if type(error).__name__ == "FileExpired":  # s3fs: If-Match failed in the middle of a read
         return ConflictError(f"{place} changed while it was read; list the lake again")
+    if _was_refused(error) and "://" not in place:
+        said = getattr(error, "strerror", None) or said  # which does not say the path again
+        if action in ("write", "delete"):
+            return ReadOnlyError(f"cannot {action} {place}: {said}; let this user write there, or choose another place")
+        return AccessError(
+            f"cannot {action} {place}: {said}; let this user read it and open its folders, or work as its owner: "
+            "`ls -l` shows owner and permissions"
+        )
     if _was_refused(error):
         if action in ("write", "delete"):
             return ReadOnlyError(f"cannot {action} {place}: {said}; choose a destination that you may write")

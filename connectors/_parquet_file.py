@@ -22,6 +22,7 @@ from connectors.errors import (
 )
 from connectors.store import ObjectInfo, Store, object_errors, open_object, read_bytes, stat_object
 
+SUFFIXES = (".parquet", ".parq", ".pq")
 # What Hive and Spark write in a path for a row whose partition column is null.
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 # Enough for the footer of most files, so that it costs one request; a longer footer costs a second one.
@@ -248,6 +249,12 @@ def read_footer(store: Store, listed: ObjectInfo) -> bytes:
     """
     place = store.describe(listed.path)
     tail = _read_tail(store, listed, _TAIL_BYTES) if listed.size_bytes >= _MIN_FILE_BYTES else b""
+    if tail[-4:] not in (_MAGIC, _ENCRYPTED_MAGIC) and not place.endswith(SUFFIXES):
+        name = place.rpartition("/")[2]
+        raise CorruptFileError(
+            f"{place} is not a Parquet file; convert it, as DuckDB does by COPY (FROM '{name}') TO "
+            f"'{name.partition('.')[0]}.parquet', or polars by read_… and write_parquet"
+        )
     if tail[-4:] not in (_MAGIC, _ENCRYPTED_MAGIC):
         raise CorruptFileError(f"{place} is not a Parquet file or was cut short; remove it or write it again")
     if tail[-4:] == _ENCRYPTED_MAGIC:

@@ -11,6 +11,7 @@ import pyarrow as pa
 from fsspec.utils import glob_translate
 
 from connectors._failures import redact_url
+from connectors._parquet_file import SUFFIXES as SUFFIXES
 from connectors._parquet_file import OnProgress, ParquetFile, read_parquet_infos, untold
 from connectors._schemas import union_schema
 from connectors.commit import Version, commit, newest_number, read_log, read_manifest, restore
@@ -25,8 +26,6 @@ from connectors.store import (
     open_store,
     stat_object,
 )
-
-SUFFIXES = (".parquet", ".parq", ".pq")
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,14 @@ from connectors import _local
 from connectors._failures import Action, holds_password, storage_errors
 from connectors._failures import redact_url as redact_url
 from connectors._filesystems import IsolatedMemoryFileSystem, build_filesystem
-from connectors.errors import ConflictError, ConnectorError, InputError, NotFoundError, UnsupportedError
+from connectors.errors import (
+    ConflictError,
+    ConnectorError,
+    InputError,
+    NotFoundError,
+    ReadOnlyError,
+    UnsupportedError,
+)
 
 PROBE_PREFIX = ".probe-"
 _TIMES = ("mtime", "LastModified", "last_modified", "created")
@@ -284,7 +291,8 @@ def check_put_if_absent(store: Store, prefix: str = "") -> None:
         UnsupportedError: the second write of the same probe was accepted.
         ReadOnlyError: the destination cannot be written.
     """
-    probe = _join(prefix, f"{PROBE_PREFIX}{uuid4().hex}")
+    name = f"{PROBE_PREFIX}{uuid4().hex}"
+    probe = _join(prefix, name)
     try:
         put_if_absent(store, probe, b"first")
         with suppress(ConflictError):
@@ -293,6 +301,8 @@ def check_put_if_absent(store: Store, prefix: str = "") -> None:
                 f"{store.describe()} ignores conditional writes, so two writers could publish over each other; "
                 "publish to a local folder or to storage that honours If-None-Match"
             )
+    except ReadOnlyError as error:  # the probe's name is nobody's business
+        raise ReadOnlyError(f"{str(error).replace(f'/{name}', '')} (--destination)") from error
     finally:
         with suppress(ConnectorError):  # the failure that brought us here matters more than the probe
             delete(store, probe)

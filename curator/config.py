@@ -11,7 +11,7 @@ import os
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -21,13 +21,30 @@ from optim.blocks import BlockSchedule
 from optim.layout import Layout, unsupported
 from optim.presets import usual_learning_rate
 
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass
+else:
+    ModelMetaclass = type(BaseModel)
+
 ENV_PREFIX = "CURATOR__"
 DEFAULT_FILE = "curator.toml"
 PRIORS = ("uniform", "natural")
 """Where data weights may start, besides at a file's mixture."""
 
 
-class _Section(BaseModel):
+class _Told(ModelMetaclass):
+    """Lets a section that is made by its name tell of mistakes as `parse` does."""
+
+    if not TYPE_CHECKING:  # else the arguments would not be checked
+
+        def __call__(self, **values):
+            try:
+                return super().__call__(**values)
+            except ValidationError as error:
+                raise _refusal(self, error, "the arguments") from error
+
+
+class _Section(BaseModel, metaclass=_Told):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
@@ -395,9 +412,7 @@ def parse(section: type[Section], values: Mapping[str, Any], source: str | Calla
     try:
         return section.model_validate(values)
     except ValidationError as error:
-        items = [(tuple(map(str, item["loc"])), item) for item in error.errors()]
-        said = [_explain(section, key, item, source if isinstance(source, str) else source(key)) for key, item in items]
-        raise ConfigError("; ".join(said)) from error
+        raise _refusal(section, error, source) from error
 
 
 def override(settings: Section, **values: Any) -> Section:
@@ -459,6 +474,14 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
         merged[key] = _merged(merged[key], value) if nested else value
     return merged
+
+
+def _refusal(
+    section: type[BaseModel], error: ValidationError, source: str | Callable[[tuple[str, ...]], str]
+) -> ConfigError:
+    items = [(tuple(map(str, item["loc"])), item) for item in error.errors()]
+    said = [_explain(section, key, item, source if isinstance(source, str) else source(key)) for key, item in items]
+    return ConfigError("; ".join(said))
 
 
 def _explain(section: type[BaseModel], path: tuple[str, ...], item: Any, source: str) -> str:

@@ -10,16 +10,16 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from connectors.errors import AccessError, ConnectorError, MissingExtraError
-from connectors.store import check_put_if_absent, open_store, redact_url
-from curator.errors import one_line
+from connectors.store import Store, check_put_if_absent, open_store, redact_url
+from curator.errors import ConfigError, one_line
 from curator.files import user_folder
 
 CORE = ("duckdb", "pyarrow", "polars", "fsspec", "numpy", "pydantic", "xxhash", "jinja2")
@@ -98,11 +98,9 @@ class Check:
 
 
 def diagnose(destination: str | None = None) -> list[Check]:
-    """Look at this machine, and at `destination` (written to and cleaned up again) if one is given."""
+    """Look at this machine, and write to `destination` and clean up, by default to that of ./curator.toml."""
     checks = [_python(), *_core(), *_extras(), *_intruders(), _machine(), _folder(), *_credentials(), *_endpoints()]
-    if destination:
-        checks.append(_store(destination))
-    return checks
+    return [*checks, *([_store(destination)] if destination else _of_settings())]
 
 
 def _python() -> Check:
@@ -211,8 +209,8 @@ def _machine() -> Check:
 def _folder() -> Check:
     """The folder of work folders is made when it is needed; whether that will do, its nearest parent says."""
     folder = user_folder()
-    nearest = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
-    if nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK):
+    nearest = _nearest(folder)
+    if _can_be_filled(nearest):
         return Check(name="work folder", outcome="ok", found=f"{folder}, for lakes that are not on this machine")
     return Check(
         name="work folder",
@@ -220,6 +218,14 @@ def _folder() -> Check:
         found=f"{folder} cannot be made: {nearest} cannot be written",
         fix="set CURATOR_HOME to a folder that can",
     )
+
+
+def _nearest(folder: Path) -> Path:
+    return next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+
+
+def _can_be_filled(folder: Path) -> bool:
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
 
 
 def _credentials() -> Iterator[Check]:
@@ -255,18 +261,62 @@ def _endpoints() -> Iterator[Check]:
             yield Check(name="endpoint", outcome="ok", found=f"{name}={redact_url(url)}")
 
 
-def _store(destination: str) -> Check:
+def _of_settings() -> Iterator[Check]:
+    """The place that ./curator.toml names for versions, if there is such a file."""
     try:
-        store = open_store(destination)
+        from connectors.connector import is_table
+        from curator.config import DEFAULT_FILE, load_config
+
+        lake = load_config(DEFAULT_FILE).lake if Path(DEFAULT_FILE).exists() else None
+    except ImportError:  # a package that is missing, or an intruder's: a finding of its own
+        return
+    except ConfigError as error:
+        yield Check(name="settings", outcome="failed", found=str(error), fix="mend that, and check again")
+        return
+    if lake and lake.destination:
+        yield _store(lake.destination, lake.storage_options, is_made=True)
+    elif lake and lake.url and not is_table(lake.url):
+        yield _store(lake.url, lake.storage_options)
+
+
+def _store(place: str, options: Mapping[str, Any] | None = None, *, is_made: bool = False) -> Check:
+    """Whether a place can be written; a folder that is not there is a mistake, unless the first version makes it."""
+    other = "choose another --destination"
+    rights = "the credentials above and their rights"
+    try:
+        store = open_store(place, options)
+        if store.is_local:
+            rights = "the permissions and the owner of the folder"
+            if is_made and not Path(store.path).exists():
+                return _new_folder(Path(store.path))
+            store = _folder_of(store)
+            if not Path(store.path).exists():
+                fix = f"check the address, make the folder if it is a new destination, or {other}"
+                return Check(name="destination", outcome="failed", found=f"{store.url} does not exist", fix=fix)
         check_put_if_absent(store)
     except MissingExtraError as error:
         return Check(name="destination", outcome="failed", found=str(error), fix="install that, and check again")
     except AccessError as error:
-        fix = "check the credentials above and their rights, or choose another --destination"
+        fix = f"check {rights}, or {other}"
         return Check(name="destination", outcome="failed", found=str(error), fix=fix)
     except ConnectorError as error:
-        return Check(name="destination", outcome="failed", found=str(error), fix="choose another --destination")
+        return Check(name="destination", outcome="failed", found=str(error), fix=other)
     return Check(name="destination", outcome="ok", found=f"{store.url} can be written and keeps create-if-absent")
+
+
+def _new_folder(folder: Path) -> Check:
+    nearest = _nearest(folder)
+    if _can_be_filled(nearest):
+        return Check(name="destination", outcome="ok", found=f"{folder} will be made when it is needed")
+    found = f"{folder} cannot be made: {nearest} cannot be written"
+    return Check(name="destination", outcome="failed", found=found, fix="choose another --destination")
+
+
+def _folder_of(store: Store) -> Store:
+    """The folder itself, or that of a file or glob."""
+    from connectors.plain import lake_place
+
+    return store if Path(store.path).is_dir() else lake_place(store.path)[0]
 
 
 def _version(distribution: str) -> str | None:

@@ -95,6 +95,16 @@ class Run:
         return samples
 
     @property
+    def note_on_ranks(self) -> str | None:
+        """What to know before rows of a domain are chosen by their weight: that they all weigh the same, if they do."""
+        if self.record["learn"].get("granularity", "domain") != "domain":
+            return None
+        return (
+            f"run {self.run_id} weighed domains alone, so all rows of a domain weigh the same and which of them are "
+            "chosen is arbitrary; learn with --granularity sample, or cluster"
+        )
+
+    @property
     def has_scorer(self) -> bool:
         """Whether it can weigh rows that it has not measured by their text."""
         return bool(self.record.get("clusters")) or row_gaps.SCORER in row_gaps.files(self.record)

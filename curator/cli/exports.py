@@ -88,7 +88,8 @@ def export(
         raise ConfigError("--version is for croissant, which describes a version; name a run with --run")
     where = read_object(Path(places), "places", "{domain: place}") if places.endswith(".json") else places
     with open_given(settings, destination=destination) as lake:
-        done = lake.run(run).export(
+        found = lake.run(run)
+        done = found.export(
             format_,
             out,
             places=where,
@@ -98,9 +99,12 @@ def export(
             overwrite=overwrite,
             dry_run=dry_run,
         )
+    note = None if quantiles is None else found.note_on_ranks
     if as_json:
-        console.print_json({"status": "ok", "dry_run": dry_run, **dataclasses.asdict(done)})
+        console.print_json({"status": "ok", "dry_run": dry_run, **dataclasses.asdict(done), "note": note})
         return
+    if note:
+        console.err().print(console.printable(f"note: {note}"))
     print_ = console.out().print
     names = ["domain", done.unit, *(["epochs"] if done.epochs else [])]
     console.print_rows(

@@ -333,10 +333,11 @@ def plan(
 ) -> None:
     """Say what a run will take. With a lake: rows, tokens, steps, bytes, memory, time; without: a device's memory.
 
-    With LAKE_URL or --config the settings are those of `curator learn`, and a few of its steps are timed here. Without,
-    a model and a layout are looked at alone, or a layout proposed for --devices; that needs neither data nor devices.
+    With LAKE_URL or --config the settings are those of `curator learn`, and a few of its steps are timed here; so with
+    ./curator.toml and one of --target, --granularity, --calibration-steps, or no option at all. Without, a model and a
+    layout are looked at alone, or a layout proposed for --devices; that needs neither data nor devices.
     """
-    from curator.config import override
+    from curator.config import DEFAULT_FILE, override
 
     blocks = {"size": block_size, "edges": edges, "moments": moments}
     values: dict[str, Any] = {
@@ -351,11 +352,17 @@ def plan(
         "blocks": {name: value for name, value in blocks.items() if value is not None},
     }
     given = {name: value for name, value in values.items() if value is not None}
+    of_lake = {"target": target, "granularity": granularity, "calibration-steps": calibration_steps}
+    of_devices = {"devices": devices, "flops": flops, "device": device}
+    if lake_url is None and config is None and Path(DEFAULT_FILE).exists():
+        asked = any(value is not None for value in of_lake.values())
+        is_bare = not any(value or value == 0 for value in [*given.values(), *of_devices.values(), memory])
+        config = Path(DEFAULT_FILE) if asked or is_bare else None
     if lake_url is None and config is None:
-        _check_no_lake({"target": target, "granularity": granularity, "calibration-steps": calibration_steps})
+        _check_no_lake(of_lake)
         _plan_devices(given, devices, memory, device or "cuda", flops, step_tokens, as_json=as_json)
         return
-    _check_lake({"devices": devices, "flops": flops, "device": device})
+    _check_lake(of_devices)
     settings = read_settings(lake_url, config)
     goal, learn = override(settings.target, url=target), override(settings.learn, **given)
     if granularity is not None:

@@ -106,9 +106,13 @@ def materialize(
             dry_run=dry_run,
             on_progress=tell,
         )
+        runs = [] if top_k is None and quantiles is None else lake.runs()
+        note = next((run.note_on_ranks for run in runs if run.run_id == done.run_id), None)
     if as_json:
-        console.print_json({"status": "ok", "dry_run": dry_run, **dataclasses.asdict(done)})
+        console.print_json({"status": "ok", "dry_run": dry_run, **dataclasses.asdict(done), "note": note})
         return
+    if note:
+        console.err().print(console.printable(f"note: {note}"))
     console.print_rows(
         ["domain", "distinct rows", "rows", "tokens", "share of tokens"],
         [

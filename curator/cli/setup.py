@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -69,6 +70,7 @@ def init(
     import dataclasses
 
     from curator import console
+    from curator.config import DEFAULT_FILE
     from curator.initialize import propose, render, write_config
 
     proposal = propose(lake_url)
@@ -85,12 +87,18 @@ def init(
         f"{target}: text={proposal.text}, domain={proposal.domain}, key={proposal.key or 'content hash'} "
         f"({proposal.num_files} files, {proposal.num_rows:,} rows)"
     )
-    print_next("curator ingest", "curator learn --target TARGET_URL")
+    named = "" if target.resolve() == Path(DEFAULT_FILE).resolve() else f" --config {shlex.quote(str(target))}"
+    print_next(f"curator ingest{named}", f"curator learn{named} --target TARGET_URL")
 
 
 def doctor(
     destination: Annotated[
-        str | None, typer.Argument(metavar="[URL]", help="A destination to test by writing to it.", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="[URL]",
+            help="A lake or destination to test by writing to it; default: that of ./curator.toml.",
+            show_default=False,
+        ),
     ] = None,
     *,
     as_json: JsonOption = False,

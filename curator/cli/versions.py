@@ -159,6 +159,7 @@ def gc(
 
     with open_given(read_settings(lake_url, config), destination=destination) as lake:
         removal, place = lake.gc(grace, keep=keep, dry_run=dry_run), lake.destination.url
+        kept = [] if keep is None else [version for version in lake.history() if version.gone_since is None]
     if as_json:
         console.print_json({"status": "ok", **dataclasses.asdict(removal), "size_bytes": removal.size_bytes})
         return
@@ -167,6 +168,12 @@ def gc(
     if removal.versions:
         gone = ", ".join(map(str, removal.versions))
         console.out().print(f"{'would let' if dry_run else 'let'} go version(s) {gone}")
+    if dry_run:
+        stay = {v.restores: v.version for v in kept if v.restores and v.version not in removal.versions}
+        for restored, by in stay.items():
+            console.out().print(f"version {restored} stays, since version {by} restores it")
+    if dry_run and removal.versions:
+        console.out().print(f"files younger than {grace} would stay until a later collection (--grace)")
     done = "would remove" if dry_run else "removed"
     console.out().print(f"{done} {len(removal.items)} items, {removal.size_bytes / 1e6:,.1f} MB, in {place}")
 

@@ -31,8 +31,8 @@ class Findings:
     `is_stepwise` says whether the weights moved by steps. `place` is the place that the line search took, 0 for the
     prior; None where there was none. `judgement` is that of the newest comparison with this run, None without one;
     with one domain there are no mixtures to compare.
-    `num_leaks_kept` are rows of the target that the lake kept. `lake`, `run_id` and `target` are what commands name,
-    quoted for a shell.
+    `num_leaks_kept` are rows of the target that the lake kept. `lake`, `run_id`, `target` and `options` are what
+    commands name, quoted for a shell; `options` are those of `curator learn` that the run had, but for its steps.
     """
 
     status: str
@@ -48,6 +48,12 @@ class Findings:
     lake: str
     run_id: str
     target: str
+    options: str
+
+    @property
+    def longer(self) -> str:
+        """The command that learns again, with twice the steps."""
+        return f"curator learn {self.lake} --target {self.target}{self.options} --steps {2 * self.steps}"
 
     @property
     def is_taken(self) -> bool:
@@ -89,8 +95,7 @@ def _of_rows_alone(found: Findings) -> Advice:
     elif found.status == "no gain":
         headline = "No gain: nothing but noise tells the rows apart"
         first = "There is nothing to publish. Show more rows of the target or take more steps."
-        steps = 2 * found.steps
-        commands.append(f"curator learn {lake} --target {found.target} --granularity sample --steps {steps}")
+        commands.append(found.longer)
     else:
         headline = "The rows were weighed, but nothing has shown yet that their weights help"
         first = "Before you rely on them, train a model on the rows that weigh most and one on as many drawn at random."
@@ -181,7 +186,7 @@ def _commands(found: Findings) -> list[str]:
     if found.is_useful and not found.versions:
         commands.append(f"curator publish {found.lake} --run {found.run_id}")
     if found.status == "not converged":
-        commands.append(f"curator learn {found.lake} --target {found.target} --steps {2 * found.steps}")
+        commands.append(found.longer)
     if found.judgement in (None, "not judged"):
         learned = "" if found.status == "no gain" else f" --mixture {found.run_id}"
         commands.append(

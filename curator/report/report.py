@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +14,7 @@ from markupsafe import Markup, escape
 
 from connectors.store import redact_url
 from curator import __version__
-from curator.config import WeightsConfig
+from curator.config import LearnConfig, WeightsConfig
 from curator.files import write_result
 from curator.report.advice import Advice, Findings, advice
 from curator.report.comparisons import judgement_of, with_run
@@ -99,7 +100,21 @@ def _findings(run: Run, source: Source) -> Findings:
         lake=shlex.quote(source.lake_url) + place,
         run_id=shlex.quote(run.run_id),
         target=shlex.quote(record["target"]["url"]),
+        options="".join(f" --{name} {shlex.quote(str(value))}" for name, value in _options(record).items()),
     )
+
+
+def _options(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of `curator learn` that a run had and that are not the defaults; old records lack some."""
+    learn, usual = record["learn"], LearnConfig()
+    names = ("method", "granularity", "model", "seed", "tensor_parallel", "pipeline_parallel")
+    values = {name: learn.get(name, getattr(usual, name)) for name in names}
+    given = {name.replace("_", "-"): value for name, value in values.items() if value != getattr(usual, name)}
+    if block_size := learn.get("blocks", {}).get("size"):
+        given["block-size"] = block_size
+    if record["target"]["text"] != record["lake"]["text"]:
+        given["target-text"] = record["target"]["text"]
+    return given
 
 
 def _page(run: Run, source: Source, advised: Advice) -> str:

@@ -181,3 +181,9 @@ def test_credentials_are_not_repeated_in_errors(s3_place):
     with pytest.raises(NotFoundError) as caught:
         list_parquet(f"{s3_place.url}/nowhere", s3_place.options)
     assert s3_place.options["secret"] not in str(caught.value)
+
+
+def test_a_file_of_another_kind_comes_with_how_to_convert_it(tmp_path):
+    (tmp_path / "lake.csv").write_text("text,source\n" * 100)
+    with pytest.raises(CorruptFileError, match=r"lake\.csv is not a Parquet file; convert it, .*TO 'lake\.parquet'"):
+        list_parquet(str(tmp_path / "lake.csv"))

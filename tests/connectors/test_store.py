@@ -290,6 +290,21 @@ def test_read_only_destination_says_so(tmp_path):
     assert "/proc/nothing/a" in str(caught.value)
 
 
+def test_what_this_machine_refuses_is_told_with_the_permissions_not_credentials(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied", str(tmp_path))
+
+    store = open_store(str(tmp_path))
+    monkeypatch.setattr("fsspec.implementations.local.LocalFileSystem._open", refuse)
+    with pytest.raises(AccessError, match=rf"^cannot read {tmp_path}/a: Permission denied; let this user") as caught:
+        read_bytes(store, "a")
+    assert "credentials" not in str(caught.value)
+    monkeypatch.setattr("connectors._local.staged", refuse)
+    said = rf"^cannot write {tmp_path}/log: Permission denied; let this user write there, .* \(--destination\)$"
+    with pytest.raises(ReadOnlyError, match=said):
+        check_put_if_absent(store, "log")
+
+
 def test_refused_write_is_read_only_and_refused_read_is_access(s3_place):
     write_object(s3_place.store(), "a", b"x")
     options = {**s3_place.options, "secret": "not-the-secret-value"}

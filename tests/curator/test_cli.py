@@ -64,7 +64,11 @@ def test_the_life_of_versions_in_commands(learned, call):
     assert [item["path"] for item in removed["items"]] == [f"data/{run}-{'0' * 12}/left.parquet"]
     assert planned["items"] == removed["items"]
     assert not left.exists()
-    assert call("gc", learned.lake, "--keep", 1, "--dry-run").stdout.startswith("would let go version(s) 2\n")
+    planned = call("gc", learned.lake, "--keep", 1, "--dry-run").stdout
+    assert planned.startswith(
+        "would let go version(s) 2\nversion 1 stays, since version 3 restores it\n"
+        "files younger than 24h would stay until a later collection (--grace)\n"
+    )
     assert "keep 0 would let go the newest" in refusal(call("gc", learned.lake, "--keep", 0), 2)
 
     damaged = next((state / "data").rglob("east.parquet"))
@@ -75,6 +79,18 @@ def test_the_life_of_versions_in_commands(learned, call):
     assert values["status"] == "failed"
     assert [f["path"] for f in values["findings"] if f["level"] == "error"] == [damaged.relative_to(state).as_posix()]
     assert values_of(call("verify", learned.lake, "--version", 2, "--json"))["status"] == "ok"
+
+
+def test_ranks_within_domains_are_told_to_be_arbitrary_where_domains_alone_were_weighed(learned, call, tmp_path):
+    call("publish", learned.lake)
+    said = f"note: run {learned.run_id} weighed domains alone, so all rows of a domain weigh the same"
+    place = ("--out", tmp_path / "out", "--dry-run")
+    for command in (("export", "--quantiles", 2), ("materialize", "--top-k", 0.5), ("materialize", "--quantiles", 2)):
+        shown = call(command[0], learned.lake, *command[1:], *place)
+        assert (shown.returncode, said in " ".join(shown.stderr.split())) == (0, True)
+        assert "is arbitrary" in values_of(call(command[0], learned.lake, *command[1:], *place, "--json"))["note"]
+    for command in (("export",), ("materialize", "--repeats", 1)):
+        assert values_of(call(command[0], learned.lake, *command[1:], *place, "--json"))["note"] is None
 
 
 def test_a_lake_is_refreshed_in_commands(learned, call):

@@ -138,6 +138,13 @@ def test_settings_cannot_be_changed_after_they_were_checked():
         TargetConfig().url = "elsewhere"
 
 
+def test_a_section_made_by_its_name_tells_of_mistakes_as_the_others_do():
+    with pytest.raises(ConfigError, match=r"^the arguments: stepps is not a known key; did you mean 'steps'\?$"):
+        LearnConfig(stepps=3)
+    with pytest.raises(ConfigError, match=r"^the arguments: blocks\.perod is not a known key; did you mean 'period'"):
+        LearnConfig(blocks={"perod": 2})
+
+
 def test_an_argument_that_does_not_exist_names_the_nearest():
     with pytest.raises(ConfigError, match=r"the arguments: stps is not a known key; did you mean 'steps'\?"):
         override(LearnConfig(), stps=3)

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from lake_cases import curator, refusal, tree
+from lake_cases import curator, refusal
 
 from curator.doctor import diagnose
 
@@ -30,10 +30,34 @@ def test_what_is_missing_comes_with_the_command_that_installs_it():
             assert "not installed" in check.found
 
 
-def test_a_destination_is_written_to_and_cleaned_up(tmp_path):
-    check = by_name(diagnose(str(tmp_path / "new")))["destination"]
-    assert (check.outcome, check.found) == ("ok", f"{tmp_path / 'new'} can be written and keeps create-if-absent")
-    assert tree(tmp_path, but=()) == {}
+@pytest.mark.parametrize("place", ["lake", "lake/*.parquet"])
+def test_a_destination_is_written_to_and_cleaned_up(tmp_path, place):
+    (tmp_path / "lake").mkdir()
+    check = by_name(diagnose(str(tmp_path / place)))["destination"]
+    assert (check.outcome, check.found) == ("ok", f"{tmp_path / 'lake'} can be written and keeps create-if-absent")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "lake"]
+
+
+def test_a_lake_that_is_not_there_fails_and_is_not_made(tmp_path):
+    check = by_name(diagnose(str(tmp_path / "typo")))["destination"]
+    assert (check.outcome, check.found) == ("failed", f"{tmp_path / 'typo'} does not exist")
+    assert check.fix.startswith("check the address")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_an_address_the_settings_here_name_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "destination" not in by_name(diagnose())
+    settings = tmp_path / "curator.toml"
+    settings.write_text('[lake]\nurl = "typo"')
+    assert by_name(diagnose())["destination"].found == f"{tmp_path / 'typo'} does not exist"
+    settings.write_text('[lake]\nurl = "."')
+    assert by_name(diagnose())["destination"].found.startswith(f"{tmp_path} can be written")
+    settings.write_text('[lake]\nurl = "delta:."\ndestination = "new"')
+    assert by_name(diagnose())["destination"].found == f"{tmp_path / 'new'} will be made when it is needed"
+    settings.write_text('[lake]\nuri = "."')
+    assert "did you mean 'url'?" in by_name(diagnose())["settings"].found
+    assert list(tmp_path.iterdir()) == [settings]
 
 
 @pytest.mark.parametrize("place", ["/proc/nowhere", "file/below", "foo://bar"])

@@ -101,3 +101,13 @@ def test_a_plan_says_its_uncertainty_and_refuses_what_learn_would(learned, tmp_p
     assert "leave --devices out" in refusal(curator(tmp_path, *call, "--devices", 2), 2)
     assert "pass LAKE_URL" in refusal(curator(tmp_path, "plan", "--target", "x"), 2)
     assert json.loads(curator(tmp_path, "plan", "--target", "x", "--json").stdout)["error"]["code"] == "config"
+
+
+def test_a_plan_takes_the_settings_here_if_it_is_asked_about_a_lake(learned, tmp_path):
+    settings = write_settings(tmp_path / "curator.toml")
+    settings.write_text(f'[lake]\nurl = "{learned.lake}"\n{settings.read_text()}[target]\nurl = "{learned.target}"\n')
+    assert values_of(curator(tmp_path, "plan", "--calibration-steps", 0, "--json"))["num_rows"] == 72
+    assert values_of(curator(tmp_path, "plan", "--json"))["num_rows"] == 72
+    assert "num_rows" not in values_of(curator(tmp_path, "plan", "--model", "tiny", "--json"))
+    assert "num_rows" not in values_of(curator(tmp_path, "plan", "--devices", 1, "--memory", 80, "--json"))
+    assert "leave --devices out" in refusal(curator(tmp_path, "plan", "--target", learned.target, "--devices", 2), 2)

@@ -142,3 +142,10 @@ def test_the_command_prints_writes_and_overwrites_only_when_told(tmp_path):
     assert (tmp_path / "curator.toml").read_text() == "mine"
     assert curator(tmp_path, "init", lake, "--force").returncode == 0
     assert (tmp_path / "curator.toml").read_text() == shown.stdout
+
+
+def test_the_next_commands_name_the_file_unless_it_is_the_usual_one(tmp_path):
+    lake = write_lake(tmp_path / "lake")
+    shown = curator(tmp_path, "init", lake, "--out", "my lake.toml").stdout
+    assert "  curator ingest --config 'my lake.toml'\n  curator learn --config 'my lake.toml' --target" in shown
+    assert "  curator ingest\n  curator learn --target" in curator(tmp_path, "init", lake).stdout

@@ -315,6 +315,7 @@ FOUND = Findings(
     lake="lake",
     run_id="r1",
     target="t.parquet",
+    options="",
 )
 PUBLISH = "curator publish lake --run r1"
 LEARN = "curator learn lake --target t.parquet --steps 600"
@@ -404,7 +405,8 @@ def test_advice_follows_from_the_verdict(changes, tone, headline, first, command
     ],
 )
 def test_advice_on_the_rows_of_one_domain_names_no_mixture(changes, tone, headline, commands):
-    given = advice(dataclasses.replace(FOUND, num_domains=1, place=None, num_leaks_kept=2, **changes))
+    of_rows = {"num_domains": 1, "place": None, "num_leaks_kept": 2, "options": " --granularity sample"}
+    given = advice(dataclasses.replace(FOUND, **of_rows, **changes))
     assert (given.tone, list(given.commands)) == (tone, commands)
     assert given.headline.startswith(headline)
     assert len(given.sentences) == 2
@@ -428,6 +430,17 @@ def test_commands_name_a_lake_with_spaces_and_its_destination(tmp_path):
     with curator.open_lake(str(lake), destination=str(folder / "else where")) as opened:
         done = opened.run("latest").report(tmp_path / "report.html")
     assert done.commands[0] == f"curator publish '{lake}' --destination '{folder / 'else where'}' --run {RUN_ID}"
+
+
+def test_learning_again_keeps_what_the_run_was_begun_with(tmp_path):
+    record = a_record()
+    record["verdict"]["status"] = "not converged"
+    record["learn"] |= {"granularity": "sample", "method": "scalebio", "blocks": {"size": 2}}
+    record["target"]["text"] = "its body"
+    with curator.open_lake(str(lake_with(tmp_path, record))) as opened:
+        commands = opened.run("latest").report(tmp_path / "report.html").commands
+    kept = "--granularity sample --seed 17 --block-size 2 --target-text 'its body' --steps 600"
+    assert f"curator learn {tmp_path / 'lake'} --target /targets/some.parquet {kept}" in commands
 
 
 def test_a_file_that_is_there_is_kept_unless_it_may_go(tmp_path):
