@@ -37,7 +37,7 @@ from connectors.store import (
 from curator.errors import InputError, StorageError, UsageError, one_line
 from curator.macros import TOKENS
 from curator.progress import Progress, ProgressCallback
-from curator.selection import Selection, TokenBudget, WeightedSample
+from curator.selection import Quantiles, Selection, TokenBudget, TopK, WeightedSample
 
 if TYPE_CHECKING:
     from curator.lake import Lake
@@ -257,6 +257,9 @@ def _notes(lake: Lake, selection: Selection, version: Version, domains: Sequence
             f"only {num_rows:,} rows have a weight, fewer than n={selection.n:,}, so that all are taken whatever they "
             "weigh: ask for fewer",
         )
+    if isinstance(selection, TopK | Quantiles):
+        noted = (run.note_on_ranks for run in lake.runs() if run.run_id == version.run_id)
+        return tuple(note for note in noted if note)
     if not isinstance(selection, TokenBudget) or not domains:
         return ()
     most, remedy = selection.max_repeats, "lower the budget, or raise max_repeats"

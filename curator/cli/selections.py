@@ -106,13 +106,9 @@ def materialize(
             dry_run=dry_run,
             on_progress=tell,
         )
-        runs = [] if top_k is None and quantiles is None else lake.runs()
-        note = next((run.note_on_ranks for run in runs if run.run_id == done.run_id), None)
     if as_json:
-        console.print_json({"status": "ok", "dry_run": dry_run, **dataclasses.asdict(done), "note": note})
+        console.print_json({"status": "ok", "dry_run": dry_run, **dataclasses.asdict(done)})
         return
-    if note:
-        console.err().print(console.printable(f"note: {note}"))
     console.print_rows(
         ["domain", "distinct rows", "rows", "tokens", "share of tokens"],
         [
@@ -121,7 +117,7 @@ def materialize(
         ],
     )
     for note in done.notes:
-        console.err().print(console.printable(f"Note: {note}"))
+        console.err().print(console.printable(f"note: {note}"))
     said = f"{done.num_rows:,} rows, {done.num_tokens:,} tokens of version {done.version} (run {done.run_id})"
     if dry_run:
         console.out().print(f"\nwould write {said} to {console.printable(done.location)}; nothing was written")

@@ -388,5 +388,5 @@ def test_a_sample_of_more_rows_than_there_are_is_told(lake, folder):
         "fewer"
     )
     call = ("materialize", "lake", "--out", "unused", "--dry-run", "--weighted-sample", num + 1)
-    assert f"Note: {said}" in " ".join(curator_command(folder, *call).stderr.split())
+    assert f"note: {said}" in " ".join(curator_command(folder, *call).stderr.split())
     assert values_of(curator_command(folder, *call, "--json"))["notes"] == [said]
