@@ -101,7 +101,9 @@ def export(
         )
     note = None if quantiles is None else found.note_on_ranks
     if as_json:
-        console.print_json({"status": "ok", "dry_run": dry_run, **dataclasses.asdict(done), "note": note})
+        console.print_json(
+            {"status": "ok", "dry_run": dry_run, **dataclasses.asdict(done), "notes": [note] if note else []}
+        )
         return
     if note:
         console.err().print(console.printable(f"note: {note}"))

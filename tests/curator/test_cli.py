@@ -88,9 +88,10 @@ def test_ranks_within_domains_are_told_to_be_arbitrary_where_domains_alone_were_
     for command in (("export", "--quantiles", 2), ("materialize", "--top-k", 0.5), ("materialize", "--quantiles", 2)):
         shown = call(command[0], learned.lake, *command[1:], *place)
         assert (shown.returncode, said in " ".join(shown.stderr.split())) == (0, True)
-        assert "is arbitrary" in values_of(call(command[0], learned.lake, *command[1:], *place, "--json"))["note"]
+        (told,) = values_of(call(command[0], learned.lake, *command[1:], *place, "--json"))["notes"]
+        assert "is arbitrary" in told
     for command in (("export",), ("materialize", "--repeats", 1)):
-        assert values_of(call(command[0], learned.lake, *command[1:], *place, "--json"))["note"] is None
+        assert values_of(call(command[0], learned.lake, *command[1:], *place, "--json"))["notes"] == []
 
 
 def test_a_lake_is_refreshed_in_commands(learned, call):
