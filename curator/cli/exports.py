@@ -99,13 +99,13 @@ def export(
             overwrite=overwrite,
             dry_run=dry_run,
         )
-    note = None if quantiles is None else found.note_on_ranks
+    notes = [note for note in (found.note_on_ranks,) if note and quantiles is not None]
     if as_json:
         console.print_json(
             {"status": "ok", "dry_run": dry_run, **dataclasses.asdict(done), "notes": [note] if note else []}
         )
         return
-    if note:
+    for note in notes:
         console.err().print(console.printable(f"note: {note}"))
     print_ = console.out().print
     names = ["domain", done.unit, *(["epochs"] if done.epochs else [])]
