@@ -101,9 +101,7 @@ def export(
         )
     notes = [note for note in (found.note_on_ranks,) if note and quantiles is not None]
     if as_json:
-        console.print_json(
-            {"status": "ok", "dry_run": dry_run, **dataclasses.asdict(done), "notes": [note] if note else []}
-        )
+        console.print_json({"status": "ok", "dry_run": dry_run, **dataclasses.asdict(done), "notes": notes})
         return
     for note in notes:
         console.err().print(console.printable(f"note: {note}"))
