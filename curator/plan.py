@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from curator.config import LearnConfig, parse
 from curator.errors import UsageError, translated
 from curator.prepare import model_config
+from curator.progress import Progress, ProgressCallback, silent
 from optim.families import check_family
 from optim.planner import GIB, PUBLISHED, Plan, Setup, check_fits, plan, propose
 
@@ -18,7 +20,12 @@ COLUMNS = ("weights", "gradients", "moments", "masters", "activations", "update"
 
 
 def plan_run(
-    learn: LearnConfig, *, devices: int | None = None, memory_gib: float | None = None, device: str = "cuda"
+    learn: LearnConfig,
+    *,
+    devices: int | None = None,
+    memory_gib: float | None = None,
+    device: str = "cuda",
+    on_progress: ProgressCallback = silent,
 ) -> Plan:
     """The plan of `learn` as it stands, or with `devices` the layout, block and recomputation proposed for them.
 
@@ -43,12 +50,19 @@ def plan_run(
         "dtype": learn.dtype,
         "device": device,
     }
+    setups = count()
+
+    def tell(setup: Setup) -> None:
+        on_progress(Progress(stage="plan", done=next(setups), detail=f"setups measured, now {setup}"))
+
     with translated():
         check_family(hf_config)
         if devices is not None:
             assert memory_gib is not None
             size = learn.blocks.size or None
-            return propose(hf_config, num_devices=devices, memory_gib=memory_gib, block_size=size, **shared)
+            return propose(
+                hf_config, num_devices=devices, memory_gib=memory_gib, block_size=size, on_setup=tell, **shared
+            )
         setup = Setup(layout=learn.layout, block_size=learn.blocks.size, recompute=learn.recompute, **shared)
         made = plan(hf_config, setup, memory_gib=memory_gib)
         check_fits(made)

@@ -14,6 +14,7 @@ Stage = Literal[
     "leaks",
     "test",
     "cluster",
+    "plan",
     "calibrate",
     "learn",
     "rows",

@@ -6,7 +6,7 @@ The bytes come from a dry run of the real engine (`optim.mcore.dry_run`); nothin
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal
@@ -221,12 +221,14 @@ def propose(
     micro_batch_tokens: int | None = None,
     dtype: Literal["float32", "bfloat16"] = "bfloat16",
     device: Literal["cpu", "cuda"] = "cuda",
+    on_setup: Callable[[Setup], None] = lambda _: None,
 ) -> Plan:
     """The setup expected to be fastest among those that fit `num_devices` devices of `memory_gib` each.
 
     The rule, in this order: the smallest TP·PP that fits at all (the rest is DP, which talks least), with the shorter
     pipeline of two equal ones; without recomputation if that fits; the largest block of all layers, 32, 16, 8, 4, 2.
     Tensor parallelism stays within 8 devices and always comes with sequence parallelism. `block_size` fixes the block.
+    `on_setup` is told what is measured next, which takes up to minutes for a large model.
 
     Raises:
         LayoutError: if nothing fits; names the layout that came closest.
@@ -255,9 +257,11 @@ def propose(
         if least_bytes(size, base) > (memory_gib - base.reserve_gib) * GIB:
             continue
         for recompute in (False, True):
-            made = _measured(hf_config, size, replace(base, recompute=recompute), memory_gib)
+            wanted = replace(base, recompute=recompute)
+            on_setup(wanted)
+            made = _measured(hf_config, size, wanted, memory_gib)
             if made.fits:
-                return made if block_size is not None else _with_largest_block(hf_config, made)
+                return made if block_size is not None else _with_largest_block(hf_config, made, on_setup)
             closest = made if closest is None or made.worst.total < closest.worst.total else closest
     if closest is not None:
         check_fits(closest)
@@ -295,12 +299,14 @@ def least_bytes(size: ModelSize, setup: Setup) -> float:
     return 2 * width * size.num_parameters / (setup.layout.tensor_parallel * setup.layout.pipeline_parallel)
 
 
-def _with_largest_block(hf_config: Mapping[str, Any], fitting: Plan) -> Plan:
+def _with_largest_block(hf_config: Mapping[str, Any], fitting: Plan, on_setup: Callable[[Setup], None]) -> Plan:
     """`fitting` with the largest block that fits too."""
     size = fitting.size
     for block in (0, 32, 16, 8, 4):
         if block < size.num_layers:
-            made = _measured(hf_config, size, replace(fitting.setup, block_size=block), fitting.memory_gib)
+            wanted = replace(fitting.setup, block_size=block)
+            on_setup(wanted)
+            made = _measured(hf_config, size, wanted, fitting.memory_gib)
             if made.fits:
                 return made
     return fitting

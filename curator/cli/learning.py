@@ -404,7 +404,8 @@ def _plan_devices(
     from curator import plan as planning
 
     learn = planning.chosen(given)
-    made = planning.plan_run(learn, devices=devices, memory_gib=memory, device=device)
+    with console.progress() as tell:
+        made = planning.plan_run(learn, devices=devices, memory_gib=memory, device=device, on_progress=tell)
     seconds = None if flops is None else made.seconds(step_tokens, flops=flops)
     if as_json:
         console.print_json(planning.values(made, seconds=seconds))

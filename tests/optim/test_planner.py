@@ -154,7 +154,13 @@ def test_layouts_come_with_the_least_communication_first():
 def test_a_proposal_follows_the_rule(expected):
     needed = planner.plan(CONFIGS["llama"], expected).worst.total
     options = {"sequence_length": 64, "micro_batch_tokens": 256, "dtype": "float32", "device": "cpu"}
-    made = planner.propose(CONFIGS["llama"], num_devices=2, memory_gib=needed / planner.GIB, **options)
+    told = []
+    made = planner.propose(
+        CONFIGS["llama"], num_devices=2, memory_gib=needed / planner.GIB, on_setup=told.append, **options
+    )
+    assert told[0].layout.data_parallel == 2
+    assert made.setup in told
+    assert len(set(map(str, told))) == len(told)  # nothing is measured twice
     assert (made.setup, made.worst.total, made.fits) == (expected, needed, True)
 
 
