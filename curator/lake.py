@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
+import shlex
 import shutil
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ from curator import catalog, row_gaps, trajectory
 from curator.config import CompareConfig, LakeConfig, LearnConfig, RefreshConfig, TargetConfig, override, parse
 from curator.errors import ConfigError, InputError, NotFoundError, StorageError, UsageError, one_line, translated
 from curator.places import (
+    JOB,
     VIEWS,
     make_work_folder,
     remember_columns,
@@ -242,7 +244,7 @@ class Lake:
         """One run, by its id or "latest".
 
         Raises:
-            NotFoundError: naming the nearest id.
+            NotFoundError: naming the nearest id, or how to go on with a run that was stopped.
         """
         runs = self.runs()
         if run_id == "latest" and runs:
@@ -251,6 +253,12 @@ class Lake:
         if run_id not in by_id:
             near = difflib.get_close_matches(run_id, by_id, n=1) or list(by_id)[-1:]
             hint = f"the nearest is {near[0]!r}" if near else "it has no run yet: `curator learn` makes one"
+            begun = self.workdir / "runs" / run_id
+            if run_id and (begun / JOB).is_file():
+                hint = (
+                    f"one of that name was begun and has not ended: `curator learn {shlex.quote(self.address)} "
+                    f"--resume {shlex.quote(str(begun))}` goes on with it"
+                )
             raise NotFoundError(f"{self.url} has no run {run_id!r}; {hint}")
         return by_id[run_id]
 

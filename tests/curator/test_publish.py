@@ -213,6 +213,11 @@ def test_an_unknown_run_names_the_nearest(learned):
         with pytest.raises(NotFoundError, match=f"has no run 'x{learned.run_id}'; the nearest is '{learned.run_id}'"):
             lake.publish(f"x{learned.run_id}")
         assert lake.run("latest").run_id == learned.run_id
+        begun = lake.workdir / "runs" / "20260101T000000-abcdef"
+        begun.mkdir(parents=True)
+        (begun / "job.json").touch()
+        with pytest.raises(NotFoundError, match=r"has no run '2026.*'; one of that name was begun and has not ended: "):
+            lake.publish("20260101T000000-abcdef")
 
 
 def test_weights_that_were_tampered_with_are_not_published(learned):
