@@ -31,6 +31,8 @@ Error = duckdb.Error
 
 _SETTINGS = {"autoinstall_known_extensions": False, "autoload_known_extensions": False}
 _RETRY_SECONDS = 0.1
+_COPY_NAME = "copied_as"
+"""A table of a catalog that took the place of another: the name that it was made under."""
 _OLD_COPY_SECONDS = 24 * 3600
 _GIBIBYTES = {"KiB": 2**-20, "MiB": 2**-10, "GiB": 1.0, "TiB": 2.0**10, "PiB": 2.0**20}
 _STORAGE_VERSION = "v1.2.0"
@@ -65,11 +67,13 @@ def writing(path: Path, *, lock_timeout_seconds: float = 5.0) -> Iterator[Connec
     """A connection that writes the catalog at `path` (created if missing).
 
     If somebody is still reading the catalog after the timeout, it is a copy that takes its place when the block ends
-    without an exception: readers go on with what they had until they connect again. Of two who do so at once the last
-    one's counts, whole. Costs the catalog's bytes again on the disk, for as long as readers keep the old one.
+    without an exception and has written anything: readers go on with what they had until they connect again. Of two who
+    do so at once the last one's counts, whole. Costs the catalog's bytes again on the disk, for as long as readers keep
+    the old one.
 
     Raises:
-        BusyError: another process writes the catalog, or this one has it open with other settings.
+        BusyError: another process writes the catalog, or this one has it open with other settings; also where another
+            reader of this process would keep it from seeing what was written, which stands.
         NotFoundError, CorruptFileError: as `connect`.
     """
     try:
@@ -83,7 +87,7 @@ def writing(path: Path, *, lock_timeout_seconds: float = 5.0) -> Iterator[Connec
             reader = None
         if reader is None:
             raise
-        with closing(reader), _copy_for(path) as opened:  # as long as it is read here, nobody writes it
+        with _by_copy(path, reader) as opened:
             yield opened
         return
     with closing(opened):
@@ -91,20 +95,40 @@ def writing(path: Path, *, lock_timeout_seconds: float = 5.0) -> Iterator[Connec
 
 
 @contextmanager
-def _copy_for(path: Path) -> Iterator[Connection]:
-    """A connection to a copy of `path`, which then replaces it."""
+def _by_copy(path: Path, reader: Connection) -> Iterator[Connection]:
+    """A connection to a copy of `path`, which then replaces it if anything was written; closes `reader` of `path`."""
     for left in path.parent.glob(f".{path.name}-*"):  # by processes that were killed
         if left.stat().st_mtime < time.time() - _OLD_COPY_SECONDS:
             left.unlink(missing_ok=True)
     copy = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
-        shutil.copyfile(path, copy)
-        with closing(connect(copy)) as opened:
-            yield opened
-        copy.replace(path)
+        with closing(reader):  # as long as it is read here, nobody writes it
+            shutil.copyfile(path, copy)
+            before = copy.stat().st_mtime_ns
+            with closing(connect(copy)) as opened:
+                yield opened
+                is_changed = _wal(copy).exists() or copy.stat().st_mtime_ns != before
+                if is_changed:
+                    opened.execute(f"CREATE OR REPLACE TABLE {_COPY_NAME} AS SELECT '{copy.name}' AS name")
+            if is_changed:
+                copy.replace(path)
     finally:
         copy.unlink(missing_ok=True)
         _wal(copy).unlink(missing_ok=True)
+    if is_changed:
+        _check_is_seen(path, copy.name)
+
+
+def _check_is_seen(path: Path, name: str) -> None:
+    """Refuse to go on where this process is shown what `path` was: DuckDB shares one instance of a path within it."""
+    with closing(connect(path, read_only=True)) as seen:
+        has_name = seen.execute("SELECT 1 FROM duckdb_tables() WHERE table_name = ?", [_COPY_NAME]).fetchall()
+        if has_name and seen.execute(f"SELECT name FROM {_COPY_NAME}").fetchall() == [(name,)]:
+            return
+    raise BusyError(
+        f"the catalog {path} was brought up to date, but another session of this process has it open as it was, and so "
+        "would this one; close that session (Lake.close()), then try again"
+    )
 
 
 def _wal(path: Path) -> Path:

@@ -558,6 +558,27 @@ def test_a_catalog_open_elsewhere_in_this_process_is_try_again(lake):
     assert counts(lake)["north"] == 24
 
 
+def test_another_session_of_this_process_that_shows_the_old_rows_is_told_of(tmp_path):
+    """DuckDB hands out the instance that is open for a path, also when another file has taken its place."""
+    write_lake(tmp_path / "lake")
+    columns = {"text": "text", "domain": "domain"}
+    first = curator.open_lake(str(tmp_path / "lake"), **columns)
+    first.ingest()
+    assert first.sql("SELECT count(*) FROM samples").fetchall() == [(72,)]
+    with curator.open_lake(str(tmp_path / "lake"), **columns) as second:
+        catalog = second.workdir / "catalog.duckdb"
+        before = catalog.stat().st_ino
+        assert second.ingest().unchanged == 3  # where nothing is to be written, the other is no hindrance
+        assert catalog.stat().st_ino == before
+    write_rows(tmp_path / "lake" / "more.parquet", text=["one", "two"], domain=["north"] * 2)
+    with curator.open_lake(str(tmp_path / "lake"), **columns) as second:
+        with pytest.raises(TryAgainError, match=r"another session of this process .* close that session"):
+            second.ingest()
+        first.close()
+        assert second.ingest().num_rows == 74
+        assert second.sql("SELECT count(*) FROM samples").fetchall() == [(74,)]
+
+
 def test_a_work_folder_that_cannot_be_made_names_both_ways_out(tmp_path, monkeypatch):
     write_lake(tmp_path / "lake")
     (tmp_path / "file").write_text("x")
