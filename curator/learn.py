@@ -107,37 +107,24 @@ def _check_only_execution(settings: Mapping[str, Any]) -> None:
 
 
 def _finish(lake: Lake, begun: Begun, watch: Stopwatch) -> None:
-    """Run the workers, unless they have been at their end before, and record what they found."""
-    from curator.worker import WorkerResult
-
+    """Run the workers, unless they have been at their end before, judge what they found, and record it."""
     folder = begun.folder
     lake.release()
     if not (folder / RESULT).exists():
-        device = check_machine(begun.job.learn)
-        if begun.job.learn.method == "regmix":
-            _search_mixtures(lake, begun, device, watch)
-        else:
-            run_workers(begun.job, device, watch)
-    result, search = WorkerResult.read(folder), None
-    if not begun.job.learn.is_judged(len(begun.job.prior)):
-        result = dataclasses.replace(result, weights=_capped(begun.job, result.weights))
-    elif result.verdict.status == "no gain":  # nothing to judge: what was learned is noise
-        result = dataclasses.replace(result, weights=_capped(begun.job, begun.job.prior))
-    else:
-        search = _judge(lake, begun, result, watch)
-        result = search.applied_to(result)
-    corpus, rows = TokenCache.open(begun.job.corpus), None
+        _search(lake, begun, watch)
+    result, search = _judged(lake, begun, watch)
+    corpus, rows, clusters = TokenCache.open(begun.job.corpus), None, None
     if begun.job.learn.granularity == "sample":
         rows = _weigh_rows(lake, begun, corpus, watch)
         result = dataclasses.replace(result, verdict=_with_rows(result.verdict, rows, len(corpus.domains)))
     table, prior = _weight_table(corpus, result, rows.weights if rows else None), begun.job.prior
-    clusters, fold = None, None
+    parts = table.domains
     if begun.job.learn.granularity == "cluster":
-        parts, clusters = table.domains, Clusters.of(corpus).learned(table.domains)
+        clusters = Clusters.of(corpus).learned(parts)
         clusters.write(folder / row_gaps.CLUSTERS)
-        table, fold = _of_domains(corpus, table, clusters), clusters.fold
-        prior = fold(prior)
+        table, prior = _of_domains(corpus, table, clusters), clusters.fold(prior)
     pq.write_table(table.samples, folder / WEIGHTS, compression="zstd")
+    fold = clusters.fold if clusters else None
     trajectory.write(folder, begun.run_id, [domain.domain for domain in table.domains], fold)
     record = _record(lake, begun, result, table, prior, watch.seconds)
     record["line_search"] = search and dataclasses.asdict(search)
@@ -147,6 +134,28 @@ def _finish(lake: Lake, begun: Begun, watch: Stopwatch) -> None:
     with lake.writing():
         lake.record_run(folder, record)
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+
+
+def _search(lake: Lake, begun: Begun, watch: Stopwatch) -> None:
+    """Look for the weights; what was found is written into the run folder."""
+    device = check_machine(begun.job.learn)
+    if begun.job.learn.method == "regmix":
+        _search_mixtures(lake, begun, device, watch)
+    else:
+        run_workers(begun.job, device, watch)
+
+
+def _judged(lake: Lake, begun: Begun, watch: Stopwatch) -> tuple[WorkerResult, LineSearch | None]:
+    """What was found, or as much of it as a line search bears out, and the line search, if there was one."""
+    from curator.worker import WorkerResult
+
+    result = WorkerResult.read(begun.folder)
+    if not begun.job.learn.is_judged(len(begun.job.prior)):
+        return dataclasses.replace(result, weights=_capped(begun.job, result.weights)), None
+    if result.verdict.status == "no gain":  # nothing to judge: what was learned is noise
+        return dataclasses.replace(result, weights=_capped(begun.job, begun.job.prior)), None
+    search = _judge(lake, begun, result, watch)
+    return search.applied_to(result), search
 
 
 def _weigh_rows(lake: Lake, begun: Begun, corpus: TokenCache, on_progress: ProgressCallback) -> row_gaps.RowWeights:
