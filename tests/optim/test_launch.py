@@ -150,6 +150,15 @@ def test_an_error_in_the_callers_poll_ends_all_workers(tmp_path):
     wait_until_gone(processes_started(tmp_path, 2))
 
 
+@pytest.fixture
+def _interruptible():
+    """A process that a shell started in the background has SIGINT ignored, and Python then leaves it so."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_an_interrupt_ends_all_workers_and_is_raised(tmp_path):
     def interrupt_when_started():
         while not processes_started(tmp_path, 2):
