@@ -11,10 +11,8 @@ Shapes: N rows, D domains, K clusters of all domains, H buckets, P directions.
 
 from __future__ import annotations
 
-import io
 import re
 import shutil
-import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -26,12 +24,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from connectors.store import Store, read_bytes
-from curator.errors import InputError, StorageError, one_line, translated
+from curator.errors import InputError, StorageError, translated
 from curator.features import content, unit_hashes
 from curator.files import appearing_whole
 from curator.progress import Progress, ProgressCallback
 from curator.row_gaps import CLUSTERS
-from curator.scorer import places_in
+from curator.scorer import from_npz, places_in
 from curator.tokens import TokenCache
 from curator.weights import DomainWeight
 
@@ -160,7 +158,8 @@ class Clusters:
     @staticmethod
     def of(corpus: TokenCache) -> Clusters:
         """Those that a token cache is labelled by."""
-        return _parsed((corpus.folder / CLUSTERS).read_bytes(), str(corpus.folder / CLUSTERS))
+        path = corpus.folder / CLUSTERS
+        return from_npz(path.read_bytes(), str(path), SCHEMA_VERSION, _from_arrays)
 
     @staticmethod
     def read(store: Store, path: str) -> Clusters:
@@ -171,25 +170,12 @@ class Clusters:
             StorageError: it is damaged, or of another version of this package.
         """
         with translated():
-            return _parsed(read_bytes(store, path), store.describe(path))
+            data = read_bytes(store, path)
+        return from_npz(data, store.describe(path), SCHEMA_VERSION, _from_arrays)
 
 
-def _parsed(data: bytes, place: str) -> Clusters:
-    try:
-        with np.load(io.BytesIO(data)) as found:
-            values: dict[str, Any] = {name: found[name] for name in found.files}
-        version = int(values.pop("schema_version"))
-        texts = {name: tuple(map(str, values[name])) for name in ("domains", "words_K")}
-        if version == SCHEMA_VERSION:
-            return Clusters(**values | texts)
-    except (zipfile.BadZipFile, EOFError, ValueError, KeyError, TypeError, OSError) as error:
-        raise StorageError(
-            f"{place} is damaged ({type(error).__name__}: {one_line(error)}); learn again, or restore it"
-        ) from error
-    raise StorageError(
-        f"{place} was written by another Lake Curator (schema_version {version}, this one reads {SCHEMA_VERSION}); use "
-        "that one, or learn again"
-    )
+def _from_arrays(values: dict[str, Any]) -> Clusters:
+    return Clusters(**values | {name: tuple(map(str, values[name])) for name in ("domains", "words_K")})
 
 
 def clustered(lake: Lake, corpus: TokenCache, settings: ClustersConfig, on_progress: ProgressCallback) -> TokenCache:

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -40,6 +40,7 @@ _FARTHEST = 4.0
 
 Indices = NDArray[np.int64]
 Domains = NDArray[np.int32]
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,21 +134,29 @@ class Scorer:
         """
         with translated():
             data = read_bytes(store, path)
-        try:
-            with np.load(io.BytesIO(data)) as found:
-                values: dict[str, Any] = {name: found[name] for name in found.files}
-            version = int(values.pop("schema_version"))
-            if version == SCHEMA_VERSION:
-                return _from_arrays(values)
-        except (zipfile.BadZipFile, EOFError, ValueError, KeyError, TypeError, OSError) as error:
-            raise StorageError(
-                f"{store.describe(path)} is damaged ({type(error).__name__}: {one_line(error)}); learn again, or "
-                "restore it"
-            ) from error
+        return from_npz(data, store.describe(path), SCHEMA_VERSION, _from_arrays)
+
+
+def from_npz(data: bytes, place: str, schema_version: int, make: Callable[[dict[str, Any]], Made]) -> Made:
+    """What `make` makes of the arrays of an npz file at `place`, which also says its `schema_version`.
+
+    Raises:
+        StorageError: it is damaged, or of another version.
+    """
+    try:
+        with np.load(io.BytesIO(data)) as found:
+            values: dict[str, Any] = {name: found[name] for name in found.files}
+        version = int(values.pop("schema_version"))
+        if version == schema_version:
+            return make(values)
+    except (zipfile.BadZipFile, EOFError, ValueError, KeyError, TypeError, OSError) as error:
         raise StorageError(
-            f"{store.describe(path)} was written by another Lake Curator (schema_version {version}, this one reads "
-            f"{SCHEMA_VERSION}); use that one, or learn again"
-        )
+            f"{place} is damaged ({type(error).__name__}: {one_line(error)}); learn again, or restore it"
+        ) from error
+    raise StorageError(
+        f"{place} was written by another Lake Curator (schema_version {version}, this one reads {schema_version}); use "
+        "that one, or learn again"
+    )
 
 
 def places_in(domains: Sequence[str], labels: pa.Array) -> Domains:
