@@ -243,6 +243,7 @@ def _tokens(
 def _in_parts(sample: _Sample, num_D: Sequence[int]) -> _Sample:
     """The sample with its domains in so many parts each, as clusters would be: any parts cost the same."""
     domain_R = np.asarray(sample.corpus.domain)
+    num_D = np.minimum(num_D, np.bincount(domain_R, minlength=len(num_D))).tolist()  # none of them empty
     rank_R = np.empty(len(domain_R), np.int64)
     for domain in range(len(num_D)):
         own = np.flatnonzero(domain_R == domain)

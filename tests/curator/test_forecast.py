@@ -4,14 +4,17 @@ import dataclasses
 import json
 
 import numpy as np
+import pyarrow as pa
 import pytest
-from lake_cases import FAST, curator, refusal, tree, values_of, write_settings
+from lake_cases import FAST, curator, refusal, sentences, tree, values_of, write_settings
 
 import curator as sdk
 from curator.config import LearnConfig
 from curator.console import print_forecast
 from curator.errors import InputError
-from curator.forecast import _tokens, _trainings
+from curator.forecast import _in_parts, _Sample, _tokens, _trainings
+from curator.intervals import Estimate
+from curator.tokens import RowBatch, train_tokenizer, write_cache
 
 pytest.importorskip("megatron.core", reason="needs the extra [train]")
 
@@ -111,3 +114,20 @@ def test_a_plan_takes_the_settings_here_if_it_is_asked_about_a_lake(learned, tmp
     assert "num_rows" not in values_of(curator(tmp_path, "plan", "--model", "tiny", "--json"))
     assert "num_rows" not in values_of(curator(tmp_path, "plan", "--devices", 1, "--memory", 80, "--json"))
     assert "leave --devices out" in refusal(curator(tmp_path, "plan", "--target", learned.target, "--devices", 2), 2)
+
+
+def test_no_part_of_a_sample_is_empty(tmp_path):
+    """A domain may get more clusters than it has rows in the sample."""
+    (tmp_path / "corpus").mkdir()
+    texts = sentences("north", 9)
+    rows = RowBatch(
+        sample_id=pa.array([str(i) for i in range(9)]),
+        text=texts,
+        domain=np.array([0] * 6 + [1] * 3, np.int32),
+    )
+    cache = write_cache(tmp_path / "corpus", train_tokenizer(texts, 300), [rows], ["a", "b"])
+    some = Estimate(mean=1.0, low=1.0, high=1.0)
+    sample = _Sample(folder=tmp_path, corpus=cache, target=cache, tokens=some, num_rows=9, tokenize_seconds=some)
+    found = _in_parts(sample, [2, 50]).corpus
+    assert np.bincount(found.domain, minlength=len(found.domains)).tolist() == [3, 3, 1, 1, 1]
+    np.testing.assert_array_equal(found.num_targets, cache.num_targets)
