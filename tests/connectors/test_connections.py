@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -19,12 +20,18 @@ sys.stdin.read()
 """
 
 
+@contextmanager
+def started(script, path):
+    """A process that runs `script` on the catalog, once it holds it."""
+    command = [sys.executable, "-c", script, path]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"held\n"
+        yield process
+
+
 def test_a_catalog_held_by_another_process_is_busy_and_names_it(tmp_path):
     path = tmp_path / "catalog.duckdb"
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLDER, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as holder:
-        assert holder.stdout.readline() == b"held\n"
+    with started(HOLDER, path) as holder:
         with pytest.raises(BusyError, match=rf"catalog\.duckdb is in use by process {holder.pid} "):
             duck.connect(path, lock_timeout_seconds=0.2)
         holder.stdin.close()
@@ -65,10 +72,7 @@ def test_a_catalog_that_others_read_is_written_and_they_keep_what_they_had(catal
     left = catalog.with_name(".catalog.duckdb-1234abcd")
     left.write_text("of a process that was killed long ago")
     os.utime(left, (0, 0))
-    with subprocess.Popen(
-        [sys.executable, "-c", READER, catalog], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as reader:
-        assert reader.stdout.readline() == b"held\n"
+    with started(READER, catalog) as reader:
         with pytest.raises(duck.Error, match="nope"):
             write(catalog, "UPDATE t SET n = 2", "SELECT nope")
         assert rows_of(catalog) == [(1,)]
@@ -81,19 +85,38 @@ def test_a_catalog_that_others_read_is_written_and_they_keep_what_they_had(catal
     assert [path.name for path in catalog.parent.iterdir()] == ["catalog.duckdb"]
 
 
+WRITER = """
+import sys
+from pathlib import Path
+from connectors import duck
+with duck.writing(Path(sys.argv[1]), lock_timeout_seconds=0) as connection:
+    connection.execute("INSERT INTO t VALUES (10)")
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+
+
 def test_two_who_write_while_others_read_leave_one_of_both(catalog):
-    with duck.connect(catalog, read_only=True), duck.writing(catalog, lock_timeout_seconds=0) as connection:
-        connection.execute("INSERT INTO t VALUES (10)")
-        write(catalog, "INSERT INTO t VALUES (20)")
+    with started(READER, catalog) as reader:
+        with started(WRITER, catalog) as writer:
+            write(catalog, "INSERT INTO t VALUES (20)")
+            assert rows_of(catalog) == [(1,), (20,)]
+            writer.communicate(b"\n")
+            assert writer.returncode == 0
+        assert reader.communicate(b"\n")[0] == b"[(1,)]\n"
+    assert rows_of(catalog) == [(1,), (10,)]
+    assert [path.name for path in catalog.parent.iterdir()] == ["catalog.duckdb"]
+
+
+def test_what_was_written_but_would_not_be_seen_by_this_process_is_told(catalog):
+    with duck.connect(catalog, read_only=True), pytest.raises(BusyError, match=r"was brought up to date, but another"):
+        write(catalog, "INSERT INTO t VALUES (10)")
     assert rows_of(catalog) == [(1,), (10,)]
     assert [path.name for path in catalog.parent.iterdir()] == ["catalog.duckdb"]
 
 
 def test_a_catalog_that_is_being_written_or_waits_for_a_writer_is_busy(catalog):
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLDER, catalog], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as holder:
-        assert holder.stdout.readline() == b"held\n"
+    with started(HOLDER, catalog) as holder:
         with pytest.raises(BusyError, match=f"process {holder.pid} "):
             write(catalog)
         holder.communicate()
