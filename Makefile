@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+NPM    := npm install --silent --no-audit --no-fund --fetch-retries 1 --fetch-timeout 30000
 export OMP_NUM_THREADS ?= 2
 # Threads that spin while they wait starve the other worker processes of a test.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -36,6 +37,7 @@ $(VENV)/.train: pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/.train
 	$(BIN)/python -m pip --disable-pip-version-check install --quiet --upgrade 'pip>=25.1'
 	$(PIP) --group dev
+	$(NPM) --prefix $(VENV)/azurite azurite@3.35.0 || echo "no Azurite: the tests on Azure storage will be skipped"
 	@touch $@
 
 demo: $(VENV)/.train

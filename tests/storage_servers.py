@@ -2,10 +2,10 @@
 
 import http.client
 import importlib.util
-import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -51,9 +51,10 @@ def gcs_server(folder: Path) -> Iterator[dict[str, Any]]:
 def azure_server(folder: Path) -> Iterator[dict[str, Any]]:
     """Azurite with the container `lake`; the storage_options that reach it."""
     pytest.importorskip("adlfs", reason="needs the extra [azure]")
-    azurite = os.environ.get("AZURITE_BLOB") or shutil.which("azurite-blob")
+    installed = Path(sys.prefix) / "azurite" / "node_modules" / ".bin" / "azurite-blob"  # by `make test`, if it has npm
+    azurite = shutil.which("azurite-blob") or (str(installed) if installed.exists() else None)
     if azurite is None:
-        pytest.skip("no `azurite-blob` on PATH nor in AZURITE_BLOB: npm install azurite")
+        pytest.skip(f"no `azurite-blob` on PATH nor at {installed}: npm install azurite")
 
     def command(port: int) -> list[str]:
         quiet = ["--silent", "--disableTelemetry", "--skipApiVersionCheck"]
