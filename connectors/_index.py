@@ -1,7 +1,7 @@
 """The row index: which rows the lake has, brought up to date file by file in one transaction."""
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -26,7 +26,9 @@ CONTENT = "split_part({}, '-', 1)"
 """In SQL, of a sample id that is no key: the hash of the row's content, which identical rows share."""
 _INDEX_TABLES = """
 CREATE TABLE IF NOT EXISTS files (
-    file_id INTEGER, path VARCHAR, size_bytes BIGINT, version VARCHAR, num_rows BIGINT, num_row_groups INTEGER);
+    file_id INTEGER, path VARCHAR, size_bytes BIGINT, version VARCHAR, num_rows BIGINT, num_row_groups INTEGER,
+    footer_hash VARCHAR);
+ALTER TABLE files ADD COLUMN IF NOT EXISTS footer_hash VARCHAR; -- to an older catalog, whose files have none
 CREATE TABLE IF NOT EXISTS sample_index (
     file_id INTEGER, row BIGINT, sample_id VARCHAR, domain VARCHAR, num_bytes INTEGER, usable BOOLEAN);
 ALTER TABLE sample_index DROP COLUMN IF EXISTS num_chars; -- of an older catalog
@@ -109,10 +111,29 @@ def has_index(connection: Connection) -> bool:
 def changed_files(connection: Connection, corpus: Corpus) -> list[str]:
     """Paths that differ between the index and `corpus`: new, changed or gone; `[]` if nothing needs ingesting."""
     with database_errors("the catalog"):
-        rows = connection.execute("SELECT path, size_bytes, version FROM files").fetchall()
-    indexed = {path: (size, version) for path, size, version in rows}
-    present = {file.path: (file.size_bytes, file.version) for file in corpus.files}
-    return sorted(path for path in indexed.keys() | present.keys() if indexed.get(path) != present.get(path))
+        indexed = _indexed_files(connection)
+    present = {file.path: file for file in corpus.files}
+    return sorted(
+        path
+        for path in indexed.keys() | present.keys()
+        if path not in indexed or path not in present or not _is_as_indexed(present[path], indexed[path])
+    )
+
+
+def _indexed_files(connection: Connection) -> dict[str, dict[str, Any]]:
+    """The table `files` by path; of an older catalog without `footer_hash`."""
+    rows = connection.sql("SELECT * FROM files").to_arrow_table().to_pylist()
+    return {row["path"]: row for row in rows}
+
+
+def _is_as_indexed(file: ParquetFile, indexed: Mapping[str, Any]) -> bool:
+    """Whether size, version and footer are those of the index; the footer, where the index knows it.
+
+    Another version alone makes a file another one, though an S3 upload in other parts changes it, too: files of equal
+    footers may differ in a text.
+    """
+    is_listed_so = (file.size_bytes, file.version) == (indexed["size_bytes"], indexed["version"])
+    return is_listed_so and indexed.get("footer_hash") in (None, file.footer_hash)
 
 
 def ingest(
@@ -130,8 +151,8 @@ def ingest(
 ) -> IngestReport:
     """Atomic: brings the index to `corpus`; an exception, Ctrl-C or crash leaves the index as it was.
 
-    Incremental: a file with the same path, size and version is not read again, unless the columns, `bad_rows` or the
-    lake's address changed. The result is the same as of indexing everything anew, but for `file_id`.
+    Incremental: a file with the same path, size, version and footer is not read again, unless the columns, `bad_rows`
+    or the lake's address changed. The result is the same as of indexing everything anew, but for `file_id`.
 
     A row's `sample_id` is its key, else a hash of domain and text; further identical rows get `-2`, `-3` … .
 
@@ -206,15 +227,14 @@ def _adopt_settings(connection: Connection, corpus: Corpus, columns: Columns, ba
 
 def _diff(connection: Connection, corpus: Corpus, reindex_all: bool) -> tuple[list[ParquetFile], dict[str, int]]:
     """Drops what changed or went from the index; the files to read, and the counts for the report."""
-    rows = connection.execute("SELECT path, size_bytes, version, file_id FROM files").fetchall()
-    known = {path: (size, version, file_id) for path, size, version, file_id in rows}
+    known = _indexed_files(connection)
     new, kept = [], set[str]()
     for file in corpus.files:
-        if not reindex_all and known.get(file.path, ())[:2] == (file.size_bytes, file.version):
+        if not reindex_all and file.path in known and _is_as_indexed(file, known[file.path]):
             kept.add(file.path)
         else:
             new.append(file)
-    dropped = [known[path][2] for path in known if path not in kept]
+    dropped = [known[path]["file_id"] for path in known if path not in kept]
     connection.execute("DELETE FROM sample_index WHERE file_id IN (SELECT unnest(?))", [dropped])
     connection.execute("DELETE FROM files WHERE file_id IN (SELECT unnest(?))", [dropped])
     changed = sum(file.path in known for file in new)
@@ -282,6 +302,7 @@ def _add_files(connection: Connection, files: Sequence[ParquetFile]) -> list[tup
             "version": file.version,
             "num_rows": file.num_rows,
             "num_row_groups": file.num_row_groups,
+            "footer_hash": file.footer_hash,
         }
         for file_id, file in numbered
     ]

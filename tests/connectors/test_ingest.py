@@ -235,6 +235,8 @@ def test_the_catalog_of_an_older_version_is_kept(url, connection, put):
     ingest(connection, url)
     before = index(connection)
     connection.execute("ALTER TABLE sample_index ADD COLUMN num_chars INTEGER")
+    connection.execute("ALTER TABLE files DROP COLUMN footer_hash")
+    assert duck.changed_files(connection, list_parquet(url)) == []
     put(url, "b.parquet", text=["c"], source=["x"])
     report = ingest(connection, url)
     assert (report.unchanged, report.added, report.reindexed_all) == (1, 1, False)
@@ -250,6 +252,19 @@ def test_a_file_of_the_same_size_with_other_rows_is_read_again(place, connection
         1,
         list_parquet(place.url, place.options).size_bytes,
     )
+
+
+def test_a_file_of_the_same_size_and_time_with_another_footer_is_read_again(tmp_path, connection, put):
+    for text, other in (("one", "two"), ("six", "ten")):
+        put(str(tmp_path), "a.parquet", text=[text, other], source=["x", "x"])
+        os.utime(tmp_path / "a.parquet", ns=(1, 1))
+        corpus = list_parquet(str(tmp_path))
+        if text == "six":
+            assert duck.changed_files(connection, corpus) == ["a.parquet"]
+        ingest(connection, str(tmp_path))
+        assert {entry[0] for entry in index(connection).values()} == {content_id("x", text), content_id("x", other)}
+        assert duck.changed_files(connection, corpus) == []
+    assert connection.execute("SELECT count(*), count(DISTINCT version) FROM files").fetchone() == (1, 1)
 
 
 def test_nothing_new_reads_nothing(url, connection, put):
