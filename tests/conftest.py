@@ -33,10 +33,11 @@ _START_ATTEMPTS = 3
 
 @dataclass(frozen=True)
 class S3Server:
-    """A running S3 server and the storage_options that reach it."""
+    """A running S3 server, the storage_options that reach it, and the bucket that anybody may read without any."""
 
     endpoint: str
     options: dict[str, Any] = field(repr=False)
+    public_bucket: str = "public"
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,8 @@ def _command(weed: str, folder: Path, ports: dict[str, int]) -> list[str]:
         "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}],
         "actions": ["Admin", "Read", "Write", "List", "Tagging"],
     }
-    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    anybody = {"name": "anonymous", "actions": [f"{action}:{S3Server.public_bucket}" for action in ("Read", "List")]}
+    (folder / "s3.json").write_text(json.dumps({"identities": [identity, anybody]}))
     (folder / "data").mkdir()
     command = [weed, "mini", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder / 'data'}", "-admin.ui=false"]
     command += [f"-s3.config={folder / 's3.json'}", "-s3.port.lance=0", f"-s3.port.iceberg={ports['s3.iceberg']}"]
@@ -222,6 +224,7 @@ def _is_ready(endpoint: str, process: subprocess.Popen[bytes]) -> bool:
     while time.monotonic() < deadline and process.poll() is None:
         try:
             client.create_bucket(Bucket=BUCKET)
+            client.create_bucket(Bucket=S3Server.public_bucket)
             client.put_object(Bucket=BUCKET, Key="ready", Body=b"1")
         except (BotoCoreError, ClientError):
             time.sleep(0.1)
