@@ -1,0 +1,42 @@
+"""Memory: indexing takes no more of it for a corpus several times as large."""
+
+import random
+import subprocess
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+GIB = 2**30
+GROUPS, GROUP_ROWS, ROW_BYTES, FILES = 10, 2_000, 32_000, 8
+INGEST = """
+import sys
+from pathlib import Path
+from connectors import duck
+from connectors.plain import list_parquet
+with duck.connect(Path(sys.argv[2])) as connection:
+    print(duck.ingest(connection, list_parquet(sys.argv[1]), text="text", domain="source").num_rows)
+(peak,) = [line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line]
+print(int(peak) * 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read in /proc")
+def test_a_corpus_of_five_gigabytes_is_indexed_in_less_than_one(tmp_path):
+    source = random.Random(0)
+    (tmp_path / "lake").mkdir()
+    first = tmp_path / "lake" / "0.parquet"
+    schema = pa.schema({"text": pa.string(), "source": pa.string()})
+    with pq.ParquetWriter(first, schema, compression="none", use_dictionary=False) as writer:
+        for _ in range(GROUPS):
+            text = [source.randbytes(ROW_BYTES // 2).hex() for _ in range(GROUP_ROWS)]
+            writer.write_table(pa.table([text, ["x"] * GROUP_ROWS], schema=schema))
+    for number in range(1, FILES):
+        (tmp_path / "lake" / f"{number}.parquet").hardlink_to(first)
+    assert FILES * first.stat().st_size > 4.5 * GIB
+    command = [sys.executable, "-c", INGEST, tmp_path / "lake", tmp_path / "catalog.duckdb"]
+    rows, peak = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    assert int(rows) == FILES * GROUPS * GROUP_ROWS
+    assert int(peak) < GIB, f"{int(peak) / GIB:.2f} GiB"
