@@ -9,13 +9,10 @@ import difflib
 import hashlib
 import os
 import shlex
-import shutil
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
-from tempfile import mkdtemp
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -46,6 +43,7 @@ from curator.places import (
 )
 from curator.progress import Progress, ProgressCallback, silent
 from curator.run import Run, Version
+from curator.session import Session
 
 if TYPE_CHECKING:
     import polars as pl
@@ -163,15 +161,7 @@ class Lake:
         self.workdir = workdir
         self.connector = connector
         self._root = root
-        self._corpus: Corpus | None = None
-        self._connection: duck.Connection | None = None
-        self._has_views = False
-        self._seen: tuple[object, ...] = ()
-        self._is_confined = False
-        self._past: dict[int, duck.Connection] = {}
-        self._session_folder: Path | None = None
-        self._is_outdated = False
-        self._drop_session_folder: weakref.finalize[..., Lake] | None = None
+        self._session = Session(config, connector, destination, workdir, (self.url, self.address))
 
     @property
     def url(self) -> str:
@@ -196,29 +186,21 @@ class Lake:
 
     def close(self) -> None:
         """Let go of the catalog, and in mode "view" of what it holds."""
-        self.release()
-        self._drop_session_catalog()
+        self._session.close()
 
     # what is there ------------------------------------------------------------------------------------------------
 
     @property
     def corpus(self) -> Corpus:
         """The lake's files as last listed; listed now if they were not yet."""
-        if self._corpus is None:
-            with translated():
-                self._corpus = self.connector.read_corpus()
-        return self._corpus
+        with translated():
+            return self._session.corpus
 
     @property
     def catalog_path(self) -> Path:
         """Where the catalog's file is or will be; in mode "view" a temporary one, until the lake is closed."""
-        if self.config.mode != "view":
-            return catalog.catalog_path(self.workdir)
-        if self._session_folder is None or not self._session_folder.exists():
-            with translated():
-                self._session_folder = Path(mkdtemp(prefix="curator-"))
-            self._drop_session_folder = weakref.finalize(self, _remove_folder, self._session_folder, os.getpid())
-        return catalog.catalog_path(self._session_folder)
+        with translated():
+            return self._session.path
 
     @property
     def text_name(self) -> str:
@@ -277,14 +259,13 @@ class Lake:
             TryAgainError: another process writes the catalog.
         """
         with translated():
-            self.release()
-            self._corpus = self.connector.read_corpus(
+            corpus = self._session.list_again(
                 lambda done, total: on_progress(Progress(stage="list", done=done, total=total, detail="files"))
             )
-            corpus, config = self._corpus, self.config
+            config = self.config
             check_schemas(corpus.files, text=config.text, domain=config.domain, key=config.key)
             make_work_folder(self.workdir)
-            with self._writable_catalog() as connection:
+            with self._session.writing() as connection:
                 report = duck.ingest(
                     connection,
                     corpus,
@@ -302,9 +283,6 @@ class Lake:
                     ),
                 )
             remember_columns(self.workdir, config)
-            self._is_outdated = False
-            if config.mode == "view":
-                _remove_catalog(catalog.catalog_path(self.workdir))
             return report
 
     def learn(
@@ -768,7 +746,7 @@ class Lake:
             InputError: the lake has not been ingested, or its files changed since.
         """
         with translated():
-            return self._ask(self._session(version, as_of), query, params)
+            return self._ask(self._session_at(version, as_of), query, params)
 
     def _ask(self, session: duck.Connection, query: str, params: Mapping[str, Any] | None = None) -> duck.Relation:
         from curator.versions import create_versions_asked
@@ -798,13 +776,10 @@ class Lake:
         and no variable of Python. This lake's session then stays so.
         """
         with translated():
-            session = self._session(version, as_of)
+            session = self._session_at(version, as_of)
             if confined:
                 duck.check_select(session, query)
-                if not self._is_confined:
-                    files = [(self.corpus.store, file.path) for file in self.corpus.files]
-                    duck.confine(session, files, [self.destination, self.connector.data])
-                    self._is_confined = True
+                self._session.confine(session)
             relation = self._ask(session, query)
             try:
                 table = relation.to_arrow_table()
@@ -941,117 +916,27 @@ class Lake:
             InputError: the lake has not been ingested, or its files changed since.
             TryAgainError: another process writes the catalog.
         """
-        if self._connection is not None:
-            return self._connection
-        path = self.catalog_path
-        if self.config.mode == "view" and (self._is_outdated or not path.exists()):
+        if self._session.is_to_be_ingested:
             self.ingest()
-        not_yet = InputError(
-            f"{self.url} has not been ingested yet; run `curator ingest {self.address} --text COLUMN --domain COLUMN`"
-        )
-        if not path.exists():
-            raise not_yet
         with translated():
-            self._connection = duck.connect(path, read_only=True)
-            try:
-                if not duck.has_index(self._connection):
-                    raise not_yet
-                self._check_unchanged(self._connection)
-                duck.create_samples_view(
-                    self._connection,
-                    self.corpus,
-                    text=self.config.text,
-                    domain=self.config.domain,
-                    key=self.config.key,
-                )
-            except BaseException:
-                self.release()
-                raise
-            return self._connection
-
-    def _check_unchanged(self, connection: duck.Connection) -> None:
-        changed = duck.changed_files(connection, self.corpus)
-        if changed:
-            raise InputError(
-                f"{len(changed)} file(s) of {self.url} changed since the last ingest, first {changed[0]!r}; "
-                f"run `curator ingest {self.address}`"
-            )
-
-    @contextmanager
-    def _writable_catalog(self) -> Iterator[duck.Connection]:
-        """The catalog to write; one that was made for this and then failed is taken away again."""
-        path = self.catalog_path
-        is_new, is_ours = not path.exists(), False
-        try:
-            with duck.writing(path) as connection:
-                is_ours = is_new
-                yield connection
-        except BaseException:
-            if is_ours:
-                _remove_catalog(path)
-            raise
-
-    def _drop_session_catalog(self) -> None:
-        """Take away the catalog of mode "view"; it is made again if it is needed."""
-        if self._drop_session_folder is not None:
-            self._drop_session_folder()
-            self._session_folder = self._drop_session_folder = None
+            return self._session.connection
 
     def forget_views(self) -> None:
         """Let the next query see the runs and versions that are there then."""
-        self._has_views = False
-        self._past.clear()
+        self._session.forget_views()
 
-    def _views(self) -> duck.Connection:
-        """The session with everything that SQL can ask for: rows, weights, runs and versions.
+    def release(self) -> None:
+        """Close the catalog so that other processes can write it; it opens again by itself."""
+        self._session.release()
 
-        Only queries need them: a lake whose versions are damaged can still be learned on.
-        """
-        from curator.versions import drop_versions
-
-        connection = self.connection
-        if not self._has_views:
-            drop_versions(connection)
-            catalog.register_records(connection, self.destination, self.connector)
-            duck.create_duplicates_view(connection, key=self.config.key)
-            catalog.create_samples(connection, self.corpus, self.connector, self.destination)
-            self._has_views = True
-        return connection
-
-    def _session(self, version: int | None, as_of: str | datetime | None) -> duck.Connection:
+    def _session_at(self, version: int | None, as_of: str | datetime | None) -> duck.Connection:
         """The session that answers a query, up to date with what others did since the last one."""
-        self._let_go_of_the_old()
-        return self._views() if version is None and as_of is None else self._views_at(version, as_of)
-
-    def _let_go_of_the_old(self) -> None:
-        """Find out by listings what changed since the session was made; what it knows of that is made again.
-
-        Of other files than before the whole session is closed, so that another process can ingest them.
-        """
-        if self._corpus is not None:
-            listed = sorted((info.path, info.size_bytes, info.version) for info in self.connector.list_files())
-            if listed != [(file.path, file.size_bytes, file.version) for file in self._corpus.files]:
-                self.release()
-                self._is_outdated = True
-                self._corpus = None
-        seen = (self.connector.revision(), *catalog.list_records(self.destination))
-        if seen != self._seen:
-            self.forget_views()
-            self._seen = seen
-
-    def _views_at(self, version: int | None, as_of: str | datetime | None) -> duck.Connection:
-        """A session of its own, in which `samples` are the rows of a version; relations of others stay as they are."""
-        from curator.versions import create_samples_at, find_version
-
-        found = find_version(self, version, as_of)
-        if found.number not in self._past:
-            session = self.connection.cursor()
-            catalog.register_records(session, self.destination, self.connector)
-            duck.create_duplicates_view(session, key=self.config.key)
-            create_samples_at(session, self, found)
-            catalog.create_selections(session, self.destination, found.run_id)
-            self._past[found.number] = session
-        return self._past[found.number]
+        self._session.let_go_of_the_old()
+        if self._session.is_to_be_ingested:
+            self.ingest()
+        if version is None and as_of is None:
+            return self._session.with_views()
+        return self._session.at_version(self, version, as_of)
 
     def check_destination(self) -> None:
         """Find out before hours of work, not after, whether their result can be written.
@@ -1110,15 +995,6 @@ class Lake:
     def _check_owns_log(self, what: str, instead: str) -> None:
         if not self.connector.owns_log:
             raise UsageError(f"{what} for plain Parquet, and {self.url} is a table with a log of its own: {instead}")
-
-    def release(self) -> None:
-        """Close the catalog so that other processes can write it; it opens again by itself."""
-        if self._connection is not None:
-            for session in (*self._past.values(), self._connection):
-                session.close()
-            self._connection = None
-        self._is_confined = False
-        self.forget_views()
 
     def domain_counts(self) -> list[tuple[str, int]]:
         """(domain, usable rows), sorted by name."""
@@ -1202,14 +1078,3 @@ def _values(column: pa.ChunkedArray) -> list[Any]:
         return cast("list[Any]", column.to_pylist())
     except ValueError:
         return cast("list[Any]", column.cast(pa.string()).to_pylist())
-
-
-def _remove_catalog(path: Path) -> None:
-    for left in (path, path.with_name(f"{path.name}.wal")):
-        left.unlink(missing_ok=True)
-
-
-def _remove_folder(folder: Path, pid: int) -> None:
-    """In the process that made it: a forked one must not take it from the other."""
-    if os.getpid() == pid:
-        shutil.rmtree(folder, ignore_errors=True)
