@@ -7,6 +7,7 @@ names the nearest known one.
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -127,7 +128,8 @@ class WeightsConfig(_Section):
 class LineSearchConfig(_Section):
     """How learned weights are judged on target rows that learning has not seen; off without places.
 
-    A mixture that helps a short training may harm a longer one, so these are as long as the run unless told otherwise.
+    A mixture that helps a short training may harm a longer one, and the other way round, so unless told otherwise these
+    are as long as the run, or as what the weights are meant to train (`weights.budget_tokens`) if that is shorter.
     """
 
     places: tuple[Annotated[float, Field(gt=0)], ...] = Field(
@@ -135,7 +137,9 @@ class LineSearchConfig(_Section):
         description="places on the line from the prior (0) through the learned weights (1); []: off",
     )
     validation_share: float = Field(0.25, gt=0, lt=1, description="share of the target's rows kept out of learning")
-    steps: int | None = Field(None, ge=1, description="steps of each training; by default learn.steps")
+    steps: int | None = Field(
+        None, ge=1, description="steps of each training; by default learn.steps, or fewer to end at the token budget"
+    )
     tokens_per_step: int = Field(2048, ge=8, description="target tokens of a step")
     seeds: int = Field(5, ge=2, description="trainings of the best place and of the prior")
 
@@ -240,8 +244,10 @@ class LearnConfig(_Section):
 
     @property
     def num_search_steps(self) -> int:
-        """Steps of each training of the line search."""
-        return self.line_search.steps or self.steps
+        """Steps of each training of the line search: those asked for, else the run's, or the budget's if fewer."""
+        if self.line_search.steps or not self.weights.budget_tokens:
+            return self.line_search.steps or self.steps
+        return min(self.steps, math.ceil(self.weights.budget_tokens / self.line_search.tokens_per_step))
 
     def num_fit_rows(self, num_rows: int, num_domains: int) -> int:
         """Of `num_rows` target rows, how many learning sees: the first ones, in the order of their hashes."""

@@ -45,6 +45,12 @@ def test_the_line_search_trains_as_many_models_as_are_told():
     assert _trainings(LearnConfig(line_search={"places": []}), 2) == (0, 0)
     assert LearnConfig(steps=70).num_search_steps == 70  # judged by trainings as long as the run
     assert LearnConfig(steps=70, line_search={"steps": 30}).num_search_steps == 30
+    assert [
+        LearnConfig(steps=70, weights={"budget_tokens": budget}, line_search={"tokens_per_step": 100}).num_search_steps
+        for budget in (1, 100, 101, 7_000, 10**9)
+    ] == [1, 1, 2, 70, 70]
+    asked = {"steps": 30, "tokens_per_step": 100}
+    assert LearnConfig(steps=70, weights={"budget_tokens": 100}, line_search=asked).num_search_steps == 30
     assert _trainings(LearnConfig(method="doge"), 2) == _trainings(usual, 1) == (0, 0)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from curator.progress import Progress
 from curator.run import Run
 
 TOKENS_PER_STEP = {"multilingual-easy": 1024, "multilingual-hard": 1024}
-"""Of the trainings that judge: 300 steps of short sentences are to be about one pass over what a mixture picks."""
+"""Of the trainings that compare: 300 steps of short sentences are to be about one pass over what a mixture picks."""
 DEFAULT_TOKENS_PER_STEP = 2048
 
 
@@ -38,8 +39,9 @@ def main() -> int:
     if not folder.exists():
         parts.write(folder)
     with curator.open_lake(str(folder / "lake"), text="text", domain="domain") as lake:
+        weights = {"budget_tokens": budget_tokens(arguments.experiment)}
         runs = {
-            method: learned(lake, folder, method, arguments.seeds, model=arguments.model)
+            method: learned(lake, folder, method, arguments.seeds, model=arguments.model, weights=weights)
             for method in arguments.methods
         }
         comparison = _compared(lake, folder, parts, runs, arguments)
@@ -56,12 +58,17 @@ def main() -> int:
     return int(not all(holds for holds, _ in shown))
 
 
+def budget_tokens(experiment: str) -> int:
+    """What the compared models train on, which learning is told."""
+    return curator.CompareConfig().steps * TOKENS_PER_STEP.get(experiment, DEFAULT_TOKENS_PER_STEP)
+
+
 def learned(lake: curator.Lake, folder: Path, method: str, seeds: int, *, model: str, **over: Any) -> list[Run]:
     """A run by each seed, learned now or found from before."""
-    known = {tuple(run.record["learn"][name] for name in ("method", "seed", "model")): run for run in lake.runs()}
+    known = {_key(run.record["learn"]): run for run in lake.runs()}
     found = []
     for seed in range(seeds):
-        run = known.get((method, seed, model))
+        run = known.get(_key({"method": method, "seed": seed, "model": model, **over}))
         if run is None:
             tell = Teller(f"{method} {seed}")
             target = str(folder / "target.parquet")
@@ -69,6 +76,11 @@ def learned(lake: curator.Lake, folder: Path, method: str, seeds: int, *, model:
             tell.end(repr(run))
         found.append(run)
     return found
+
+
+def _key(settings: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What tells the runs of an experiment apart."""
+    return (*(settings[name] for name in ("method", "seed", "model")), settings["weights"]["budget_tokens"])
 
 
 def _compared(

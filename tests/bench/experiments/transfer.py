@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lakes import BUILDERS, is_ready
-from run import DEFAULT_TOKENS_PER_STEP, TOKENS_PER_STEP, Teller, learned
+from run import DEFAULT_TOKENS_PER_STEP, TOKENS_PER_STEP, Teller, budget_tokens, learned
 
 import curator
 from curator.comparison import Comparison
@@ -39,6 +39,7 @@ def main() -> int:
     with curator.open_lake(str(folder / "lake"), text="text", domain="domain") as lake:
         for name in arguments.models:
             settings[name] = _settings(name, folder)
+            settings[name]["weights"] = {"budget_tokens": budget_tokens(arguments.experiment)}
             runs[name] = learned(lake, folder, "scalebio", arguments.seeds, **settings[name])
         compared = {name: _compare(lake, folder, runs, arguments, over) for name, over in settings.items()}
     print("| trained | weights by | test loss | difference to uniform | regret |")
@@ -87,7 +88,7 @@ def _compare(
     over: dict[str, Any],
 ) -> Comparison:
     tell = Teller(f"compare {over['model']}")
-    trained = {key: value for key, value in over.items() if key != "data_parallel"}
+    trained = {key: value for key, value in over.items() if key not in ("data_parallel", "weights")}
     comparison = lake.compare(
         *(f"{name}={','.join(run.run_id for run in found)}" for name, found in runs.items()),
         target=str(folder / "target.parquet"),
