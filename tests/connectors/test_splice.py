@@ -195,6 +195,17 @@ def test_columns_outside_of_the_file_are_damage(folder):
     refused(folder, data[:100] + data[start:], CorruptFileError, "places column .* outside of the file")
 
 
+def test_rows_that_do_not_add_up_are_damage_also_where_a_row_group_says_it_is_empty(folder):
+    """It would be rewritten without the rows of that group."""
+
+    def change(footer):
+        read = loads(footer, OLD_SHAPE)
+        read.structs(4)[0].set_integer(3, 0)
+        return dumps(read)
+
+    refused(folder, with_footer(grouped(4, 5), change), CorruptFileError, "do not add up")
+
+
 def test_columns_in_other_files_and_missing_ones_are_refused(folder):
     def change(footer, action):
         read = loads(footer, OLD_SHAPE)
