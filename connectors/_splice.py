@@ -138,10 +138,10 @@ def _read_source(store: Store, file: ParquetFile, target_store: Store) -> _Sourc
         _check_positions(footer, footer_start, place)
         codec = _usual_codec(footer)
     counts = row_counts(metadata)
-    if not counts or min(counts) < 1:
-        raise NotSpliceableError("it has an empty row group" if counts else "it has no row group")
     if sum(counts) != metadata.num_rows:
         raise CorruptFileError(f"{place} is damaged: its row groups do not add up to its rows; write it again")
+    if not counts or min(counts) < 1:
+        raise NotSpliceableError("it has an empty row group" if counts else "it has no row group")
     num_kept = num_kept_bytes(store, listed, footer_start, target_store)
     return _Source(place, file.schema, footer, num_kept, metadata, codec)
 

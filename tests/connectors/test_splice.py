@@ -1,21 +1,19 @@
-"""Columns spliced into Parquet files of several writers: the old bytes stay, every reader sees old and new."""
+"""Columns spliced into Parquet files: what the footer says, what is refused, and every kind of storage."""
 
-import decimal
 import errno
 import io
 import json
 import os
 import time
 
-import duckdb
-import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fsspec.asyn import sync
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from s3fs import S3FileSystem
+from splice_cases import ADDED, TABLE, arrow, check_contents, footer_start, new_columns, put, spliced
 
 from connectors import _s3_extend
 from connectors._footer import OLD_SHAPE
@@ -29,306 +27,15 @@ from connectors.errors import (
     UnsupportedError,
 )
 from connectors.parquet import add_columns, read_parquet_info
-from connectors.store import Store, list_objects, open_store, read_bytes, stat_object, write_object
-
-NUM_ROWS = 60
-ADDED = ["sample_weight", "rank", "keep", "run"]
-
-
-def new_columns(_, first_row, num_rows):
-    rows = range(first_row, first_row + num_rows)
-    columns = [
-        pa.array([row / 2 for row in rows], pa.float32()),
-        pa.array([None if row % 3 == 0 else row for row in rows], pa.int64()),
-        pa.array([row % 2 == 0 for row in rows], pa.bool_()),
-        pa.array([None if row % 5 == 0 else f"run {row % 2}" for row in rows], pa.string()),
-    ]
-    return pa.table(columns, names=ADDED)
-
-
-def arrow(table, **options):
-    sink = io.BytesIO()
-    pq.write_table(table, sink, **options)
-    return sink.getvalue()
-
-
-def put(store, path, data):
-    write_object(store, path, data)
-    return read_parquet_info(store, stat_object(store, path))
-
-
-def footer_start(data):
-    return len(data) - 8 - int.from_bytes(data[-8:-4], "little")
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return open_store(str(tmp_path))
-
-
-def spliced(store, data, columns=new_columns, **options):
-    """The file with columns added, which has to be a splice."""
-    added = add_columns(store, put(store, "a.parquet", data), store, "b.parquet", columns, **options)
-    assert added.rewritten_because is None
-    result = read_bytes(store, "b.parquet")
-    assert added.written == stat_object(store, "b.parquet")
-    assert result[: footer_start(data)] == data[: footer_start(data)]
-    return result
-
-
-def check_contents(before, after, columns=new_columns):
-    """Arrow reads the old columns and what it says of their chunks as before, and the new columns behind them."""
-    old, new = pq.ParquetFile(io.BytesIO(before)), pq.ParquetFile(io.BytesIO(after))
-    expected = columns(0, 0, old.metadata.num_rows)
-    seen = new.read()
-    num_old = len(old.schema_arrow)
-    assert seen.select(range(num_old)).equals(old.read(), check_metadata=False)
-    assert all(a.equals(b, check_metadata=True) for a, b in zip(old.schema_arrow, new.schema_arrow, strict=False))
-    assert seen.select(range(num_old, seen.num_columns)).equals(expected)
-    assert new.metadata.num_row_groups == old.metadata.num_row_groups
-    first = 0
-    for number in range(old.metadata.num_row_groups):
-        group, wider = old.metadata.row_group(number), new.metadata.row_group(number)
-        assert wider.num_rows == group.num_rows
-        for leaf in range(old.metadata.num_columns):
-            assert wider.column(leaf).to_dict() == group.column(leaf).to_dict()
-        chunks = [wider.column(leaf) for leaf in range(old.metadata.num_columns, wider.num_columns)]
-        if old.metadata.created_by and "fastparquet" not in old.metadata.created_by:
-            assert wider.total_byte_size == group.total_byte_size + sum(c.total_uncompressed_size for c in chunks)
-        part = expected.slice(first, group.num_rows)
-        for chunk, values in zip(chunks, part.columns, strict=True):
-            assert chunk.has_column_index
-            assert chunk.has_offset_index
-            assert chunk.statistics.null_count == values.null_count
-        first += group.num_rows
-
-
-# writers --------------------------------------------------------------------------------------------------------
-
-STRUCT = pa.struct({"x": pa.list_(pa.int32()), "y": pa.string()})
-KINDS = {
-    pa.string(): st.text(max_size=8).filter(lambda s: "\0" not in s),
-    pa.large_string(): st.sampled_from(["", "ü", "x" * 300]),
-    pa.binary(): st.binary(max_size=5),
-    pa.int16(): st.integers(-(2**15), 2**15 - 1),
-    pa.int64(): st.integers(-(2**63), 2**63 - 1),
-    pa.float32(): st.floats(width=32, allow_nan=False),
-    pa.float64(): st.floats(allow_nan=False),
-    pa.bool_(): st.booleans(),
-    pa.decimal128(12, 2): st.integers(-(10**9), 10**9).map(lambda i: decimal.Decimal(i).scaleb(-2)),
-    pa.timestamp("us", tz="Europe/Berlin"): st.integers(0, 2**50),
-    pa.timestamp("ns"): st.integers(0, 2**50).map(lambda us: us * 1000),  # version 2.4 has no nanoseconds
-    pa.date32(): st.dates(),
-    pa.dictionary(pa.int8(), pa.string()): st.sampled_from(["web", "code", ""]),
-    pa.list_(pa.string()): st.lists(st.none() | st.text("ab", max_size=3), max_size=3),
-    pa.list_(STRUCT): st.lists(
-        st.fixed_dictionaries({"x": st.lists(st.integers(0, 9), max_size=2), "y": st.none() | st.just("z")}), max_size=2
-    ),
-    pa.map_(pa.string(), pa.int64()): st.lists(st.tuples(st.just("k"), st.integers(0, 9)), max_size=2),
-    pa.null(): st.none(),
-}
-
-
-@st.composite
-def tables(draw):
-    kinds = draw(st.lists(st.sampled_from(list(KINDS)), min_size=1, max_size=4))
-    num_rows = draw(st.integers(1, 12))
-    arrays = []
-    for kind in kinds:
-        values = draw(st.lists(st.none() | KINDS[kind], min_size=num_rows, max_size=num_rows))
-        arrays.append(
-            pa.array(values, pa.string()).cast(kind) if pa.types.is_dictionary(kind) else pa.array(values, kind)
-        )
-    fields = [
-        pa.field(f"{'ü.' * (n % 2)}column {n}", kind, metadata={"note": "x", "PARQUET:field_id": str(n + 7)})
-        for n, kind in enumerate(kinds)
-    ]
-    return pa.Table.from_arrays(arrays, schema=pa.schema(fields, metadata={"own": "metadata"}))
-
-
-OPTIONS = st.fixed_dictionaries(
-    {
-        "compression": st.sampled_from(["none", "snappy", "gzip", "brotli", "lz4", "zstd"]),
-        "data_page_version": st.sampled_from(["1.0", "2.0"]),
-        "version": st.sampled_from(["2.4", "2.6"]),
-        "use_dictionary": st.booleans(),
-        "write_statistics": st.booleans(),
-        "write_page_index": st.booleans(),
-        "write_page_checksum": st.booleans(),
-        "store_schema": st.booleans(),
-        "use_compliant_nested_type": st.booleans(),
-        "row_group_size": st.integers(1, 13),
-        "data_page_size": st.sampled_from([64, 1024 * 1024]),
-    }
-)
-
+from connectors.store import Store, list_objects, open_store, read_bytes, write_object
 
 # Shrinking a failure would take minutes, each try being two files.
 QUICK = [Phase.explicit, Phase.reuse, Phase.generate]
 
 
-@settings(max_examples=60, deadline=None, phases=QUICK, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(table=tables(), options=OPTIONS)
-def test_any_arrow_file_keeps_all_it_had(tmp_path, table, options):
-    data = arrow(table, **options)
-    after = spliced(open_store("memory://splice"), data)
-    check_contents(data, after)
-    assert own_metadata(after) == own_metadata(data) == ({b"own": b"metadata"} if options["store_schema"] else {})
-    (tmp_path / "b.parquet").write_bytes(after)
-    found = duckdb.sql(f"SELECT count(*), sum(rank)::BIGINT FROM '{tmp_path}/b.parquet'").fetchall()
-    assert found == [expected_sums(table.num_rows)]
-
-
-def own_metadata(data):
-    metadata = pq.read_metadata(io.BytesIO(data)).metadata or {}
-    return {name: value for name, value in metadata.items() if name != b"ARROW:schema"}
-
-
-def expected_sums(num_rows):
-    ranks = new_columns(0, 0, num_rows)["rank"].drop_null().to_pylist()
-    return (num_rows, sum(ranks) if ranks else None)
-
-
-TABLE = pa.table(
-    {
-        "id": list(range(NUM_ROWS)),
-        "text": [None if i % 7 == 0 else f"text {i}" for i in range(NUM_ROWS)],
-        "score": [i / 3 for i in range(NUM_ROWS)],
-        "tags": [[f"t{i % 3}"] * (i % 3) for i in range(NUM_ROWS)],
-        "source": pa.array([f"s{i % 4}" for i in range(NUM_ROWS)]).dictionary_encode(),
-    }
-)
-
-
-def by_pyarrow(path):
-    pq.write_table(
-        TABLE,
-        path,
-        row_group_size=17,
-        use_dictionary=["source"],
-        column_encoding={
-            "id": "DELTA_BINARY_PACKED",
-            "text": "DELTA_LENGTH_BYTE_ARRAY",
-            "score": "BYTE_STREAM_SPLIT",
-            "tags.list.element": "DELTA_BYTE_ARRAY",
-        },
-        sorting_columns=[pq.SortingColumn(0)],
-        bloom_filter_options={"id": {"ndv": NUM_ROWS, "fpp": 0.01}},
-        write_page_index=True,
-        write_page_checksum=True,
-    )
-
-
-def by_polars(path):
-    pl.from_arrow(TABLE).write_parquet(path, row_group_size=17)
-
-
-def by_duckdb(path, version="v1"):
-    rows = TABLE  # noqa: F841  # DuckDB finds it by its name
-    duckdb.sql(
-        f"COPY (SELECT t.* FROM rows AS t, range(100)) TO '{path}' (FORMAT parquet, ROW_GROUP_SIZE 2048, "
-        f"PARQUET_VERSION {version}, KV_METADATA {{own: 'x'}}, FIELD_IDS 'auto')"
-    )
-
-
-def by_duckdb_v2(path):
-    by_duckdb(path, "v2")
-
-
-def by_fastparquet(path):
-    fastparquet = pytest.importorskip("fastparquet", reason="fastparquet is not installed")
-    fastparquet.write(str(path), TABLE.drop_columns(["tags"]).to_pandas(), row_group_offsets=[0, 17, 40])
-
-
-WRITERS = {f.__name__: f for f in (by_pyarrow, by_polars, by_duckdb, by_duckdb_v2, by_fastparquet)}
-
-
-@pytest.fixture(params=WRITERS)
-def written(request, tmp_path):
-    """A file of some writer with columns spliced in, and its table as Arrow reads it."""
-    path = tmp_path / "a.parquet"
-    WRITERS[request.param](path)
-    data = path.read_bytes()
-    (tmp_path / "b.parquet").write_bytes(spliced(open_store(str(tmp_path)), data))
-    check_contents(data, (tmp_path / "b.parquet").read_bytes())
-    return tmp_path / "b.parquet", pq.read_table(path)
-
-
-def expected_answer(table, keep=lambda row: True):
-    """(number of rows, sum of ids, sum of weights, number of runs) of the rows to keep."""
-    rows = [row for row in range(len(table)) if keep(row)]
-    ids = table["id"].to_pylist()
-    runs = new_columns(0, 0, len(table))["run"].to_pylist()
-    return (len(rows), sum(ids[r] for r in rows), sum(r / 2 for r in rows), sum(runs[r] is not None for r in rows))
-
-
-ANSWER = "count(*), sum(id)::BIGINT, sum(sample_weight::DOUBLE), count(run)"
-FILTER, KEEP = "sample_weight > 20 AND sample_weight < 25", lambda row: 20 < row / 2 < 25
-
-
-def test_duckdb_reads_and_filters_files_of_every_writer(written):
-    path, table = written
-    assert duckdb.sql(f"SELECT {ANSWER} FROM '{path}'").fetchall() == [expected_answer(table)]
-    assert duckdb.sql(f"SELECT {ANSWER} FROM '{path}' WHERE {FILTER}").fetchall() == [expected_answer(table, KEEP)]
-
-
-def test_polars_reads_and_filters_files_of_every_writer(written):
-    path, table = written
-    weight = pl.col("sample_weight")
-    answer = [pl.len(), pl.col("id").sum(), weight.cast(pl.Float64).sum(), pl.col("run").count()]
-    scan = pl.scan_parquet(path)
-    assert scan.select(a=answer[0], b=answer[1], c=answer[2], d=answer[3]).collect().row(0) == expected_answer(table)
-    kept = scan.filter((weight > 20) & (weight < 25)).select(a=answer[0], b=answer[1], c=answer[2], d=answer[3])
-    assert kept.collect().row(0) == expected_answer(table, KEEP)
-
-
-def test_datafusion_reads_and_filters_files_of_every_writer(written):
-    datafusion = pytest.importorskip("datafusion", reason="datafusion is not installed")
-    path, table = written
-    context = datafusion.SessionContext()
-    context.register_parquet("t", str(path))
-    query = "SELECT count(*) AS a, sum(id) AS b, sum(CAST(sample_weight AS DOUBLE)) AS c, count(run) AS d FROM t"
-    for where, keep in [("true", lambda row: True), (FILTER, KEEP)]:
-        (answer,) = context.sql(f"{query} WHERE {where}").to_pylist()
-        assert tuple(answer.values()) == expected_answer(table, keep)
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # fastparquet leaves files open
-def test_fastparquet_reads_files_of_every_writer(written):
-    fastparquet = pytest.importorskip("fastparquet", reason="fastparquet is not installed")
-    path, table = written
-    frame = fastparquet.ParquetFile(str(path)).to_pandas(columns=["id", "sample_weight", "run"])
-    answer = (len(frame), int(frame["id"].sum()), float(frame["sample_weight"].sum()), int(frame["run"].count()))
-    assert answer == expected_answer(table)
-
-
-def test_arrow_and_duckdb_skip_row_groups_by_the_new_column(written):
-    path, table = written
-    metadata = pq.read_metadata(path)
-    leaf = metadata.schema.names.index("sample_weight")
-    first = 0
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
-        statistics = group.column(leaf).statistics
-        assert (statistics.min, statistics.max) == (first / 2, (first + group.num_rows - 1) / 2)
-        first += group.num_rows
-    bounds = duckdb.sql(
-        "SELECT count(*), min(stats_min_value::FLOAT), max(stats_max_value::FLOAT) "
-        f"FROM parquet_metadata('{path}') WHERE path_in_schema = 'sample_weight'"
-    ).fetchall()
-    assert bounds == [(metadata.num_row_groups, 0.0, (len(table) - 1) / 2)]
-
-
-def test_old_and_new_bloom_filters_are_where_the_footer_says(tmp_path):
-    by_pyarrow(tmp_path / "a.parquet")
-    store = open_store(str(tmp_path))
-    spliced(store, (tmp_path / "a.parquet").read_bytes(), bloom_filters={"rank", "run"})
-    for column, there, absent in [("id", "5", "99999"), ("rank", "5", "99999"), ("run", "'run 1'", "'run 9'")]:
-        probe = f"SELECT bool_or(bloom_filter_excludes) FROM parquet_bloom_probe('{tmp_path}/b.parquet', '{column}', "
-        groups = f"SELECT bool_and(bloom_filter_excludes) FROM parquet_bloom_probe('{tmp_path}/b.parquet', '{column}', "
-        assert duckdb.sql(f"{groups}{absent})").fetchall() == [(True,)]
-        assert duckdb.sql(f"{probe}{there})").fetchall() != [(None,)]
-        assert duckdb.sql(f"{groups}{there})").fetchall() == [(False,)]
+@pytest.fixture
+def folder(tmp_path):
+    return open_store(str(tmp_path))
 
 
 # what the footer says ---------------------------------------------------------------------------------------------
@@ -486,6 +193,17 @@ def test_columns_outside_of_the_file_are_damage(folder):
     data = grouped(50)
     start = footer_start(data)
     refused(folder, data[:100] + data[start:], CorruptFileError, "places column .* outside of the file")
+
+
+def test_rows_that_do_not_add_up_are_damage_also_where_a_row_group_says_it_is_empty(folder):
+    """It would be rewritten without the rows of that group."""
+
+    def change(footer):
+        read = loads(footer, OLD_SHAPE)
+        read.structs(4)[0].set_integer(3, 0)
+        return dumps(read)
+
+    refused(folder, with_footer(grouped(4, 5), change), CorruptFileError, "do not add up")
 
 
 def test_columns_in_other_files_and_missing_ones_are_refused(folder):
