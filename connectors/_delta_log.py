@@ -32,7 +32,7 @@ from connectors.errors import (
     UnavailableError,
     UnsupportedError,
 )
-from connectors.store import Store
+from connectors.store import Store, leads_out
 
 # fsspec's names of the options of S3 → those of deltalake
 _S3_OPTIONS = {
@@ -118,7 +118,7 @@ def read_actions(store: Store, table: Table) -> list[FileAction]:
     with delta_errors(store, {}):
         rows = pa.table(table.get_add_actions()).to_pylist()
     for row in rows:
-        if row["path"].startswith("/") or "://" in row["path"]:
+        if row["path"].startswith("/") or "://" in row["path"] or leads_out(unquote(row["path"])):
             raise UnsupportedError(
                 f"the Delta table {store.url} names a file outside its folder ({row['path']}), as shallow clones do; "
                 "copy the table"

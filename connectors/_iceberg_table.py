@@ -29,7 +29,7 @@ from connectors._iceberg_catalog import iceberg_errors, normal_location
 from connectors._table import OURS, Table
 from connectors.errors import ConflictError, UnsupportedError
 from connectors.parquet import ParquetFile
-from connectors.store import Store
+from connectors.store import Store, leads_out
 
 FIELD_ID = b"PARQUET:field_id"
 _DOC = f"published by {OURS}"
@@ -297,7 +297,7 @@ def _file(store: Store, table: Table, entry: Any) -> IcebergFile:
     if entry.file_format != FileFormat.PARQUET:
         raise UnsupportedError(f"{entry.file_path} is {entry.file_format.name}; only Parquet is read, write it again")
     folder, path = normal_location(table.location()).rstrip("/") + "/", normal_location(entry.file_path)
-    if not path.startswith(folder):
+    if not path.startswith(folder) or leads_out(path.removeprefix(folder)):
         raise UnsupportedError(
             f"the Iceberg table {store.url} names a file outside its folder ({redact_url(path)}); copy the data into "
             "it, or make the table with a location above its files"

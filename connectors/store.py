@@ -65,7 +65,16 @@ class Store:
         return _join(self.url, path)
 
     def full_path(self, path: str = "") -> str:
-        """The object's address in the filesystem's own form."""
+        """The object's address in the filesystem's own form.
+
+        Raises:
+            UnsupportedError: it leads out of the store, as no path does that was listed there or made by us.
+        """
+        if leads_out(path):
+            raise UnsupportedError(
+                f"{path!r} leads out of {self.url}, where nothing is read or written; what names it was damaged or is "
+                "not ours"
+            )
         return _join(self.path, path)
 
 
@@ -84,6 +93,11 @@ class ObjectInfo:
     size_bytes: int
     version: str
     modified_at: float = field(default=math.inf, compare=False)
+
+
+def leads_out(path: str) -> bool:
+    """Whether a relative path has a part `..`, by which a record could name any file of the machine."""
+    return ".." in path.replace("\\", "/").split("/")
 
 
 def open_store(url: str, storage_options: Mapping[str, Any] | None = None) -> Store:

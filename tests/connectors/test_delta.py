@@ -152,6 +152,20 @@ def test_deletion_vectors_are_refused(local):
         local.connector().read_corpus()
 
 
+@pytest.mark.parametrize("path", ["../elsewhere.parquet", "%2e%2e/elsewhere.parquet", "a/../../elsewhere.parquet"])
+def test_a_log_that_leads_out_of_the_table_is_refused(local, path):
+    local.write()
+    (entry,) = Path(local.url, "_delta_log").glob("*.json")
+    lines = [json.loads(line) for line in entry.read_text().splitlines()]
+    for line in lines:
+        if "add" in line:
+            Path(local.url, "..", "elsewhere.parquet").write_bytes(Path(local.url, line["add"]["path"]).read_bytes())
+            line["add"]["path"] = path
+    entry.write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(UnsupportedError, match="names a file outside its folder"):
+        local.connector().read_corpus()
+
+
 def test_an_append_only_table_is_refused_before_work(local):
     local.write(configuration={"delta.appendOnly": "true"})
     with pytest.raises(UnsupportedError, match=r"append-only \(delta.appendOnly\)"):

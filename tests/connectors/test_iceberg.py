@@ -315,9 +315,14 @@ def test_delete_files_are_refused(local):
         local.connector().read_corpus()
 
 
-def test_files_outside_the_tables_folder_are_refused(local, tmp_path):
+@pytest.mark.parametrize("is_hidden", [False, True])
+def test_files_outside_the_tables_folder_are_refused(local, tmp_path, is_hidden):
     pq.write_table(ROWS, tmp_path / "elsewhere.parquet")
-    local.create(files=[f"file://{tmp_path}/elsewhere.parquet"])
+    local.root.mkdir(parents=True)
+    folder = str(tmp_path)
+    if is_hidden:  # it begins like the table's folder
+        folder = f"{local.root}/" + "/".join([".."] * len(local.root.relative_to(tmp_path).parts))
+    local.create(files=[f"file://{folder}/elsewhere.parquet"])
     with pytest.raises(UnsupportedError, match="names a file outside its folder"):
         local.connector().read_corpus()
 

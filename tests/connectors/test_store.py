@@ -65,6 +65,16 @@ def test_any_name_survives_write_list_stat_read_delete(store, name):
     assert not exists(store, name)
 
 
+@pytest.mark.parametrize("path", ["../secret", "a/../../secret", "a\\..\\secret", ".."])
+def test_no_path_leads_out_of_the_store(store, path):
+    inner = substore(store, "inner")
+    write_object(store, "secret", b"x")
+    for attempt in (read_bytes, stat_object, delete, exists, lambda *place: write_object(*place, b"y")):
+        with pytest.raises(UnsupportedError, match="leads out of .*inner, where nothing is read or written"):
+            attempt(inner, path)
+    assert read_bytes(store, "secret") == b"x"
+
+
 def test_version_changes_with_the_content_and_only_then(store):
     write_object(store, "a", b"one")
     before = stat_object(store, "a")
