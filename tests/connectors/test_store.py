@@ -70,7 +70,7 @@ def test_no_path_leads_out_of_the_store(store, path):
     inner = substore(store, "inner")
     write_object(store, "secret", b"x")
     for attempt in (read_bytes, stat_object, delete, exists, lambda *place: write_object(*place, b"y")):
-        with pytest.raises(UnsupportedError, match="leads out of .*inner, where nothing is read or written"):
+        with pytest.raises(UnsupportedError, match=r"leads out of .*inner, where nothing is read or written"):
             attempt(inner, path)
     assert read_bytes(store, "secret") == b"x"
 
