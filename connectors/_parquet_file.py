@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
+from connectors._batch_rows import choose_batch_rows
 from connectors._thrift import ThriftError, list_length
 from connectors.errors import (
     BadRowsError,
@@ -136,7 +137,8 @@ def iter_batches(
 ) -> Iterator[pa.RecordBatch]:
     """The named top-level columns in file order, at most `batch_rows` rows at a time; an end means all were read.
 
-    Memory: the named columns of one row group, or a small file. The order of `columns` is kept.
+    Memory: what is stored of the named columns of one row group, or a small file; and a batch, of about 12 MB where
+    rows are long, of 256 MB or one row at most. The order of `columns` is kept.
 
     Raises:
         SchemaError: the file has no such column.
@@ -148,12 +150,12 @@ def iter_batches(
             raise SchemaError(f"{store.describe(file.path)} has no column {name!r}{suggest(name, file.schema.names)}")
     if not is_small(store, file):
         check_unchanged(store, file)
-    with open_parquet(store, file) as source:
+    with _open_source(store, file) as source, _open_arrow(store, file, source) as opened:
         # Row group by row group: pre-buffering would otherwise hold the columns of the whole file. Without threads:
         # nearly all the work is in the one column of text, and handing it over took 8 % of the CPU.
-        for group in range(source.num_row_groups):
-            batches = source.iter_batches(batch_rows, row_groups=[group], columns=list(columns), use_threads=False)
-            for batch in batches:
+        for group in range(opened.num_row_groups):
+            rows = min(batch_rows, choose_batch_rows(opened, source, group, columns))
+            for batch in opened.iter_batches(rows, row_groups=[group], columns=list(columns), use_threads=False):
                 if batch.num_rows:
                     yield batch.select(list(columns))
     if not is_small(store, file):
@@ -182,19 +184,30 @@ def open_parquet(store: Store, file: ParquetFile) -> Iterator[pq.ParquetFile]:
     If it is not the listed one any more, they are a ConflictError instead: not every storage tells in the middle. A
     small file is known to be the listed one.
     """
+    with _open_source(store, file) as source, _open_arrow(store, file, source) as opened:
+        yield opened
+
+
+@contextmanager
+def _open_source(store: Store, file: ParquetFile) -> Iterator[pa.NativeFile]:
     try:
         if is_small(store, file):
-            with decoding_errors(store, file.path), pq.ParquetFile(_read_whole(store, file)) as opened:
-                yield opened
+            with decoding_errors(store, file.path):
+                yield _read_whole(store, file)
             return
         with open_object(store, file.path) as handle, decoding_errors(store, file.path):
-            # A local path lets Arrow read without the interpreter; elsewhere it asks for ranges ahead of use.
-            source = store.full_path(file.path) if store.is_local else handle
-            with pq.ParquetFile(source, pre_buffer=not store.is_local) as opened:
-                yield opened
+            # A local file is read by Arrow without the interpreter.
+            path = store.full_path(file.path)
+            with pa.OSFile(path) if store.is_local else pa.PythonFile(handle, mode="r") as source:
+                yield source
     except CorruptFileError:
         check_unchanged(store, file)
         raise
+
+
+def _open_arrow(store: Store, file: ParquetFile, source: pa.NativeFile) -> pq.ParquetFile:
+    """Asks for ranges ahead of use where each is a round trip."""
+    return pq.ParquetFile(source, pre_buffer=not store.is_local and not is_small(store, file))
 
 
 def _read_whole(store: Store, file: ParquetFile) -> pa.BufferReader:

@@ -115,14 +115,16 @@ def loads(data: bytes, shape: Shape) -> Struct:
     return struct
 
 
-def loads_head(data: bytes, last: int) -> Struct:
+def loads_head(data: bytes, last: int, shape: Shape | None = None) -> Struct:
     """The fields up to number `last` of a struct that keeps them in order; later ones are not looked at.
+
+    `shape` is as for `loads`; without one nothing in it is opened.
 
     Raises:
         ThriftError: as `loads`.
     """
     try:
-        struct, _ = _read_struct(data, 0, {}, 0, last)
+        struct, _ = _read_struct(data, 0, shape or {}, 0, last)
     except IndexError:
         raise ThriftError("ends in the middle of a value") from None
     return struct

@@ -1,4 +1,4 @@
-"""Memory: indexing takes no more of it for a corpus several times as large."""
+"""Memory: indexing takes no more of it for a corpus several times as large, nor for a small file that unfolds."""
 
 import random
 import subprocess
@@ -22,8 +22,17 @@ print(int(peak) * 1024)
 """
 
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read in /proc")
+
+
+def ingested(tmp_path):
+    """How many rows, and the process's peak of memory in bytes."""
+    command = [sys.executable, "-c", INGEST, tmp_path / "lake", tmp_path / "catalog.duckdb"]
+    rows, peak = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    return int(rows), int(peak)
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read in /proc")
 def test_a_corpus_of_five_gigabytes_is_indexed_in_less_than_one(tmp_path):
     source = random.Random(0)
     (tmp_path / "lake").mkdir()
@@ -36,7 +45,24 @@ def test_a_corpus_of_five_gigabytes_is_indexed_in_less_than_one(tmp_path):
     for number in range(1, FILES):
         (tmp_path / "lake" / f"{number}.parquet").hardlink_to(first)
     assert FILES * first.stat().st_size > 4.5 * GIB
-    command = [sys.executable, "-c", INGEST, tmp_path / "lake", tmp_path / "catalog.duckdb"]
-    rows, peak = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-    assert int(rows) == FILES * GROUPS * GROUP_ROWS
-    assert int(peak) < GIB, f"{int(peak) / GIB:.2f} GiB"
+    rows, peak = ingested(tmp_path)
+    assert rows == FILES * GROUPS * GROUP_ROWS
+    assert peak < GIB, f"{peak / GIB:.2f} GiB"
+
+
+@pytest.mark.parametrize("stored_as", ["dictionary", "dictionary in Arrow, too", "plain"])
+def test_a_small_file_whose_rows_unfold_to_gigabytes_is_indexed_in_less_than_one(tmp_path, stored_as):
+    """600 rows that all are one text of 8 MB, stored once in a dictionary, or as pages that compress 20,000 times."""
+    (tmp_path / "lake").mkdir()
+    text = pa.DictionaryArray.from_arrays(pa.array([0] * 600, pa.int32()), pa.array(["x" * 8_000_000]))
+    schema = pa.schema({"text": text.type, "source": pa.string()})
+    settings = {"store_schema": stored_as.endswith("too"), "use_dictionary": stored_as != "plain"}
+    path = tmp_path / "lake" / "a.parquet"
+    with pq.ParquetWriter(path, schema, compression="zstd", write_batch_size=1, **settings) as writer:
+        for start in range(0, 600, 60):
+            rows = pa.table([text[start : start + 60], ["x"] * 60], schema=schema)
+            writer.write_table(rows)
+    assert path.stat().st_size < 2e6
+    rows, peak = ingested(tmp_path)
+    assert rows == 600
+    assert peak < GIB, f"{peak / GIB:.2f} GiB"
