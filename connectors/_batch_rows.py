@@ -22,9 +22,9 @@ def choose_batch_rows(opened: pq.ParquetFile, source: pa.NativeFile, group: int,
     """At least 1; of rows of the usual size as many as make about 12 MB.
 
     A footer says how long all values are that are stored, but a dictionary's value may stand in any number of rows: a
-    file of a kilobyte can hold gigabytes of text. Where that is possible, and the dictionary's values are fewer than half
-    of the rows, it is looked at. Not where there are more, as in what Arrow writes of long texts: looking would double
-    the work, and only a file made for it has many values in its dictionary and one of them in all rows.
+    file of a kilobyte can hold gigabytes of text. Where that is possible, and the dictionary's values are fewer than
+    half of the rows, it is looked at. Not where there are more, as in what Arrow writes of long texts: looking would
+    double the work, and only a file made for it has many values in its dictionary and one of them in all rows.
 
     Args:
         opened: the file.

@@ -1073,8 +1073,13 @@ def _goal(given: str | TargetConfig, text: str | None = None) -> TargetConfig:
 
 
 def _values(column: pa.ChunkedArray) -> list[Any]:
-    """As Python has them; times with nanoseconds, which it has not, as text."""
+    """As Python has them; times with nanoseconds, which it has not, as text, also where pandas would have some."""
+    kind = column.type
     try:
+        if pa.types.is_timestamp(kind) and kind.unit == "ns":
+            column = column.cast(pa.timestamp("us", kind.tz))
+        elif pa.types.is_duration(kind) and kind.unit == "ns":
+            column = column.cast(pa.duration("us"))
         return cast("list[Any]", column.to_pylist())
     except ValueError:
         return cast("list[Any]", column.cast(pa.string()).to_pylist())
