@@ -1078,8 +1078,8 @@ def _values(column: pa.ChunkedArray) -> list[Any]:
     try:
         if pa.types.is_timestamp(kind) and kind.unit == "ns":
             column = column.cast(pa.timestamp("us", kind.tz))
-        elif pa.types.is_duration(kind) and kind.unit == "ns":
-            column = column.cast(pa.duration("us"))
+        elif kind in (pa.duration("ns"), pa.time64("ns")):
+            column = column.cast(pa.duration("us") if pa.types.is_duration(kind) else pa.time64("us"))
         return cast("list[Any]", column.to_pylist())
     except ValueError:
         return cast("list[Any]", column.cast(pa.string()).to_pylist())
