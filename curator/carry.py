@@ -127,7 +127,7 @@ def _scored(lake: Lake, run: Run, rows: pa.Table, on_progress: ProgressCallback)
     domain_N = scorer.index(rows["domain"].take(pa.array(new)))
     weight_N = rows["row_weight"].to_numpy().copy()
     for place, texts in lake.texts_of(ids):
-        weight_N[new[place]] = scorer.row_weights(texts, ids.take(pa.array(place)), domain_N[place])
+        weight_N[new[place]] = scorer.row_weights(texts, domain_N[place])
         done += len(place)
         on_progress(Progress(stage="score", done=done, total=len(new), detail="rows that came since the run"))
     return rows.set_column(rows.schema.get_field_index("row_weight"), "row_weight", pa.array(weight_N))

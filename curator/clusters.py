@@ -101,12 +101,11 @@ class Clusters:
             cluster_N[own] = of_domain[nearest]
         return cluster_N
 
-    def row_weights(self, texts: pa.Array, sample_id: pa.Array, domain_N: Domains) -> Floats:  # noqa: ARG002 - a scorer's
+    def row_weights(self, texts: pa.Array, domain_N: Domains) -> Floats:
         """In-domain weights v (N,): those of the rows' clusters; the run's rows have mean 1 over their domain's tokens.
 
         Args:
             texts: strings.
-            sample_id: of no account; another scorer's weights depend on it.
             domain_N: indexes `domains`.
         """
         weight_N: Floats = self.ratio_K[self.assign(texts, domain_N)]

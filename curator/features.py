@@ -1,4 +1,4 @@
-"""What a row's text looks like, as numbers: out of Arrow's buffers by numpy, without a Python object a row or word.
+"""What a row's text looks like, as numbers: out of Arrow's buffers by numpy, without a Python object a word.
 
 Two kinds. *Dense* (`NAMES`): length, shares of kinds of characters, length of words, and how usual the row's sequences
 of bytes and words are in the lake and in the target, as means of log frequencies. *Hashed*: which share of its
@@ -6,7 +6,7 @@ sequences falls into each of a few buckets. A row's features depend on its own t
 beside it, nor on their order.
 
 A row must not be found usual for having been counted itself, or rows that come later would look odd. So the lake's
-rows are counted in two halves, by a hash of their ids, and a row is always compared with the other half.
+rows are counted in two halves, by a hash of their texts, and a row is always compared with the other half.
 
 A word is a run of ASCII letters, digits and bytes beyond ASCII, without case; what has no spaces is one long word, and
 is told by its bytes. Of a row the first `LONGEST` bytes are looked at. Shapes: N rows, U places (bytes or words of all
@@ -18,10 +18,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import xxhash
 from numpy.typing import NDArray
 
 LONGEST = 1 << 16
@@ -67,9 +69,17 @@ def unit_hashes(ids: pa.Array, purpose: str) -> Floats:
     return (mixed_N >> np.uint64(11)).astype(np.float64) / (1 << 53)
 
 
-def halves(ids: pa.Array) -> Indices:
-    """Which half of the lake each row is counted in, 0 or 1, (N,)."""
-    return (unit_hashes(ids, "half") < 0.5).astype(np.int64)
+def text_hashes(texts: pa.Array, purpose: str) -> Floats:
+    """A number in [0, 1) for each text, (N,): equal ones have the same, everywhere, and another for another purpose."""
+    data_U, offset_N = _bytes_of(texts)
+    data, seed, ends = data_U.data, xxhash.xxh3_64_intdigest(purpose.encode()), offset_N.tolist()
+    found = [xxhash.xxh3_64_intdigest(data[first:end], seed) for first, end in pairwise(ends)]
+    return (np.array(found, np.uint64) >> np.uint64(11)).astype(np.float64) / (1 << 53)
+
+
+def halves(texts: pa.Array) -> Indices:
+    """Which half of the lake each row is counted in, 0 or 1, (N,): equal ones in one, to come out alike."""
+    return (text_hashes(texts, "half") < 0.5).astype(np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +235,7 @@ def describe(
 
     Args:
         texts: strings; null counts as empty.
-        half_N: of the rows' ids (`halves`).
+        half_N: of the rows (`halves`).
         frequencies: of the lake and the target.
         coefficient_H: (2 · `NUM_HASHED`,); the product needs no matrix and is several times as fast.
     """

