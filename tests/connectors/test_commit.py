@@ -8,7 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import ClientError
 from s3fs import S3FileSystem
+from s3fs.errors import translate_boto_error
+from storage_faults import requests_of
 
 from connectors._filesystems import IsolatedMemoryFileSystem
 from connectors.commit import (
@@ -282,6 +285,26 @@ class AlwaysSecond(IsolatedMemoryFileSystem):
             entry = json.loads(value) | {"commit_id": "theirs", "idempotency_key": f"their {path}"}
             super().pipe_file(path, json.dumps(entry).encode())
         super().pipe_file(path, value, mode=mode)
+
+
+@pytest.mark.parametrize("code", ["ConditionalRequestConflict", "OperationAborted"])
+def test_a_store_that_is_busy_with_the_entry_is_asked_again(s3_place, code):
+    """S3 may answer 409 where two write one key at once, whether or not either of them did."""
+    store, num_refused = s3_place.store(), 0
+
+    def refuse(name):
+        nonlocal num_refused
+        if name.startswith("put_object") and "/log/" in name and num_refused < 3:
+            num_refused += 1
+            answer = {"Error": {"Code": code, "Message": "try again"}, "ResponseMetadata": {"HTTPStatusCode": 409}}
+            raise translate_boto_error(ClientError(answer, "PutObject"))
+
+    with requests_of("s3") as requests:
+        requests.answers = refuse
+        version = commit(store, manifest(), idempotency_key="a")
+    assert num_refused == 3
+    assert (version.number, version.created) == (1, True)
+    assert [each.number for each in read_log(store)] == [1]
 
 
 def test_losing_every_race_is_a_conflict_in_the_end():
