@@ -144,13 +144,14 @@ def rows_section(rows: Rows | None, domains: Sequence[Mapping[str, Any]]) -> Sec
     figures, quantiles = rows.figures, rows.figures["quantiles"]
     scored = figures.get("num_scored") or 0
     others = f"a scorer weighs {count(scored)} more by their text" if scored else "the others keep their domain's mean"
+    judged = _judged(figures.get("scorer") or {}) if scored else ""
     alike = figures.get("num_alike") or 0
     shared = (
         f"{count(alike)} of the measured rows say nearly the same as another and share its weight. " if alike else ""
     )
     told = (
         f"{count(figures['num_rows'])} rows were measured, {100 * figures['share']:.1f} % of the lake, under "
-        f"{figures['snapshots']} pairs of copies; {others}. {shared}Reliability "
+        f"{figures['snapshots']} pairs of copies; {others}. {judged}{shared}Reliability "
         f"{decimal(figures['reliability'], 2)}: that share of the scatter between rows repeats from pair to pair, the "
         f"rest is noise. Half of the measured rows weigh {decimal(quantiles['0.25'], 2)} to "
         f"{decimal(quantiles['0.75'], 2)} times their domain's mean, nine of ten {decimal(quantiles['0.05'], 2)} to "
@@ -167,6 +168,18 @@ def rows_section(rows: Rows | None, domains: Sequence[Mapping[str, Any]]) -> Sec
         blocks.append(Paragraph(f"Texts are not shown: {rows.why_no_texts}."))
     blocks += [_table("The rows that weigh most", rows.heaviest), _table("The rows that weigh least", rows.lightest)]
     return Section(anchor="rows", heading="Row weights", blocks=blocks)
+
+
+def _judged(scorer: Mapping[str, Any]) -> str:
+    """What the scorer's predictions were worth, as a run records since it has scorers that are judged."""
+    if "spearman" not in scorer:
+        return ""
+    low, middle, high = (decimal(scorer[name], 2) for name in ("spearman_low", "spearman", "spearman_high"))
+    return (
+        f"On {count(scorer['num_rows'])} measured rows kept out its predictions rank the rows as the gaps do by "
+        f"Spearman {middle} (95 % interval {low} to {high}), a gap rises by {decimal(scorer['slope'], 2)} for a "
+        f"predicted rise of 1, and they account for {100 * scorer['explained']:.0f} % of what of the gaps repeats. "
+    )
 
 
 def _table(caption: str, ends: Sequence[RowEnd]) -> Table:

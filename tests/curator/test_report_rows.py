@@ -73,7 +73,9 @@ def test_reliability_and_what_was_measured_are_told(page):
 
 
 def test_rows_that_a_scorer_weighs_are_told_and_tables_of_older_runs_are_read(tmp_path):
-    folder = lake_with_rows(tmp_path, TEXTS, more_figures={"num_scored": 1234, "num_alike": 21})
+    scorer = {"is_usable": True, "num_rows": 70, "spearman": 0.61, "spearman_low": 0.5, "spearman_high": 0.7}
+    scorer |= {"slope": 0.912, "explained": 0.436}
+    folder = lake_with_rows(tmp_path, TEXTS, more_figures={"num_scored": 1234, "num_alike": 21, "scorer": scorer})
     place = folder / "_curator" / "runs" / RUN_ID / "row_gaps.parquet"
     pq.write_table(pq.read_table(place).drop_columns(["loss"]), place)  # as runs wrote it before they kept losses
     newer = folder / "_curator" / "runs" / "20270101T000000-000000"
@@ -87,7 +89,10 @@ def test_rows_that_a_scorer_weighs_are_told_and_tables_of_older_runs_are_read(tm
         losses = lake.sql("SELECT run_id, any_value(loss) FROM row_gaps GROUP BY 1 ORDER BY 1").fetchall()
     assert losses == [(RUN_ID, None), (newer.name, 1.5)]
     text = parsed((tmp_path / "report.html").read_text(encoding="utf-8")).text
-    assert "1,234 more by their text. 21 of the measured rows say nearly the same as another and share its" in text
+    assert "On 70 measured rows kept out its predictions rank the rows as the gaps do by Spearman 0.61 (95 %" in text
+    assert "interval 0.50 to 0.70), a gap rises by 0.91 for a predicted rise of 1, and they account for 44 %" in text
+    assert "1,234 more by their text. On 70" in text
+    assert "repeats. 21 of the measured rows say nearly the same as another and share its" in text
     assert "keep their domain" not in text
 
 
