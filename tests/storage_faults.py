@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import traceback
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from s3fs import S3FileSystem
 
 Kind = Literal["fails", "lost", "twice", "exits before", "exits after"]
 """`fails`: it is not carried out. `lost`: it is, unanswered. `twice`: it is, and the second answer counts."""
-EXITED = 77
+EXITED, OTHER_FAILURE = 77, 99
 _S3_WRITES = ("put", "upload", "create", "complete", "copy", "delete", "abort")
 
 
@@ -92,3 +93,16 @@ def _watch_http(patch: pytest.MonkeyPatch, requests: Requests) -> None:
         return await requests.carry_out(f"{method} {url}", lambda: call(self, method, url, **named), is_write=is_write)
 
     patch.setattr(aiohttp.ClientSession, "_request", request)
+
+
+def in_child(work: Callable[[], None]) -> int:
+    """The exit code of a forked process that does it: 0, `EXITED`, or `OTHER_FAILURE` after a traceback."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(OTHER_FAILURE)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

@@ -9,34 +9,18 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import shutil
 import sys
-import traceback
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from storage_faults import EXITED, requests_of
+from storage_faults import EXITED, in_child, requests_of
 
 from connectors import duck
 from connectors.plain import list_parquet
-
-
-def exit_code(work: Callable[[], None]) -> int:
-    """Of a process that did it."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            work()
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def ingest(path: Path, url: str, options: dict[str, Any]) -> duck.IngestReport:
@@ -62,7 +46,7 @@ def look(path: Path, folder: Path, url: str, options: dict[str, Any]) -> None:
 
 def main(folder: Path, url: str, options: dict[str, Any], step: int) -> None:
     shutil.copyfile(folder / "old.duckdb", folder / "new.duckdb")
-    assert exit_code(lambda: print(ingest(folder / "new.duckdb", url, options), file=sys.stderr)) == 0
+    assert in_child(lambda: print(ingest(folder / "new.duckdb", url, options), file=sys.stderr)) == 0
     num_killed = 0
     for kind in ("exits before", "exits after"):
         for k in itertools.count(step, step):
@@ -74,9 +58,9 @@ def main(folder: Path, url: str, options: dict[str, Any], step: int) -> None:
                     requests.befalls = {k: kind}
                     ingest(path, url, options)
 
-            code = exit_code(attempt)
+            code = in_child(attempt)
             assert code in (0, EXITED), f"{kind} request {k}: {code}"
-            assert exit_code(partial(look, path, folder, url, options)) == 0, f"after {kind} request {k}"
+            assert in_child(partial(look, path, folder, url, options)) == 0, f"after {kind} request {k}"
             num_killed += code == EXITED
             if code == 0:
                 break

@@ -9,34 +9,17 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import sys
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from storage_faults import EXITED, requests_of
+from storage_faults import EXITED, in_child, requests_of
 from store_cases import NEW, check_after_failure, open_copy, template_of
 
 import curator.publish  # noqa: F401  # once here rather than in every child
 from connectors.store import open_store
-
-OTHER_FAILURE = 99
-
-
-def in_child(work: Callable[[], None]) -> int:
-    pid = os.fork()
-    if pid == 0:
-        try:
-            work()
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(OTHER_FAILURE)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def checked(status: int, where: str) -> bool:
