@@ -18,8 +18,16 @@ _HEADER_BYTES = 64
 _HEADER_UNCOMPRESSED, _HEADER_DICTIONARY, _NUM_VALUES = 2, 7, 1  # of parquet.thrift's PageHeader
 
 
-def choose_batch_rows(opened: pq.ParquetFile, source: pa.NativeFile, group: int, columns: Sequence[str]) -> int:
-    """At least 1; of rows of the usual size as many as make about 12 MB.
+def leaves_below(opened: pq.ParquetFile, columns: Sequence[str]) -> list[int]:
+    """Numbers of the leaves of the top-level columns with these names, and perhaps of others that begin like them."""
+    starts = tuple(f"{column}." for column in columns)
+    return [n for n in range(len(opened.schema)) if f"{opened.schema.column(n).path}.".startswith(starts)]
+
+
+def choose_batch_rows(
+    opened: pq.ParquetFile, source: pa.NativeFile, group: int, leaves: Sequence[int], most: int
+) -> int:
+    """From 1 to `most`; of rows of the usual size as many as make about 12 MB.
 
     A footer says how long all values are that are stored, but a dictionary's value may stand in any number of rows: a
     file of a kilobyte can hold gigabytes of text. Where that is possible, and the dictionary's values are fewer than
@@ -30,22 +38,23 @@ def choose_batch_rows(opened: pq.ParquetFile, source: pa.NativeFile, group: int,
         opened: the file.
         source: what it is read from.
         group: number of the row group.
-        columns: top-level columns that are read.
+        leaves: numbers of the leaf columns that are read.
+        most: rows.
     """
     about = opened.metadata.row_group(group)
-    chunks = [about.column(number) for number in range(about.num_columns)]
-    chunks = [
-        chunk for chunk in chunks if any(f"{chunk.path_in_schema}.".startswith(f"{column}.") for column in columns)
-    ]
+    chunks = [about.column(leaf) for leaf in leaves]
     stored = sum(max(0, chunk.total_uncompressed_size) for chunk in chunks)
-    num_rows = max(1, about.num_rows)
-    rows: int = max(1, min(num_rows, _USUAL_BYTES * num_rows // max(1, stored)))
-    for chunk in chunks:
-        if chunk.has_dictionary_page and rows * chunk.total_uncompressed_size > _UNSEEN_BYTES:
+    rows: int = max(1, min(most, about.num_rows, _USUAL_BYTES * about.num_rows // max(1, stored)))
+    for leaf, chunk in zip(leaves, chunks, strict=True):
+        if not chunk.has_dictionary_page or rows * chunk.total_uncompressed_size <= _UNSEEN_BYTES:
+            continue
+        if chunk.physical_type == "BYTE_ARRAY":
             length, num_values = _dictionary_size(source, chunk)
             if rows * length > _UNSEEN_BYTES and 2 * num_values < chunk.num_values:
                 length = _longest_value(opened, source, group, chunk.path_in_schema, length)
                 rows = min(rows, max(1, _MOST_BYTES // max(1, length)))
+        elif chunk.physical_type == "FIXED_LEN_BYTE_ARRAY":
+            rows = min(rows, max(1, _MOST_BYTES // max(1, opened.schema.column(leaf).length)))
     return rows
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from connectors._batch_rows import choose_batch_rows
+from connectors._batch_rows import choose_batch_rows, leaves_below
 from connectors._thrift import ThriftError, list_length
 from connectors.errors import (
     BadRowsError,
@@ -153,8 +153,9 @@ def iter_batches(
     with _open_source(store, file) as source, _open_arrow(store, file, source) as opened:
         # Row group by row group: pre-buffering would otherwise hold the columns of the whole file. Without threads:
         # nearly all the work is in the one column of text, and handing it over took 8 % of the CPU.
+        leaves = leaves_below(opened, columns)
         for group in range(opened.num_row_groups):
-            rows = min(batch_rows, choose_batch_rows(opened, source, group, columns))
+            rows = choose_batch_rows(opened, source, group, leaves, batch_rows)
             for batch in opened.iter_batches(rows, row_groups=[group], columns=list(columns), use_threads=False):
                 if batch.num_rows:
                     yield batch.select(list(columns))

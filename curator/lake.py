@@ -71,7 +71,7 @@ _BATCH_ROWS = 1024
 
 
 def open_lake(
-    url: str,
+    url: str | os.PathLike[str],
     *,
     text: str | None = None,
     domain: str | None = None,
@@ -106,6 +106,7 @@ def open_lake(
 
     Raises:
         InputError: there is nothing at a local `url`.
+        UsageError: `url` is no address.
         MissingExtraError: the URL's scheme needs a package that is not installed.
     """
     given = {
@@ -119,7 +120,7 @@ def open_lake(
         "min_domain_rows": min_domain_rows,
         "storage_options": dict(storage_options) if storage_options else None,
     }
-    base = config or LakeConfig()
+    base, url = config or LakeConfig(), _address(url, "the lake")
     with translated():
         options = storage_options or base.storage_options
         root, part = lake_place(url, options)
@@ -210,11 +211,11 @@ class Lake:
 
     @property
     def snapshot_id(self) -> str:
-        """Names the content of the lake: equal for equal files (path, size, version) read by equal settings."""
+        """Names the content of the lake: equal for equal files (path, size, version, footer) read by equal settings."""
         parts = [self.config.text, self.config.domain, self.config.key or "", str(self.config.skip_bad_rows)]
         if self.config.id_hash != "xxh3_128":  # ids of before there was a choice keep their name
             parts.append(self.config.id_hash)
-        parts += [f"{file.path}\0{file.size_bytes}\0{file.version}" for file in self.corpus.files]
+        parts += [f"{file.path}\0{file.size_bytes}\0{file.version}\0{file.footer_hash}" for file in self.corpus.files]
         return hashlib.blake2b("\n".join(parts).encode(), digest_size=6).hexdigest()
 
     def runs(self) -> list[Run]:
@@ -287,7 +288,7 @@ class Lake:
 
     def learn(
         self,
-        target: str | TargetConfig,
+        target: str | os.PathLike[str] | TargetConfig,
         *,
         target_text: str | None = None,
         run_dir: str | os.PathLike[str] | None = None,
@@ -334,7 +335,7 @@ class Lake:
 
     def prepare(
         self,
-        target: str | TargetConfig,
+        target: str | os.PathLike[str] | TargetConfig,
         *,
         run_dir: str | os.PathLike[str],
         target_text: str | None = None,
@@ -381,8 +382,8 @@ class Lake:
     def compare(
         self,
         *mixtures: Spec,
-        target: str | TargetConfig,
-        test: str | TargetConfig,
+        target: str | os.PathLike[str] | TargetConfig,
+        test: str | os.PathLike[str] | TargetConfig,
         each_domain: bool = False,
         config: CompareConfig | None = None,
         on_progress: ProgressCallback = silent,
@@ -417,8 +418,8 @@ class Lake:
     def plan_comparison(
         self,
         *mixtures: Spec,
-        target: str | TargetConfig,
-        test: str | TargetConfig,
+        target: str | os.PathLike[str] | TargetConfig,
+        test: str | os.PathLike[str] | TargetConfig,
         each_domain: bool = False,
         config: CompareConfig | None = None,
         on_progress: ProgressCallback = silent,
@@ -434,7 +435,7 @@ class Lake:
 
     def forecast(
         self,
-        target: str | TargetConfig,
+        target: str | os.PathLike[str] | TargetConfig,
         *,
         target_text: str | None = None,
         config: LearnConfig | None = None,
@@ -524,7 +525,7 @@ class Lake:
 
     def refresh(
         self,
-        target: str | TargetConfig,
+        target: str | os.PathLike[str] | TargetConfig,
         *,
         target_text: str | None = None,
         learn: LearnConfig | None = None,
@@ -579,7 +580,7 @@ class Lake:
 
     def status(
         self,
-        target: str | TargetConfig | None = None,
+        target: str | os.PathLike[str] | TargetConfig | None = None,
         *,
         target_text: str | None = None,
         learn: LearnConfig | None = None,
@@ -1068,8 +1069,17 @@ class Lake:
             check_corpus_unchanged(self.corpus)
 
 
-def _goal(given: str | TargetConfig, text: str | None = None) -> TargetConfig:
-    return given if isinstance(given, TargetConfig) else TargetConfig(url=given, text=text)
+def _address(given: str | os.PathLike[str], what: str) -> str:
+    if isinstance(given, str | os.PathLike):
+        return os.fspath(given)
+    raise UsageError(
+        f"{what} is given as a {type(given).__name__}; give the address of Parquet files, as text or a path, and write "
+        "a table that is in memory to such a file first"
+    )
+
+
+def _goal(given: str | os.PathLike[str] | TargetConfig, text: str | None = None) -> TargetConfig:
+    return given if isinstance(given, TargetConfig) else TargetConfig(url=_address(given, "the target"), text=text)
 
 
 def _values(column: pa.ChunkedArray) -> list[Any]:

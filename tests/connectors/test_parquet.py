@@ -2,6 +2,7 @@
 
 import uuid
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -104,6 +105,27 @@ def test_batches_give_all_rows_in_order_and_the_columns_as_asked(store):
     batches = list(iter_batches(store, file, ["n", "text"], batch_rows=2))
     assert pa.Table.from_batches(batches).equals(ROWS.select(["n", "text"]))
     assert max(batch.num_rows for batch in batches) <= 2
+
+
+@pytest.mark.parametrize("column", ["number", "uuid", "text"])
+def test_batches_are_as_large_as_asked_where_rows_are_short(tmp_path, column):
+    """Though each column has a dictionary of 1.2 MB or more: long values are what makes a batch large, not many."""
+    row = np.arange(400_000)
+    words = pa.array([f"{n:07} " * 5 for n in range(30_000)])
+    table = pa.table(
+        {
+            "number": row % 150_000 * 0.5,
+            "uuid": pa.array([n.to_bytes(16, "big") for n in (row % 75_000).tolist()], pa.binary(16)),
+            "text": words.take(pa.array(row % 30_000)),
+        }
+    )
+    options = {"row_group_size": len(row), "dictionary_pagesize_limit": 4_000_000}
+    file = put(open_store(str(tmp_path)), "a.parquet", table, **options)
+    chunk = pq.read_metadata(tmp_path / "a.parquet").row_group(0).column(table.column_names.index(column))
+    assert chunk.total_uncompressed_size > 1_200_000
+    assert chunk.has_dictionary_page
+    batches = list(iter_batches(open_store(str(tmp_path)), file, [column]))
+    assert {batch.num_rows for batch in batches[:-1]} == {4096}
 
 
 def test_a_column_is_not_taken_for_its_namesake_with_a_dot(memory):

@@ -177,6 +177,31 @@ def test_asking_before_ingesting_and_after_a_change_says_what_to_run(lake, tmp_p
         again.sql("SELECT 1")
 
 
+def test_addresses_are_texts_or_paths_and_tables_are_told_to_be_written_first(tmp_path):
+    table = pl.DataFrame({"text": ["a"], "domain": ["x"]})
+    table.write_parquet(tmp_path / "a.parquet")
+    with curator.open_lake(tmp_path / "a.parquet", text="text", domain="domain") as lake:
+        assert lake.ingest().num_rows == 1
+        for call in (lambda: curator.open_lake(table), lambda: lake.learn(table)):
+            with pytest.raises(UsageError, match=r"(lake|target) is given as a DataFrame; give the address of Parquet"):
+                call()
+        with pytest.raises(InputError, match=r"none\.parquet does not exist"):
+            lake.learn(tmp_path / "none.parquet")
+
+
+def test_another_text_of_the_same_size_and_time_is_another_snapshot(tmp_path):
+    """Or its rows would be learned on by the texts of before, which are kept by snapshot."""
+    seen = set()
+    for text in ("one", "two"):
+        write_rows(tmp_path / "lake" / "a.parquet", text=[text], domain=["x"])
+        os.utime(tmp_path / "lake" / "a.parquet", ns=(1, 1))
+        with curator.open_lake(str(tmp_path / "lake"), text="text", domain="domain") as lake:
+            (file,) = lake.corpus.files
+            seen.add((file.version, file.size_bytes, lake.snapshot_id))
+    assert len({(version, size) for version, size, _ in seen}) == 1
+    assert len(seen) == 2
+
+
 def test_another_id_hash_is_another_snapshot_and_is_remembered(lake):
     lake.ingest()
     before = lake.snapshot_id
