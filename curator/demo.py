@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 _MARKER = ".made-by-curator-demo"
 STEPS = 200
-"""Steps of the demo's run: two minutes on two cores."""
+"""Steps of the demo's run."""
 SEQUENCE_LENGTH = 96
 """Target tokens of a sequence: the demo's rows are short."""
 LINE_SEARCH = {"steps": 60, "tokens_per_step": 1024}
-"""The trainings that judge the learned weights: two minutes."""
+"""The trainings that judge the learned weights: shorter than the run, since a demo is not to take longer."""
 MIN_RELATED_RATIO = 2.0
 """The related domain ends above this multiple of its natural share, in every seed tried."""
 MAX_CORRUPTED_RATIO = 0.2
