@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -54,10 +55,16 @@ _INVERSE = np.uint64(pow(0xD6E8FEB86659FD93, -1, 1 << 64))
 _PAIR = np.uint64(0xBF58476D1CE4E5B9)
 _UNSEEN = 0.5
 """Added to every count, as for a sequence that was seen half a time."""
+_STEPS = 512
+"""A log frequency is kept in steps of 1/512, from 0 downwards: in 16 bits, of which a row's sum has no more than 32."""
+_FIELD_BITS = 21
+_FIELDS = 3
+"""Counts of up to `LONGEST` that one number holds side by side."""
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
 Hashes = NDArray[np.uint64]
+Value = TypeVar("Value", np.int64, np.uint64, np.float64)
 
 
 def unit_hashes(ids: pa.Array, purpose: str) -> Floats:
@@ -100,14 +107,20 @@ class Grams:
         count_N: Indices = np.maximum(np.diff(self.offset_N) - self.length + 1, 0)
         return count_N
 
-    def means(self, table_M: NDArray[np.floating]) -> Floats:
+    def means(self, table_M: Floats) -> Floats:
         """The mean over each row's sequences, (N,), of their values in a table of any power of two up to the buckets.
 
         0 for a row without sequences.
         """
-        value_U = np.take(table_M, self._coarse(len(table_M)))
-        value_U[self._beyond] = 0
-        return _row_sums(value_U.astype(np.float64, copy=False), self.offset_N) / np.maximum(self.count_N, 1)
+        return self._sums(table_M) / np.maximum(self.count_N, 1)
+
+    def mean_logs(self, pair_M: Hashes) -> tuple[Floats, Floats]:
+        """The mean log frequencies of each row's sequences, (N,), in the lake and in the target (`Frequencies.pairs_2KM`).
+
+        Sums of whole numbers, two in one: exact in any order, and looked up once.
+        """
+        sum_N, count_N = self._sums(pair_M), -_STEPS * np.maximum(self.count_N, 1.0)
+        return (sum_N >> np.uint64(32)) / count_N, (sum_N & np.uint64(0xFFFFFFFF)) / count_N
 
     def counts(self) -> Indices:
         """How many sequences fall into each bucket, (M,)."""
@@ -121,6 +134,11 @@ class Grams:
         found = np.bincount(cell_U, minlength=num_rows * size)
         found -= np.bincount(cell_U[self._beyond], minlength=num_rows * size)
         return found.reshape(num_rows, size) / np.maximum(self.count_N, 1)[:, None]
+
+    def _sums(self, table_M: NDArray[Value]) -> NDArray[Value]:
+        value_U = np.take(table_M, self._coarse(len(table_M)))
+        value_U[self._beyond] = 0
+        return _row_sums(value_U, self.offset_N)
 
     @cached_property
     def _beyond(self) -> Indices:
@@ -136,17 +154,20 @@ class Rows:
     """A chunk of rows, small enough for its arrays."""
 
     def __init__(self, texts: pa.Array) -> None:
-        self._data_U, self._offset_N = _bytes_of(texts)
+        data_U, self._offset_N = _bytes_of(texts)
+        self._bytes = data_U.tobytes()
+        self._data_U = data_U.astype(np.int64)
 
     @cached_property
     def bytes(self) -> tuple[Grams, ...]:
         """Their sequences of `BYTE_LENGTHS` bytes."""
         count, longest = len(self._data_U), max(BYTE_LENGTHS)
-        padded = np.concatenate([self._data_U, np.zeros(longest - 1, np.uint8)]).astype(np.uint64)
-        code_U, found = np.zeros(count, np.uint64), []
+        padded = np.concatenate([self._data_U, np.zeros(longest - 1, np.int64)]).view(np.uint64)
+        product_U, part_U, found = np.zeros(count, np.uint64), np.empty(count, np.uint64), []
         for length in BYTE_LENGTHS:  # a code is the bytes themselves, so that the lengths cannot be taken for others
-            code_U |= padded[length - 1 : length - 1 + count] << np.uint64(8 * (length - 1))
-            bucket_U = _buckets(code_U + np.uint64(length << 40))
+            np.multiply(padded[length - 1 : length - 1 + count], _golden_times(1 << (8 * (length - 1))), out=part_U)
+            product_U += part_U
+            bucket_U = _upper_bits(product_U + _golden_times(length << 40))
             found.append(Grams(bucket_U=bucket_U, offset_N=self._offset_N, length=length))
         return tuple(found)
 
@@ -155,11 +176,11 @@ class Rows:
         """Their sequences of `WORD_LENGTHS` words."""
         first_W, end_W = self._word_places
         offset_N = np.searchsorted(first_W, self._offset_N).astype(np.int64)
-        hash_W = _segment_hashes(_tables().lower[self._data_U], first_W, end_W)
+        hash_W = _segment_hashes(_looked_up(self._bytes, _tables().lower), first_W, end_W)
         pair_W = hash_W * _PAIR + np.append(hash_W[1:], np.uint64(0))
         return (
-            Grams(bucket_U=_buckets(hash_W), offset_N=offset_N, length=1),
-            Grams(bucket_U=_buckets(pair_W), offset_N=offset_N, length=2),
+            Grams(bucket_U=_upper_bits(hash_W * _GOLDEN), offset_N=offset_N, length=1),
+            Grams(bucket_U=_upper_bits(pair_W * _GOLDEN), offset_N=offset_N, length=2),
         )
 
     @property
@@ -170,18 +191,19 @@ class Rows:
     def shape(self) -> Floats:
         """The dense features that need no frequencies, (N, 7)."""
         size_N = np.diff(self._offset_N)
-        num_kinds = len(_SHARES) + 1
-        cell_U = np.repeat(np.arange(len(size_N)) * num_kinds, size_N) + _tables().kind[self._data_U]
-        found = np.bincount(cell_U, minlength=len(size_N) * num_kinds).reshape(-1, num_kinds)
-        shares = found[:, :-1] / np.maximum(size_N, 1)[:, None]
+        packed = [_row_sums(np.take(table, self._data_U), self._offset_N) for table in _tables().kinds]
+        fields = [
+            (sum_N >> (_FIELD_BITS * field)) & ((1 << _FIELD_BITS) - 1) for sum_N in packed for field in range(_FIELDS)
+        ]
+        shares = np.column_stack(fields[: len(_SHARES)]) / np.maximum(size_N, 1)[:, None]
         first_W, end_W = self._word_places
-        letters_N = _row_sums((end_W - first_W).astype(np.float64), self.words[0].offset_N)
+        letters_N = _row_sums(end_W - first_W, self.words[0].offset_N)
         return np.column_stack([np.log1p(size_N), shares, letters_N / np.maximum(self.words[0].count_N, 1)])
 
     @cached_property
     def _word_places(self) -> tuple[Indices, Indices]:
         """Where each word begins, and where it has ended, (W,) each."""
-        in_word_U = _tables().in_word[self._data_U]
+        in_word_U = _looked_up(self._bytes, _tables().in_word).view(np.bool_)
         row_starts = np.zeros(len(in_word_U) + 1, dtype=bool)
         row_starts[self._offset_N] = True
         after_U, before_U = np.append(in_word_U[1:], False), np.append(False, in_word_U[:-1])
@@ -192,10 +214,15 @@ class Rows:
 
 @dataclass(frozen=True, kw_only=True)
 class Frequencies:
-    """Log frequencies of sequences, float32: (2, K, M) in the halves of the lake, and (K, M) in the target."""
+    """Log frequencies in steps of −1/`_STEPS`: (2, K, M) in the halves of the lake, and (K, M) in the target."""
 
-    lake_2KM: NDArray[np.float32]
-    target_KM: NDArray[np.float32]
+    lake_2KM: NDArray[np.uint16]
+    target_KM: NDArray[np.uint16]
+
+    @cached_property
+    def pairs_2KM(self) -> Hashes:
+        """Both in one number, the lake's above the target's."""
+        return (self.lake_2KM.astype(np.uint64) << np.uint64(32)) | self.target_KM.astype(np.uint64)
 
 
 class Counter:
@@ -243,9 +270,9 @@ def describe(
     dense_NF = np.zeros((num_rows, len(NAMES)))
     hashed = np.zeros((num_rows, 2 * NUM_HASHED) if coefficient_H is None else num_rows)
     for half, place, rows in _chunks(texts, half_N):
-        tables = (*frequencies.lake_2KM[1 - half], *frequencies.target_KM)
-        usual = [grams.means(table_M) for grams, table_M in zip(rows.counted * 2, tables, strict=True)]
-        dense_NF[place] = np.column_stack([rows.shape(), *usual])
+        pairs = zip(rows.counted, frequencies.pairs_2KM[1 - half], strict=True)
+        in_lake, in_target = zip(*(grams.mean_logs(pair_M) for grams, pair_M in pairs), strict=True)
+        dense_NF[place] = np.column_stack([rows.shape(), *in_lake, *in_target])
         hashed[place] = _hashed(rows, coefficient_H)
     return Features(dense_NF=dense_NF, hashed=hashed)
 
@@ -277,10 +304,10 @@ def _count(rows: Rows, count_KM: Indices) -> None:
         count_KM[kind] += grams.counts()
 
 
-def _log_frequencies(counts: Indices) -> NDArray[np.float32]:
+def _log_frequencies(counts: Indices) -> NDArray[np.uint16]:
     total = counts.sum(axis=-1, keepdims=True) + _UNSEEN * NUM_BUCKETS
-    logs: NDArray[np.float32] = np.log((counts + _UNSEEN) / total).astype(np.float32)
-    return logs
+    steps: NDArray[np.uint16] = np.rint(-_STEPS * np.log((counts + _UNSEEN) / total)).astype(np.uint16)
+    return steps
 
 
 def _chunks(texts: pa.Array, half_N: Indices) -> Iterator[tuple[int, Indices, Rows]]:
@@ -308,24 +335,37 @@ def _bytes_of(texts: pa.Array) -> tuple[NDArray[np.uint8], Indices]:
     return whole[offset_N[0] : offset_N[-1]], offset_N - offset_N[0]
 
 
-def _row_sums(value_U: Floats, offset_N: Indices) -> Floats:
+def _row_sums(value_U: NDArray[Value], offset_N: Indices) -> NDArray[Value]:
     """The sum over each row's places, (N,)."""
-    total_N = np.zeros(len(offset_N) - 1)
+    total_N = np.zeros(len(offset_N) - 1, value_U.dtype)
     filled = np.flatnonzero(np.diff(offset_N))
     if len(filled):
         total_N[filled] = np.add.reduceat(value_U, offset_N[filled])
     return total_N
 
 
-def _buckets(code_U: Hashes) -> Indices:
-    """The upper bits of the product with the golden ratio: the lowest ones reach them, too (Knuth, 6.4)."""
-    return ((code_U * _GOLDEN) >> np.uint64(64 - BUCKET_BITS)).view(np.int64)
+def _golden_times(number: int) -> np.uint64:
+    """Modulo 2⁶⁴."""
+    return np.uint64(number * int(_GOLDEN) & (1 << 64) - 1)
+
+
+def _upper_bits(product_U: Hashes) -> Indices:
+    """The buckets, of a code's product with the golden ratio: its lowest bits reach them, too (Knuth, 6.4)."""
+    product_U >>= np.uint64(64 - BUCKET_BITS)
+    return product_U.view(np.int64)
+
+
+def _looked_up(data: bytes, table: bytes) -> NDArray[np.uint8]:
+    return np.frombuffer(data.translate(table), np.uint8)
 
 
 def _segment_hashes(data_U: NDArray[np.uint8], first_W: Indices, end_W: Indices) -> Hashes:
     """Σ (byte + 1)·base^place from each `first` to before its `end`, modulo 2⁶⁴: the same wherever a segment lies."""
-    weighted_U = (data_U.astype(np.uint64) + np.uint64(1)) * _powers(len(data_U), _BASE)
-    before = np.concatenate([np.zeros(1, np.uint64), np.cumsum(weighted_U, dtype=np.uint64)])
+    weighted_U = data_U.astype(np.uint64)
+    weighted_U += np.uint64(1)
+    weighted_U *= _powers(len(data_U), _BASE)
+    before = np.zeros(len(data_U) + 1, np.uint64)
+    np.cumsum(weighted_U, out=before[1:])
     hash_W: Hashes = (before[end_W] - before[first_W]) * _powers(len(data_U) + 1, _INVERSE)[first_W]
     return hash_W
 
@@ -344,11 +384,11 @@ def _all_powers(count: int, base: int) -> Hashes:
 
 @dataclass(frozen=True, kw_only=True)
 class _Tables:
-    """Of each byte: whether it is of a word, without case, and its place in `_SHARES`; small letters come last."""
+    """Of each byte: whether it is of a word, and without case, for `bytes.translate`; a 1 in the field of its kind."""
 
-    in_word: NDArray[np.bool_]
-    lower: NDArray[np.uint8]
-    kind: Indices
+    in_word: bytes
+    lower: bytes
+    kinds: tuple[Indices, ...]
 
 
 @cache
@@ -358,9 +398,10 @@ def _tables() -> _Tables:
     is_small, is_beyond = (byte >= 97) & (byte < 123), byte >= 128
     is_space = np.isin(byte, [9, 10, 11, 12, 13, 32])
     in_word = is_digit | is_capital | is_small | is_beyond
-    kinds = (is_digit, is_space, ~in_word & ~is_space, is_capital, is_beyond, is_small)
+    shares = np.stack([is_digit, is_space, ~in_word & ~is_space, is_capital, is_beyond]).astype(np.int64)
+    places = _FIELD_BITS * (np.arange(len(shares)) % _FIELDS)
     return _Tables(
-        in_word=in_word,
-        lower=np.where(is_capital, byte + 32, byte).astype(np.uint8),
-        kind=np.argmax(kinds, axis=0).astype(np.int64),
+        in_word=in_word.astype(np.uint8).tobytes(),
+        lower=np.where(is_capital, byte + 32, byte).astype(np.uint8).tobytes(),
+        kinds=tuple(np.add.reduceat(shares << places[:, None], np.arange(0, len(shares), _FIELDS))),
     )

@@ -29,7 +29,7 @@ from curator.features import Features, Frequencies, describe, halves, text_hashe
 from optim.ridge import Ridge, rank_agreement, ridge
 from optim.row_gaps import Floats, RowGaps, domain_means, reliability, spread, weight_ratios
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 LEAST_ROWS = 100
 """Measured rows that a scorer is trained on at least."""
 HELD_OUT_SHARE = 0.25
@@ -119,7 +119,8 @@ class Scorer:
 
     def write(self, path: Path) -> None:
         """Write it as npz without pickled objects."""
-        values = vars(self) | vars(self.frequencies) | {"domains": np.array(self.domains, np.str_)}
+        counted = {"lake_2KM": self.frequencies.lake_2KM, "target_KM": self.frequencies.target_KM}
+        values = vars(self) | counted | {"domains": np.array(self.domains, np.str_)}
         del values["frequencies"]
         np.savez_compressed(path, schema_version=SCHEMA_VERSION, **values)
 

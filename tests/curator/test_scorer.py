@@ -11,7 +11,7 @@ from lake_cases import sentences
 from connectors.store import open_store
 from curator.errors import InputError, StorageError
 from curator.features import Counter, describe, halves
-from curator.scorer import Scorer, fit, held_out
+from curator.scorer import SCHEMA_VERSION, Scorer, fit, held_out
 from optim.ridge import rank_agreement
 from optim.row_gaps import MAX_RATIO, RowGaps
 
@@ -184,8 +184,8 @@ def test_what_cannot_be_read_is_told(scorer, tmp_path):
             Scorer.read(store, name)
     with np.load(tmp_path / "whole.npz") as found:
         values = dict(found)
-    np.savez(tmp_path / "new.npz", **values | {"schema_version": 3})
-    with pytest.raises(StorageError, match="schema_version 3, this one reads 2"):
+    np.savez(tmp_path / "new.npz", **values | {"schema_version": SCHEMA_VERSION + 1})
+    with pytest.raises(StorageError, match=f"schema_version {SCHEMA_VERSION + 1}, this one reads {SCHEMA_VERSION}"):
         Scorer.read(store, "new.npz")
     del values["offset_D"]
     np.savez(tmp_path / "lacks.npz", **values)
