@@ -25,10 +25,22 @@ from connectors import errors as connector_errors
 
 
 class CuratorError(Exception):
-    """Base of the tree. `code` is stable and stands in `--json` output; `exit_code` is the process's."""
+    """Base of the tree. `code` is stable and stands in `--json` output; `exit_code` is the process's.
+
+    As text it is the whole sentence: what is wrong, and after a semicolon the `hint`.
+
+    Args:
+        message: what is wrong and where.
+        hint: what to do about it, where the message does not say so already.
+    """
 
     code: ClassVar[str] = "failed"
     exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message if hint is None else f"{message}; {hint}")
+        self.message = message
+        self.hint = hint
 
 
 class UsageError(CuratorError):

@@ -28,6 +28,7 @@ from connectors.parquet import check_schemas
 from connectors.plain import Corpus, check_corpus_unchanged
 from connectors.store import Store, open_store, redact_url, substore, write_object
 from curator import catalog, row_gaps, trajectory
+from curator.answers import BATCH_ROWS, Format, Saved, check_place, format_of, python_values, save
 from curator.config import CompareConfig, LakeConfig, LearnConfig, RefreshConfig, TargetConfig, override, parse
 from curator.errors import ConfigError, InputError, NotFoundError, StorageError, UsageError, one_line, translated
 from curator.places import (
@@ -776,6 +777,21 @@ class Lake:
         `confined` is for queries of others: one SELECT, which sees nothing but this lake, no other file, no network
         and no variable of Python. This lake's session then stays so.
         """
+        table = self.read(query, version=version, as_of=as_of, confined=confined).read_all()
+        return table.schema.names, list(zip(*map(python_values, table.columns), strict=True))
+
+    def read(
+        self,
+        query: str,
+        *,
+        version: int | None = None,
+        as_of: str | datetime | None = None,
+        confined: bool = False,
+    ) -> pa.RecordBatchReader:
+        """A query's answer as Arrow batches, as they come; arguments and errors are those of `fetch`.
+
+        Read it once, to its end, while the lake is open. Polars, pandas, DuckDB and others take it as it is.
+        """
         with translated():
             session = self._session_at(version, as_of)
             if confined:
@@ -783,12 +799,55 @@ class Lake:
                 self._session.confine(session)
             relation = self._ask(session, query)
             try:
-                table = relation.to_arrow_table()
+                reader = relation.to_arrow_reader(BATCH_ROWS)
             except duck.Error as error:
                 check_corpus_unchanged(self.corpus)
                 raise UsageError(f"the query failed: {one_line(error)}") from error
+        return pa.RecordBatchReader.from_batches(reader.schema, self._batches(reader))
+
+    def _batches(self, reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+        with translated():
+            try:
+                yield from reader
+            except (duck.Error, pa.ArrowException, OSError) as error:  # what Arrow makes of DuckDB's
+                check_corpus_unchanged(self.corpus)
+                raise UsageError(f"the query failed: {one_line(error)}") from error
             check_corpus_unchanged(self.corpus)
-        return table.schema.names, list(zip(*map(_values, table.columns), strict=True))
+
+    def save(
+        self,
+        query: str,
+        out: str | os.PathLike[str],
+        *,
+        format: Format | None = None,  # noqa: A002 - the word that users say
+        version: int | None = None,
+        as_of: str | datetime | None = None,
+        confined: bool = False,
+        overwrite: bool = False,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> Saved:
+        """Write a query's answer to a file, wholly or not at all, without having all of it in memory.
+
+        Args:
+            query: as for `sql`.
+            out: path or URL of the file.
+            format: "csv", "json" (an array of objects) or "parquet"; by default what the file's name ends with.
+            version: as for `sql`.
+            as_of: as for `sql`.
+            confined: as for `fetch`.
+            overwrite: replace a file that is there.
+            storage_options: for `out`; by default the lake's, if it is of the same kind.
+
+        Raises:
+            ConfigError: an unknown format, or a file that is there or has no folder.
+            UsageError: the query is not valid, `out` lies in the lake, or a column has a type that the format lacks.
+            StorageError: `out` cannot be written.
+        """
+        kind = format_of(os.fspath(out), format)
+        with translated():
+            place = self._place_for(out, storage_options)
+            check_place(self, place, overwrite=overwrite)
+            return save(self.read(query, version=version, as_of=as_of, confined=confined), place, kind)
 
     def select(
         self, selection: Selection, *, version: int | None = None, as_of: str | datetime | None = None
@@ -1080,16 +1139,3 @@ def _address(given: str | os.PathLike[str], what: str) -> str:
 
 def _goal(given: str | os.PathLike[str] | TargetConfig, text: str | None = None) -> TargetConfig:
     return given if isinstance(given, TargetConfig) else TargetConfig(url=_address(given, "the target"), text=text)
-
-
-def _values(column: pa.ChunkedArray) -> list[Any]:
-    """As Python has them; times with nanoseconds, which it has not, as text, also where pandas would have some."""
-    kind = column.type
-    try:
-        if pa.types.is_timestamp(kind) and kind.unit == "ns":
-            column = column.cast(pa.timestamp("us", kind.tz))
-        elif kind in (pa.duration("ns"), pa.time64("ns")):
-            column = column.cast(pa.duration("us") if pa.types.is_duration(kind) else pa.time64("us"))
-        return cast("list[Any]", column.to_pylist())
-    except ValueError:
-        return cast("list[Any]", column.cast(pa.string()).to_pylist())

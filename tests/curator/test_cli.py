@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 
+import pyarrow.parquet as pq
 import pytest
 from lake_cases import refusal, sentences, values_of, write_rows, write_settings
 
@@ -146,3 +147,28 @@ def test_a_lake_is_refreshed_in_commands(learned, call):
     assert "Files     1 without weights, 0 changed, 0 gone since that version" in shown
     assert "Refresh   would learn" in shown
     assert "no target was named" in refusal(call("refresh", learned.lake), 2)
+
+
+def test_sql_answers_as_csv_json_and_parquet(learned, call, tmp_path):
+    query = "SELECT domain, count(*) AS n FROM samples GROUP BY ALL ORDER BY ALL"
+    asked = ("sql", learned.lake, query)
+    table = call(*asked).stdout
+    assert call(*asked, "--format", "table").stdout == table
+    assert call(*asked, "--format", "csv").stdout == '"domain","n"\n"east",24\n"north",24\n"south",24\n'
+    assert json.loads(call(*asked, "--format", "json").stdout)[0] == {"domain": "east", "n": 24}
+    assert values_of(call(*asked, "--json"))["rows"][0] == ["east", 24]
+    out = tmp_path / "x.parquet"
+    saved = values_of(call(*asked, "--out", out, "--json"))
+    assert (saved["format"], saved["num_rows"], saved["location"]) == ("parquet", 3, str(out))
+    assert pq.read_table(out)["n"].to_pylist() == [24, 24, 24]
+    assert call(*asked, "--out", tmp_path / "y", "--format", "csv").stdout.startswith("wrote 3 rows, 0.0 MB of csv to ")
+    assert "is there already; name another file" in refusal(call(*asked, "--out", out), 2)
+    assert call(*asked, "--out", out, "--overwrite").returncode == 0
+    for options, said in (
+        (("--format", "parquet"), "Parquet is not written to the terminal or a pipe; pass --out FILE"),
+        (("--format", "xml"), "format 'xml' is unknown; pass --format table, csv, json, parquet"),
+        (("--format", "table", "--out", out), "no file can be written in format 'table'; pass --format csv, json or"),
+        (("--format", "csv", "--json"), "leave one of them out, or write the answer with --out FILE"),
+        (("--out", tmp_path / "gone" / "x.csv"), "its folder does not exist"),
+    ):
+        assert said in refusal(call(*asked, *options), 2)
