@@ -27,10 +27,11 @@ from connectors.connector import Connector, lake_place, open_connector
 from connectors.parquet import check_schemas
 from connectors.plain import Corpus, check_corpus_unchanged
 from connectors.store import Store, open_store, redact_url, substore, write_object
-from curator import catalog, row_gaps, trajectory
+from curator import catalog, notebook, row_gaps, trajectory
 from curator.answers import BATCH_ROWS, Format, Saved, check_place, format_of, python_values, save
 from curator.config import CompareConfig, LakeConfig, LearnConfig, RefreshConfig, TargetConfig, override, parse
 from curator.errors import ConfigError, InputError, NotFoundError, StorageError, UsageError, one_line, translated
+from curator.memory import ArrowStream, keep_target
 from curator.places import (
     JOB,
     VIEWS,
@@ -67,6 +68,8 @@ if TYPE_CHECKING:
     from curator.verify import Verification
     from curator.versions import Rollback
 
+Target = str | os.PathLike[str] | TargetConfig | ArrowStream
+"""An address of Parquet files, settings that name one, or a table in memory, whose text is kept in the work folder."""
 _BATCH_ROWS = 1024
 """Rows whose texts are in memory at a time."""
 
@@ -186,6 +189,19 @@ class Lake:
     def __repr__(self) -> str:
         return f"Lake({self.url!r}, text={self.config.text!r}, domain={self.config.domain!r})"
 
+    def _repr_html_(self) -> str:
+        """What notebooks show; nothing is read for it."""
+        config = self.config
+        rows = [
+            ("text column", config.text),
+            ("domain column", config.domain),
+            ("key", config.key or f"{config.id_hash} of domain and text"),
+            ("catalog keeps", config.mode),
+            ("versions and runs", self.destination.url),
+            ("work folder", self.workdir),
+        ]
+        return notebook.table(f"Lake {self.address}", (), rows)
+
     def close(self) -> None:
         """Let go of the catalog, and in mode "view" of what it holds."""
         self._session.close()
@@ -289,7 +305,7 @@ class Lake:
 
     def learn(
         self,
-        target: str | os.PathLike[str] | TargetConfig,
+        target: Target,
         *,
         target_text: str | None = None,
         run_dir: str | os.PathLike[str] | None = None,
@@ -300,7 +316,8 @@ class Lake:
         """Learn what every domain is worth for `target`; the lake is ingested first if its files changed.
 
         Args:
-            target: Parquet files of what the model should be good at.
+            target: what the model should be good at: the address of Parquet files, or a table in memory of any library
+                that has Arrow's stream, whose text is kept in the work folder, named by its content.
             target_text: their text column; by default the lake's.
             run_dir: an empty or new folder for the run; by default one in the lake's work folder.
             config: settings to start from.
@@ -316,7 +333,7 @@ class Lake:
         from curator.integrations.openlineage import lineage
         from curator.learn import learn
 
-        goal = _goal(target, target_text)
+        goal = self._goal(target, target_text)
         with lineage("learn", self.config.url, goal.url) as told, translated():
             run_id = learn(
                 self,
@@ -336,7 +353,7 @@ class Lake:
 
     def prepare(
         self,
-        target: str | os.PathLike[str] | TargetConfig,
+        target: Target,
         *,
         run_dir: str | os.PathLike[str],
         target_text: str | None = None,
@@ -352,7 +369,7 @@ class Lake:
         """
         from curator.prepare import prepare
 
-        goal = _goal(target, target_text)
+        goal = self._goal(target, target_text)
         chosen = override(config or LearnConfig(), **settings)
         with translated():
             return prepare(self, goal, chosen, Path(run_dir), on_progress, elsewhere=True).folder
@@ -383,8 +400,8 @@ class Lake:
     def compare(
         self,
         *mixtures: Spec,
-        target: str | os.PathLike[str] | TargetConfig,
-        test: str | os.PathLike[str] | TargetConfig,
+        target: Target,
+        test: Target,
         each_domain: bool = False,
         config: CompareConfig | None = None,
         on_progress: ProgressCallback = silent,
@@ -414,13 +431,15 @@ class Lake:
         chosen = override(config or CompareConfig(), **settings)
         with translated():
             specs = mixtures or self._usual_mixtures()
-            return compare(self, specs, _goal(target), _goal(test), chosen, on_progress, each_domain=each_domain)
+            return compare(
+                self, specs, self._goal(target), self._goal(test), chosen, on_progress, each_domain=each_domain
+            )
 
     def plan_comparison(
         self,
         *mixtures: Spec,
-        target: str | os.PathLike[str] | TargetConfig,
-        test: str | os.PathLike[str] | TargetConfig,
+        target: Target,
+        test: Target,
         each_domain: bool = False,
         config: CompareConfig | None = None,
         on_progress: ProgressCallback = silent,
@@ -432,11 +451,11 @@ class Lake:
         chosen = override(config or CompareConfig(), **settings)
         with translated():
             specs = mixtures or self._usual_mixtures()
-            return plan(self, specs, _goal(target), _goal(test), chosen, on_progress, each_domain=each_domain)
+            return plan(self, specs, self._goal(target), self._goal(test), chosen, on_progress, each_domain=each_domain)
 
     def forecast(
         self,
-        target: str | os.PathLike[str] | TargetConfig,
+        target: Target,
         *,
         target_text: str | None = None,
         config: LearnConfig | None = None,
@@ -465,8 +484,18 @@ class Lake:
         chosen = override(config or LearnConfig(), **settings)
         num_steps = CALIBRATION_STEPS if calibration_steps is None else calibration_steps
         with translated():
-            goal = _goal(target, target_text)
+            goal = self._goal(target, target_text)
             return forecast(self, goal, chosen, on_progress, calibration_steps=num_steps)
+
+    def _goal(self, given: Target, text: str | None = None) -> TargetConfig:
+        """What was given as a target, a table in memory as the file that it is kept in."""
+        if isinstance(given, TargetConfig):
+            return given
+        if isinstance(given, ArrowStream):
+            with translated():
+                kept = keep_target(given, text or self.config.text, self.workdir)
+            return TargetConfig(url=str(kept), text=text)
+        return TargetConfig(url=_address(given, "the target"), text=text)
 
     def _usual_mixtures(self) -> Sequence[Spec]:
         return ("natural", "latest") if self.runs() else ("natural",)
@@ -526,7 +555,7 @@ class Lake:
 
     def refresh(
         self,
-        target: str | os.PathLike[str] | TargetConfig,
+        target: Target,
         *,
         target_text: str | None = None,
         learn: LearnConfig | None = None,
@@ -564,7 +593,7 @@ class Lake:
         from curator.refresh import refresh
 
         chosen = override(config or RefreshConfig(), **settings)
-        goal, how = _goal(target, target_text), learn or LearnConfig()
+        goal, how = self._goal(target, target_text), learn or LearnConfig()
         with translated():
             self._check_mode(chosen.mode)
             if dry_run:
@@ -581,7 +610,7 @@ class Lake:
 
     def status(
         self,
-        target: str | os.PathLike[str] | TargetConfig | None = None,
+        target: Target | None = None,
         *,
         target_text: str | None = None,
         learn: LearnConfig | None = None,
@@ -599,7 +628,7 @@ class Lake:
         from curator.status import status
 
         with translated():
-            goal = None if target is None else _goal(target, target_text)
+            goal = None if target is None else self._goal(target, target_text)
             return status(self, goal, learn or LearnConfig(), config or RefreshConfig(), on_progress)
 
     def rollback(self, version: int, *, dry_run: bool = False) -> Rollback:
@@ -1128,14 +1157,16 @@ class Lake:
             check_corpus_unchanged(self.corpus)
 
 
-def _address(given: str | os.PathLike[str], what: str) -> str:
+def _address(given: object, what: str) -> str:
     if isinstance(given, str | os.PathLike):
         return os.fspath(given)
+    if what == "the lake":
+        raise UsageError(
+            f"the lake is given as a {type(given).__name__}, and its versions are Parquet files",
+            hint="give the address of such files, as text or a path; curator.write_corpus(table, FOLDER) makes them",
+        )
     raise UsageError(
-        f"{what} is given as a {type(given).__name__}; give the address of Parquet files, as text or a path, and write "
-        "a table that is in memory to such a file first"
+        f"{what} is given as a {type(given).__name__}",
+        hint="give the address of Parquet files, as text or a path, or a table that has Arrow's stream: a DataFrame of "
+        "polars (collect a LazyFrame first) or of pandas from 2.2 on, a pyarrow Table, a relation of DuckDB",
     )
-
-
-def _goal(given: str | os.PathLike[str] | TargetConfig, text: str | None = None) -> TargetConfig:
-    return given if isinstance(given, TargetConfig) else TargetConfig(url=_address(given, "the target"), text=text)

@@ -22,6 +22,7 @@ from curator.clusters import Clusters
 from curator.config import EXECUTION_FIELDS, LearnConfig, TargetConfig, override
 from curator.errors import ConfigError, InputError
 from curator.files import write_atomically
+from curator.memory import is_kept
 from curator.places import CHECKPOINTS, RESULT
 from curator.prepare import check_machine, check_model, check_solver, distinct_texts, find_goal, fingerprint, prepare
 from curator.progress import Progress, ProgressCallback
@@ -377,6 +378,7 @@ def _record(
         "target": {
             "url": begun.target_url,
             "text": begun.target_text,
+            "in_memory": is_kept(lake.workdir, begun.target_url),
             "num_samples": target.num_rows,
             "num_tokens": int(target.domain_tokens().sum()),
             "fingerprint": fingerprint(target.sample_ids()),

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from connectors import duck
 from connectors.store import open_object
-from curator import catalog, row_gaps
+from curator import catalog, notebook, row_gaps
 from curator.errors import StorageError, UsageError, one_line, translated
 
 if TYPE_CHECKING:
@@ -142,6 +142,20 @@ class Run:
         top = sorted(self.record["domains"], key=lambda row: -row["domain_weight"])[:3]
         leading = ", ".join(f"{row['domain']} {row['domain_weight']:.2f}" for row in top)
         return f"Run({self.run_id!r}: {leading}; {self.record['verdict']['status']})"
+
+    def _repr_html_(self) -> str:
+        """What notebooks show: the verdict, and the domains, largest weight first."""
+        rows = sorted(self.record["domains"], key=lambda row: -row["domain_weight"])
+        columns = ("domain", "natural share", "learned weight", "95 % interval", "ratio")
+        cells = [
+            (row["domain"], row["natural_share"], row["domain_weight"], _interval(row), row["ratio"]) for row in rows
+        ]
+        return notebook.table(f"Run {self.run_id}", columns, cells, [self.verdict])
+
+
+def _interval(domain: Mapping[str, Any]) -> str:
+    low, high = domain.get("ci_low"), domain.get("ci_high")
+    return "" if low is None or high is None else f"{low:.3f} … {high:.3f}"
 
 
 def _why_no_scorer(record: Mapping[str, Any]) -> str:

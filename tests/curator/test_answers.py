@@ -214,9 +214,14 @@ def test_other_libraries_take_an_answer_as_it_is(lake):
     assert pa.table(relation).to_pydict() == expected
     assert pl.DataFrame(lake.sql(query)).to_dict(as_series=False) == expected
     assert relation.pl().to_dict(as_series=False) == expected
-    assert relation.df().to_dict("list") == expected
     assert relation.arrow().read_all().to_pydict() == expected
     assert relation.to_arrow_table().to_pydict() == expected
+
+
+def test_a_relation_is_a_frame_of_pandas(lake):
+    pytest.importorskip("pandas")
+    frame = lake.sql("SELECT domain, count(*) AS n FROM samples GROUP BY ALL ORDER BY ALL").df()
+    assert frame.to_dict("list") == {"domain": ["east", "north", "south"], "n": [24, 24, 24]}
 
 
 def test_text_on_a_terminal_cannot_steer_it(monkeypatch):
