@@ -24,5 +24,7 @@ def _row(tag: str, cells: Sequence[object]) -> str:
 
 
 def _inert(value: object) -> str:
+    from curator.console import printable
+
     text = f"{value:.3f}" if isinstance(value, float) else str(value)
-    return escape(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…")
+    return escape(printable(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"))
