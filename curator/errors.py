@@ -24,23 +24,14 @@ from typing import ClassVar
 from connectors import errors as connector_errors
 
 
-class CuratorError(Exception):
+class CuratorError(connector_errors.Hinted):
     """Base of the tree. `code` is stable and stands in `--json` output; `exit_code` is the process's.
 
-    As text it is the whole sentence: what is wrong, and after a semicolon the `hint`.
-
-    Args:
-        message: what is wrong and where.
-        hint: what to do about it, where the message does not say so already.
+    What is wrong is its `message`, what to do its `hint`, and as text it is both.
     """
 
     code: ClassVar[str] = "failed"
     exit_code: ClassVar[int] = 1
-
-    def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message if hint is None else f"{message}; {hint}")
-        self.message = message
-        self.hint = hint
 
 
 class UsageError(CuratorError):
@@ -110,11 +101,11 @@ def translated() -> Iterator[None]:
     try:
         yield
     except connector_errors.ConnectorError as error:
-        raise _of_connectors(error)(one_line(error)) from error
+        raise _of_connectors(error)(" ".join(error.message.split()), hint=error.hint) from error
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         said = error.strerror or one_line(error)
-        raise StorageError(f"{place}{said}; free or mend the disk and try again") from error
+        raise StorageError(f"{place}{said}", hint="free or mend the disk and try again") from error
     except Exception as error:
         kind = _of_optim(error)
         if kind is not None:

@@ -130,14 +130,16 @@ def open_lake(
         root, part = lake_place(url, options)
         if root.is_local and not Path(root.path).exists():
             raise InputError(
-                f"{redact_url(url)} does not exist; give a folder, file or glob of Parquet files, or a URL such as s3://…"
+                f"{redact_url(url)} does not exist",
+                hint="give a folder, file or glob of Parquet files, or a URL such as s3://…",
             )
         target = destination or base.destination
         place = open_store(target, options) if target else substore(root, state_folder(part))
         if would_be_read_as_lake(root, url, place):
             raise ConfigError(
                 f"destination {place.url} lies inside the lake {redact_url(url)}, which would take what is published "
-                f"there for more of its rows; choose a folder elsewhere, or one whose name starts with '_'"
+                f"there for more of its rows",
+                hint="choose a folder elsewhere, or one whose name starts with '_'",
             )
         workdir = work_folder(place)
         chosen = base.model_dump(exclude_unset=True) | {k: v for k, v in given.items() if v is not None}
@@ -148,8 +150,8 @@ def open_lake(
         settings = parse(LakeConfig, chosen | {"url": url}, "the arguments")
         if settings.text == settings.domain:
             raise ConfigError(
-                f"column {settings.text!r} is named both as the text and as the domain; a row needs two columns, "
-                "name them with --text and --domain"
+                f"column {settings.text!r} is named both as the text and as the domain",
+                hint="a row needs two columns, name them with --text and --domain",
             )
         connector = open_connector(url, options, destination=place, columns=catalog.WEIGHT_COLUMNS)
         return Lake(settings, root=root, destination=place, workdir=workdir, connector=connector)
@@ -259,7 +261,7 @@ class Lake:
                     f"one of that name was begun and has not ended: `curator learn {shlex.quote(self.address)} "
                     f"--resume {shlex.quote(str(begun))}` goes on with it"
                 )
-            raise NotFoundError(f"{self.url} has no run {run_id!r}; {hint}")
+            raise NotFoundError(f"{self.url} has no run {run_id!r}", hint=hint)
         return by_id[run_id]
 
     def history(self) -> list[Version]:
@@ -535,7 +537,7 @@ class Lake:
         from curator.views import renew_views
 
         if mode not in ("copy", "sidecar"):
-            raise UsageError(f'mode {mode!r} is unknown; "copy" and "sidecar" are allowed')
+            raise UsageError(f"mode {mode!r} is unknown", hint='"copy" and "sidecar" are allowed')
         with translated():
             self._check_mode(mode)
             chosen = self.run(run) if isinstance(run, str) else run
@@ -788,7 +790,7 @@ class Lake:
         except duck.Error as error:
             raise UsageError(f"the query cannot be run: {one_line(error)}") from error
         if relation is None:
-            raise UsageError("the statement has no rows to show; ask with SELECT")
+            raise UsageError("the statement has no rows to show", hint="ask with SELECT")
         return relation
 
     def fetch(
@@ -972,7 +974,7 @@ class Lake:
         from curator.score import score
 
         if workers is not None and workers < 1:
-            raise UsageError(f"workers={workers} cannot work; at least 1 is needed")
+            raise UsageError(f"workers={workers} cannot work", hint="at least 1 is needed")
         with translated():
             chosen = self.run(run) if isinstance(run, str) else run
             place = self._place_for(out, storage_options)
@@ -1044,7 +1046,8 @@ class Lake:
                 yield
             except connector_errors.NotFoundError as error:
                 raise StorageError(
-                    f"destination {self.destination.url} cannot be written ({error}); choose another --destination"
+                    f"destination {self.destination.url} cannot be written ({error})",
+                    hint="choose another --destination",
                 ) from error
 
     def check_run_dir(self, run_dir: Path | None) -> None:
@@ -1056,7 +1059,8 @@ class Lake:
         if run_dir and would_be_read_as_lake(self._root, self.config.url, open_store(str(run_dir.absolute()))):
             raise ConfigError(
                 f"run folder {run_dir} lies inside the lake {self.url}, which would take the run's files for more of "
-                "its rows; name a folder elsewhere with --run-dir"
+                "its rows",
+                hint="name a folder elsewhere with --run-dir",
             )
 
     def _place_for(self, out: str | os.PathLike[str], storage_options: Mapping[str, Any] | None) -> Store:
@@ -1069,7 +1073,8 @@ class Lake:
         if would_be_read_as_lake(self._root, self.config.url, place):
             raise UsageError(
                 f"{place.url} lies inside the lake {self.url}, which would take what is written there for more of "
-                "its rows; choose a folder elsewhere, or one whose name starts with '_'"
+                "its rows",
+                hint="choose a folder elsewhere, or one whose name starts with '_'",
             )
         return place
 

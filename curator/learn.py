@@ -77,7 +77,7 @@ def resume(lake: Lake, folder: Path, layout: Mapping[str, Any], on_progress: Pro
     if (folder / RECORD).exists():
         raise ConfigError(f"run {begun.run_id} in {folder} is finished; there is nothing to resume")
     if begun.job.learn.method == "dsir":
-        raise ConfigError("a run by dsir has nothing to go on from; learn anew")
+        raise ConfigError("a run by dsir has nothing to go on from", hint="learn anew")
     _check_only_execution(layout)
     config = override(begun.job.learn, **layout)
     check_solver(config, check_model(config, dict(begun.job.model.hf_config)))
@@ -88,11 +88,12 @@ def resume(lake: Lake, folder: Path, layout: Mapping[str, Any], on_progress: Pro
         if lake.snapshot_id != begun.snapshot_id:
             raise InputError(
                 f"{lake.url} has changed since run {begun.run_id} began (snapshot {begun.snapshot_id}, now "
-                f"{lake.snapshot_id}); its checkpoints belong to the old rows: learn anew, or restore the files"
+                f"{lake.snapshot_id})",
+                hint="its checkpoints belong to the old rows: learn anew, or restore the files",
             )
         gone = [cache for cache in (begun.job.corpus, begun.job.target) if not cache.is_dir()]
         if gone:
-            raise InputError(f"the token cache {gone[0]} of run {begun.run_id} is gone; learn anew")
+            raise InputError(f"the token cache {gone[0]} of run {begun.run_id} is gone", hint="learn anew")
         begun.write()
         _finish(lake, begun, watch)
     return begun.run_id
@@ -102,8 +103,9 @@ def _check_only_execution(settings: Mapping[str, Any]) -> None:
     changed = sorted(settings.keys() - EXECUTION_FIELDS)
     if changed:
         raise ConfigError(
-            f"{changed[0]} cannot change when a run is resumed; only how it is executed can: "
-            f"{', '.join(sorted(EXECUTION_FIELDS & LearnConfig.model_fields.keys()))}"
+            f"{changed[0]} cannot change when a run is resumed",
+            hint=f"only how it is executed can: "
+            f"{', '.join(sorted(EXECUTION_FIELDS & LearnConfig.model_fields.keys()))}",
         )
 
 

@@ -142,27 +142,30 @@ def _check_free(place: Store, *, overwrite: bool) -> list[str]:
         UsageError: there is anything else, or it may not be replaced.
     """
     if place.is_local and Path(place.path).is_file():
-        raise UsageError(f"{place.url} is a file; name a folder")
+        raise UsageError(f"{place.url} is a file", hint="name a folder")
     found = [info.path for info in list_objects(place, with_temporaries=True)]
     if not found:
         return []
     if not exists(place, MANIFEST):
         raise UsageError(
-            f"{place.url} is not empty and has no {MANIFEST} of an earlier call, so that it is not replaced; name "
-            "another folder, or remove what is there"
+            f"{place.url} is not empty and has no {MANIFEST} of an earlier call, so that it is not replaced",
+            hint="name another folder, or remove what is there",
         )
     if not overwrite:
-        raise UsageError(f"{place.url} is there already; name another folder, or allow it to be replaced (--overwrite)")
+        raise UsageError(
+            f"{place.url} is there already", hint="name another folder, or allow it to be replaced (--overwrite)"
+        )
     try:
         ours = {MANIFEST, *(file["path"] for file in json.loads(read_bytes(place, MANIFEST))["files"])}
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(
-            f"{place.describe(MANIFEST)} cannot be read ({error}); name another folder, or remove this one"
+            f"{place.describe(MANIFEST)} cannot be read ({error})", hint="name another folder, or remove this one"
         ) from error
     if foreign := sorted(set(found) - ours):
         raise UsageError(
             f"{place.describe(foreign[0])} is not of the earlier call that wrote {place.url}, so that the folder is "
-            "not replaced; move it away, or name another folder"
+            "not replaced",
+            hint="move it away, or name another folder",
         )
     return sorted(ours - {MANIFEST})
 
@@ -174,7 +177,8 @@ def _check_ids(lake: Lake, version: Version) -> None:
     if num_nameless:
         raise InputError(
             f"{num_nameless:,} rows of version {version.number} have no id any more, since their files in {lake.url} "
-            "have changed; publish the run again, or restore the files"
+            "have changed",
+            hint="publish the run again, or restore the files",
         )
 
 
@@ -254,7 +258,9 @@ def _write(
     files = write_parts(staged, token, schema, _batches(reader), tell)
     done = sum(num_rows for _, num_rows in files)
     if done != total:
-        raise StorageError(f"{done:,} rows were read where {total:,} had been counted; the lake changed, try again")
+        raise StorageError(
+            f"{done:,} rows were read where {total:,} had been counted", hint="the lake changed, try again"
+        )
     return [
         {"path": path, "num_rows": num_rows, "size_bytes": stat_object(staged, path).size_bytes}
         for path, num_rows in files

@@ -123,6 +123,6 @@ def make_work_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(
-            f"the work folder {folder} cannot be created ({error.strerror}); choose a --destination that can be "
-            "written, or set CURATOR_HOME to a folder that can"
+            f"the work folder {folder} cannot be created ({error.strerror})",
+            hint="choose a --destination that can be written, or set CURATOR_HOME to a folder that can",
         ) from error

@@ -89,7 +89,8 @@ class Run:
                 samples = pq.read_table(source, columns=SCHEMA.names).cast(SCHEMA)
         except (pa.ArrowException, ValueError) as error:
             raise StorageError(
-                f"{self.lake.destination.describe(path)} is damaged ({one_line(error)}); learn again, or restore it"
+                f"{self.lake.destination.describe(path)} is damaged ({one_line(error)})",
+                hint="learn again, or restore it",
             ) from error
         WeightTable(samples=samples, domains=tuple(DomainWeight(**row) for row in self.record["domains"])).check()
         return samples

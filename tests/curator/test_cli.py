@@ -172,3 +172,26 @@ def test_sql_answers_as_csv_json_and_parquet(learned, call, tmp_path):
         (("--out", tmp_path / "gone" / "x.csv"), "its folder does not exist"),
     ):
         assert said in refusal(call(*asked, *options), 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message", "hint"),
+    [
+        (("history", "gone"), "input", "gone does not exist", "give a folder, file or glob of Parquet files, or a URL"),
+        (("sql", "gone"), "usage", "Missing argument 'query'", "see `curator sql --help`"),
+        (("materialize", "gone"), "config", "no place was named", "pass --out FOLDER"),
+        (("ingest", "nope://x"), "input", "unknown storage nope://", "a lake may be a local path or one of "),
+    ],
+)
+def test_an_error_in_json_says_apart_what_is_wrong_and_what_to_do(call, tmp_path, arguments, code, message, hint):
+    done = call(*arguments, "--json")
+    error = json.loads(done.stdout.splitlines()[-1])["error"]
+    assert (error["code"], error["message"]) == (code, message)
+    assert error["hint"].startswith(hint)
+    assert refusal(done, 2) == f"{message}; {error['hint']}"
+
+
+def test_an_error_without_advice_has_an_empty_hint(learned, call):
+    error = json.loads(call("sql", learned.lake, "SELECT nothing FROM samples", "--json").stdout)["error"]
+    assert (error["code"], error["hint"]) == ("usage", None)
+    assert "nothing" in error["message"]
