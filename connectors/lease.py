@@ -155,7 +155,7 @@ class Hold:
         )
         try:
             put_if_absent(self._store, _path(self._folder, number), dump_json(asdict(entry)))
-        except UnavailableError:  # the answer may be lost: what is there says it
+        except (UnavailableError, ConflictError):  # no answer, or a write carried out twice: what is there says it
             if _newest(self._store, self._folder) != entry:
                 raise
         if self._ours().number != number:  # one that was just removed could be made again

@@ -1,10 +1,12 @@
 """The lock: one holder at a time, taken over when its lease is over, and noticed by who lost it."""
 
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from storage_faults import requests_of
 
 from connectors.errors import ConflictError
 from connectors.lease import LOCK_FOLDER, Hold, find_holder, hold
@@ -125,3 +127,18 @@ def test_a_damaged_entry_is_named(tmp_path):
     put_if_absent(store, f"{LOCK_FOLDER}/{1:020d}.json", b'{"schema_version": 1}')
     with pytest.raises(CorruptFileError, match="is not a Lease"):
         find_holder(store, LOCK_FOLDER)
+
+
+@pytest.mark.parametrize("place", ["s3"], indirect=True)
+@pytest.mark.parametrize("doubled", ["twice", "lost"])
+def test_a_write_that_was_carried_out_all_the_same_is_our_own(store, doubled):
+    """The client, or what lies between, tries again by itself: the entry that is in the way is the one just made."""
+    with requests_of("s3") as requests:
+        if doubled == "lost":
+            requests.befalls_writes = {1: "lost"}
+        else:
+            requests.twice = re.compile("^put_object")
+        with hold(store, LOCK_FOLDER, seconds=60) as held:
+            held.check()
+            assert find_holder(store, LOCK_FOLDER).holder == held._holder
+        assert find_holder(store, LOCK_FOLDER) is None
