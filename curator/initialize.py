@@ -139,14 +139,14 @@ def propose(url: str, storage_options: Mapping[str, Any] | None = None) -> Propo
     )
 
 
-def write_config(proposal: Proposal, path: Path, *, force: bool = False) -> None:
+def write_config(proposal: Proposal, path: Path, *, overwrite: bool = False) -> None:
     """Write the proposal as a commented configuration file.
 
     Raises:
-        ConfigError: the file exists and `force` is not set.
+        ConfigError: the file exists and `overwrite` is not set.
     """
-    if path.exists() and not force:
-        raise ConfigError(f"{path} exists", hint="remove it, name another with --out, or overwrite it with --force")
+    if path.exists() and not overwrite:
+        raise ConfigError(f"{path} exists", hint="name another with --out, or allow it to be replaced (--overwrite)")
     try:
         path.write_text(render(proposal), encoding="utf-8")
     except OSError as error:

@@ -53,6 +53,10 @@ def ingest(
         values = dataclasses.asdict(report) | {"duplicate_share": report.duplicate_share}
         console.print_json({"status": "ok", **values, "domains": dict(counts)})
         return
+    if not counts:
+        console.err().print(
+            "note: no row can be used: the files hold none, or all were left out; nothing can be learned"
+        )
     console.print_rows(["domain", "usable rows"], counts)
     console.out().print(
         f"\n{report.num_files} files, {report.num_rows:,} rows ({report.num_unusable:,} left out); "

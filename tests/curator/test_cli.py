@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from lake_cases import refusal, sentences, values_of, write_rows, write_settings
@@ -195,3 +196,11 @@ def test_an_error_without_advice_has_an_empty_hint(learned, call):
     error = json.loads(call("sql", learned.lake, "SELECT nothing FROM samples", "--json").stdout)["error"]
     assert (error["code"], error["hint"]) == ("usage", None)
     assert "nothing" in error["message"]
+
+
+def test_an_ingest_of_no_rows_says_so(call, tmp_path):
+    write_rows(tmp_path / "lake" / "a.parquet", text=pa.array([], pa.string()), domain=pa.array([], pa.string()))
+    done = call("ingest", tmp_path / "lake", "--text", "text", "--domain", "domain")
+    assert done.returncode == 0
+    assert "note: no row can be used: the files hold none" in done.stderr
+    assert values_of(call("ingest", tmp_path / "lake", "--json"))["num_rows"] == 0
