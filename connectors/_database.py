@@ -49,7 +49,7 @@ def connect(
         CorruptFileError: the file is not a DuckDB catalog.
     """
     if path is None and read_only:
-        raise InputError("a catalog in memory cannot be read-only; give the path of one")
+        raise InputError("a catalog in memory cannot be read-only", hint="give the path of one")
     place = ":memory:" if path is None else str(path)
     deadline = time.monotonic() + lock_timeout_seconds
     while True:
@@ -127,7 +127,8 @@ def _check_is_seen(path: Path, name: str) -> None:
             return
     raise BusyError(
         f"the catalog {path} was brought up to date, but another session of this process has it open as it was, and so "
-        "would this one; close that session (Lake.close()), then try again"
+        "would this one",
+        hint="close that session (Lake.close()), then try again",
     )
 
 
@@ -217,7 +218,7 @@ def check_select(connection: Connection, query: str) -> None:
     except duckdb.Error as error:
         said = str(error).strip().splitlines()[0]
         raise InputError(
-            f"the query cannot be read: {said}; write one SELECT, such as SELECT * FROM samples"
+            f"the query cannot be read: {said}", hint="write one SELECT, such as SELECT * FROM samples"
         ) from error
     if kinds != ["SELECT"]:
         found = " and ".join(kinds).lower() or "nothing"
@@ -272,19 +273,21 @@ def _translate(error: duckdb.Error, place: str) -> ConnectorError:
     if "Conflicting lock is held" in said:
         holder = re.search(r"held in (.+?) \(PID (\d+)\)", said)
         by = f" by process {holder[2]} ({holder[1]})" if holder else " by another process"
-        return BusyError(f"the catalog {place} is in use{by}; try again when it has finished")
+        return BusyError(f"the catalog {place} is in use{by}", hint="try again when it has finished")
     if "different configuration" in said:
-        return BusyError(f"this process has the catalog {place} open with other settings; close that connection first")
+        return BusyError(
+            f"this process has the catalog {place} open with other settings", hint="close that connection first"
+        )
     if "not a valid DuckDB database" in said:
-        return CorruptFileError(f"{place} is not a DuckDB catalog; move it away and ingest again")
+        return CorruptFileError(f"{place} is not a DuckDB catalog", hint="move it away and ingest again")
     if "Corrupt database file" in said:
         return CorruptFileError(
-            f"{place} is damaged ({said}); delete its catalog.duckdb, an index only, and ingest again"
+            f"{place} is damaged ({said})", hint="delete its catalog.duckdb, an index only, and ingest again"
         )
     if "newer version of DuckDB" in said or "storage version" in said:
-        return UnsupportedError(f"{place} was written by another version of DuckDB ({said}); ingest again")
+        return UnsupportedError(f"{place} was written by another version of DuckDB ({said})", hint="ingest again")
     if "No such file or directory" in said or "database does not exist" in said:
-        return NotFoundError(f"there is no catalog at {place}; check the path, or ingest first")
+        return NotFoundError(f"there is no catalog at {place}", hint="check the path, or ingest first")
     if "Permission denied" in said or "read-only mode" in said:
         return ReadOnlyError(f"{place} cannot be written: {said}")
     return ConnectorError(f"DuckDB failed on {place}: {said}")

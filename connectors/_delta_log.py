@@ -91,20 +91,20 @@ def open_table(store: Store, options: Mapping[str, str], version: int | None = N
     """
     address = store.path if store.is_local else store.url
     if store.is_local and not os.path.isdir(os.path.join(store.path, "_delta_log")):  # noqa: PTH112, PTH118
-        raise NotFoundError(f"{store.url} is not a Delta table: it has no _delta_log; check the address")
+        raise NotFoundError(f"{store.url} is not a Delta table: it has no _delta_log", hint="check the address")
     with delta_errors(store, options):
         table = deltalake.DeltaTable(address, version=version, storage_options=dict(options) or None)
         mapping = table.metadata().configuration.get("delta.columnMapping.mode") or "none"
         hidden = pa.table(table.deletion_vectors()).num_rows
     if mapping != "none":
         raise UnsupportedError(
-            f"the Delta table {store.url} maps columns by {mapping}, so its files do not have the columns' names; "
-            "rewrite it without delta.columnMapping.mode"
+            f"the Delta table {store.url} maps columns by {mapping}, so its files do not have the columns' names",
+            hint="rewrite it without delta.columnMapping.mode",
         )
     if hidden:
         raise UnsupportedError(
-            f"the Delta table {store.url} has deletion vectors on {hidden} file(s), whose rows are not all there; "
-            "REORG TABLE … APPLY (PURGE) writes them away"
+            f"the Delta table {store.url} has deletion vectors on {hidden} file(s), whose rows are not all there",
+            hint="REORG TABLE … APPLY (PURGE) writes them away",
         )
     return table
 
@@ -120,8 +120,8 @@ def read_actions(store: Store, table: Table) -> list[FileAction]:
     for row in rows:
         if row["path"].startswith("/") or "://" in row["path"] or leads_out(unquote(row["path"])):
             raise UnsupportedError(
-                f"the Delta table {store.url} names a file outside its folder ({row['path']}), as shallow clones do; "
-                "copy the table"
+                f"the Delta table {store.url} names a file outside its folder ({row['path']}), as shallow clones do",
+                hint="copy the table",
             )
     actions = [
         FileAction(unquote(row["path"]), row["size_bytes"], row.get("partition") or {}, _stats(row)) for row in rows
@@ -203,13 +203,13 @@ def delta_errors(store: Store, options: Mapping[str, str]) -> Iterator[None]:
 
 def _translate(error: Exception, place: str, said: str) -> ConnectorError:
     if isinstance(error, TableNotFoundError):
-        return NotFoundError(f"there is no Delta table at {place}; check the address")
+        return NotFoundError(f"there is no Delta table at {place}", hint="check the address")
     if isinstance(error, CommitFailedError):
-        return ConflictError(f"another writer committed to the Delta table {place} first ({said}); try again")
+        return ConflictError(f"another writer committed to the Delta table {place} first ({said})", hint="try again")
     if isinstance(error, DeltaProtocolError):
         return UnsupportedError(f"the Delta table {place} has a feature that deltalake cannot handle: {said}")
     if isinstance(error, OSError):
-        return UnavailableError(f"cannot reach the Delta table {place}: {said}; check credentials and network")
+        return UnavailableError(f"cannot reach the Delta table {place}: {said}", hint="check credentials and network")
     return CorruptFileError(f"the Delta table {place} cannot be used: {said}")
 
 

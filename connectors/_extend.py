@@ -102,6 +102,6 @@ def _copy_blocks(store: Store, source: ObjectInfo, num_bytes: int, sink: BinaryI
 def _shorter(store: Store, source: ObjectInfo) -> ConflictError:
     size = stat_object(store, source.path).size_bytes
     return ConflictError(
-        f"{store.describe(source.path)} has {size} bytes instead of {source.size_bytes} since it was listed; "
-        "list the lake again"
+        f"{store.describe(source.path)} has {size} bytes instead of {source.size_bytes} since it was listed",
+        hint="list the lake again",
     )

@@ -94,33 +94,37 @@ def _translate(error: Exception, place: str, action: Action, options: Mapping[st
     said = (scrub(str(error), options) or type(error).__name__).rstrip(".")
     number = getattr(error, "errno", None)
     if isinstance(error, FileNotFoundError | NotADirectoryError) or type(error).__name__ == "ResourceNotFoundError":
-        return NotFoundError(f"cannot {action} {place}: it does not exist; check the address")
+        return NotFoundError(f"cannot {action} {place}: it does not exist", hint="check the address")
     if isinstance(error, IsADirectoryError):
-        return NotFoundError(f"cannot {action} {place}: it is a folder; name an object in it")
+        return NotFoundError(f"cannot {action} {place}: it is a folder", hint="name an object in it")
     if type(error).__name__ == "FileExpired":  # s3fs: If-Match failed in the middle of a read
-        return ConflictError(f"{place} changed while it was read; list the lake again")
+        return ConflictError(f"{place} changed while it was read", hint="list the lake again")
     if _was_refused(error) and "://" not in place:
         said = getattr(error, "strerror", None) or said  # which does not say the path again
         if action in ("write", "delete"):
-            return ReadOnlyError(f"cannot {action} {place}: {said}; let this user write there, or choose another place")
+            return ReadOnlyError(
+                f"cannot {action} {place}: {said}", hint="let this user write there, or choose another place"
+            )
         return AccessError(
-            f"cannot {action} {place}: {said}; let this user read it and open its folders, or work as its owner: "
-            "`ls -l` shows owner and permissions"
+            f"cannot {action} {place}: {said}",
+            hint="let this user read it and open its folders, or work as its owner: "
+            "`ls -l` shows owner and permissions",
         )
     if _was_refused(error):
         if action in ("write", "delete"):
-            return ReadOnlyError(f"cannot {action} {place}: {said}; choose a destination that you may write")
+            return ReadOnlyError(f"cannot {action} {place}: {said}", hint="choose a destination that you may write")
         return AccessError(
-            f"cannot {action} {place}: {said}; set the credentials in the environment or storage_options, "
-            "`curator doctor` says which were found and what to set"
+            f"cannot {action} {place}: {said}",
+            hint="set the credentials in the environment or storage_options, "
+            "`curator doctor` says which were found and what to set",
         )
     # botocore's and Azure's: such as a bucket name that cannot be
     if type(error).__name__ == "ParamValidationError" or getattr(error, "error_code", "") == "InvalidResourceName":
         return InputError(f"cannot {action} {place}: {said}")
     if number == errno.ENOSPC:
-        return ReadOnlyError(f"cannot {action} {place}: the device is full; free some space")
+        return ReadOnlyError(f"cannot {action} {place}: the device is full", hint="free some space")
     if isinstance(error, TimeoutError | ConnectionError) or number in _RETRYABLE or number is None:
-        return UnavailableError(f"cannot {action} {place}: {said}; try again, or check the endpoint and network")
+        return UnavailableError(f"cannot {action} {place}: {said}", hint="try again, or check the endpoint and network")
     return ConnectorError(f"cannot {action} {place}: {said}")
 
 

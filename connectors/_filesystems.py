@@ -56,7 +56,7 @@ def build_filesystem(protocol: str, options: Mapping[str, Any]) -> AbstractFileS
     """
     if protocol not in PROTOCOLS:
         known = ", ".join(f"{name}://" for name in PROTOCOLS)
-        raise UnsupportedError(f"unknown storage {protocol}://; a lake may be a local path or one of {known}")
+        raise UnsupportedError(f"unknown storage {protocol}://", hint=f"a lake may be a local path or one of {known}")
     if protocol == "file":
         return LocalFileSystem()
     if protocol == "memory":
@@ -77,5 +77,5 @@ def build_filesystem(protocol: str, options: Mapping[str, Any]) -> AbstractFileS
     except TypeError as error:
         names = ", ".join(sorted(options)) or "none"
         raise UnsupportedError(
-            f"{protocol}:// does not take these storage_options (given: {names}); see {backend.__name__}"
+            f"{protocol}:// does not take these storage_options (given: {names})", hint=f"see {backend.__name__}"
         ) from error

@@ -77,4 +77,4 @@ def _is_unchanged(store: Store, source: ObjectInfo) -> bool:
 
 
 def _changed(store: Store, source: ObjectInfo) -> ConflictError:
-    return ConflictError(f"{store.describe(source.path)} has changed since it was listed; list the lake again")
+    return ConflictError(f"{store.describe(source.path)} has changed since it was listed", hint="list the lake again")

@@ -69,13 +69,14 @@ def parse_address(url: str) -> TableAddress:
     catalog, *identifier = name.split(".")
     if len(identifier) < 2 or not all((catalog, *identifier)):
         raise InputError(
-            f"{redact_url(url)} does not name an Iceberg table; write iceberg:CATALOG.NAMESPACE.TABLE for a catalog of "
-            "pyiceberg's configuration, or iceberg:sqlite:///FILE#CATALOG.NAMESPACE.TABLE"
+            f"{redact_url(url)} does not name an Iceberg table",
+            hint="write iceberg:CATALOG.NAMESPACE.TABLE for a catalog of "
+            "pyiceberg's configuration, or iceberg:sqlite:///FILE#CATALOG.NAMESPACE.TABLE",
         )
     if redact_url(uri) != uri:
         raise InputError(
-            f"the address {redact_url(url)} holds a password; give the catalog's uri in ~/.pyiceberg.yaml or in "
-            f"PYICEBERG_CATALOG__{catalog.upper()}__URI instead"
+            f"the address {redact_url(url)} holds a password",
+            hint=f"give the catalog's uri in ~/.pyiceberg.yaml or in PYICEBERG_CATALOG__{catalog.upper()}__URI instead",
         )
     return TableAddress(catalog, tuple(identifier), uri or None)
 
@@ -95,13 +96,16 @@ def catalog_properties(address: TableAddress, storage_options: Mapping[str, Any]
     if not properties:
         listed = ", ".join(sorted(known)) or "none"
         raise NotFoundError(
-            f"pyiceberg's configuration has no catalog {address.catalog!r} (it has: {listed}); name it in "
+            f"pyiceberg's configuration has no catalog {address.catalog!r} (it has: {listed})",
+            hint=f"name it in "
             f"~/.pyiceberg.yaml or by PYICEBERG_CATALOG__{address.catalog.upper()}__URI, or write "
-            f"iceberg:URI#{address}"
+            f"iceberg:URI#{address}",
         )
     path = re.fullmatch(r"sqlite(?:\+\w+)?:///([^?]+)", str(properties.get("uri")))
     if path and not Path(path[1]).is_file():
-        raise NotFoundError(f"the catalog of {address} is not there: {path[1]} does not exist; check the address")
+        raise NotFoundError(
+            f"the catalog of {address} is not there: {path[1]} does not exist", hint="check the address"
+        )
     given = {**fsspec.config.conf.get("s3", {}), **(storage_options or {})}
     properties |= {ours: str(given[name]) for name, ours in _S3_OPTIONS.items() if given.get(name)}
     if region := (given.get("client_kwargs") or {}).get("region_name"):
@@ -124,7 +128,8 @@ def open_table(address: TableAddress, properties: Mapping[str, Any]) -> Table:
     if table.format_version > 2:
         raise UnsupportedError(
             f"the Iceberg table {address} has format version {table.format_version}, whose row ids and default values "
-            "its files do not tell; 1 and 2 are read"
+            "its files do not tell",
+            hint="1 and 2 are read",
         )
     return table
 
@@ -209,7 +214,7 @@ def _translate(error: Exception, place: str, said: str) -> ConnectorError | None
             return kind(sentence.format(place=place, said=said))
     library = type(error).__module__.split(".")[0]
     if library == "sqlalchemy":
-        return UnavailableError(f"the catalog of the Iceberg table {place} did not answer ({said}); try again")
+        return UnavailableError(f"the catalog of the Iceberg table {place} did not answer ({said})", hint="try again")
     if library in ("pyiceberg", "strictyaml"):
         return UnsupportedError(f"pyiceberg cannot use the Iceberg table {place}: {said}")
     return None

@@ -101,12 +101,13 @@ def read_files(store: Store, table: Table, snapshot_id: int | None = None) -> li
     if num_deletes := sum(entry.content != DataFileContent.DATA for entry in entries):
         raise UnsupportedError(
             f"the Iceberg table {store.url} has {num_deletes} delete file(s), so that rows of its data files are not "
-            "all there; rewrite the data files without them (in Spark: rewrite_data_files with delete-file-threshold 1)"
+            "all there",
+            hint="rewrite the data files without them (in Spark: rewrite_data_files with delete-file-threshold 1)",
         )
     files = sorted((_file(store, table, entry) for entry in entries), key=lambda file: file.path)
     for file, following in pairwise(files):
         if file.path == following.path:
-            raise UnsupportedError(f"the Iceberg table {store.url} names {file.path} twice; take it out once")
+            raise UnsupportedError(f"the Iceberg table {store.url} names {file.path} twice", hint="take it out once")
     return files
 
 
@@ -145,12 +146,13 @@ def live_columns(store: Store, table: Table, file: ParquetFile) -> frozenset[str
         if name_now is None and name in schema.column_names:
             raise UnsupportedError(
                 f"column {name!r} of {place} is not the one of that name in the Iceberg table, which was dropped and "
-                "added again; rewrite the data files"
+                "added again",
+                hint="rewrite the data files",
             )
         if name_now is not None and name not in (name_now, written.find_column_name(field_id)):
             raise UnsupportedError(
-                f"column {name_now!r} of the Iceberg table is called {name!r} in {place}, as it was renamed; rewrite "
-                "the data files"
+                f"column {name_now!r} of the Iceberg table is called {name!r} in {place}, as it was renamed",
+                hint="rewrite the data files",
             )
     kept = {field.name for field in told.fields if schema.find_column_name(field.field_id) is not None}
     return frozenset(kept)
@@ -175,8 +177,8 @@ def check_publishable(store: Store, table: Table) -> None:
     """
     if table.format_version < 2:
         raise UnsupportedError(
-            f"the Iceberg table {store.url} has format version 1, whose snapshots have no numbers; upgrade it "
-            "(pyiceberg: transaction().upgrade_table_version(2))"
+            f"the Iceberg table {store.url} has format version 1, whose snapshots have no numbers",
+            hint="upgrade it (pyiceberg: transaction().upgrade_table_version(2))",
         )
     _check_spec(store, table, read_files(store, table))
 
@@ -295,12 +297,14 @@ def _data_file(transaction: Any, table: Table, copy: IcebergCopy, columns: pa.Sc
 
 def _file(store: Store, table: Table, entry: Any) -> IcebergFile:
     if entry.file_format != FileFormat.PARQUET:
-        raise UnsupportedError(f"{entry.file_path} is {entry.file_format.name}; only Parquet is read, write it again")
+        raise UnsupportedError(
+            f"{entry.file_path} is {entry.file_format.name}", hint="only Parquet is read, write it again"
+        )
     folder, path = normal_location(table.location()).rstrip("/") + "/", normal_location(entry.file_path)
     if not path.startswith(folder) or leads_out(path.removeprefix(folder)):
         raise UnsupportedError(
-            f"the Iceberg table {store.url} names a file outside its folder ({redact_url(path)}); copy the data into "
-            "it, or make the table with a location above its files"
+            f"the Iceberg table {store.url} names a file outside its folder ({redact_url(path)})",
+            hint="copy the data into it, or make the table with a location above its files",
         )
     schema, spec = table.schema(), table.specs()[entry.spec_id]
     partition = {}
@@ -316,8 +320,8 @@ def _check_spec(store: Store, table: Table, files: Sequence[IcebergFile]) -> Non
     old = [file.path for file in files if file.entry.spec_id != table.spec().spec_id]
     if old:
         raise UnsupportedError(
-            f"the partition spec of the Iceberg table {store.url} has changed since {old[0]} was written; rewrite the "
-            "data files (in Spark: rewrite_data_files with rewrite-all)"
+            f"the partition spec of the Iceberg table {store.url} has changed since {old[0]} was written",
+            hint="rewrite the data files (in Spark: rewrite_data_files with rewrite-all)",
         )
 
 
@@ -325,6 +329,6 @@ def _schema_of(store: Store, table: Table, file: ParquetFile) -> Any:
     """The file's columns with their field ids, its own or by the table's name mapping."""
     place = store.describe(file.path)
     if is_numbered(file.schema) and not all(FIELD_ID in (field.metadata or {}) for field in file.schema):
-        raise UnsupportedError(f"{place} has field ids for some of its columns only; write it again")
+        raise UnsupportedError(f"{place} has field ids for some of its columns only", hint="write it again")
     with iceberg_errors(place, {}):
         return pyarrow_to_schema(file.schema, name_mapping=table.name_mapping(), downcast_ns_timestamp_to_us=True)

@@ -331,8 +331,8 @@ def _make_ids_unique(connection: Connection, corpus: Corpus, columns: Columns) -
         key, count, path, row, num_repeated = repeated[0]
         raise BadRowsError(
             f"key column {columns.key!r} has the value {key!r} {count} times, first in row {row} of "
-            f"{corpus.store.describe(path)} ({num_repeated:,} key(s) are repeated in all); a key identifies one row: "
-            "remove the repetitions, or configure no key to identify rows by content"
+            f"{corpus.store.describe(path)} ({num_repeated:,} key(s) are repeated in all)",
+            hint="a key identifies one row: remove the repetitions, or configure no key to identify rows by content",
         )
 
 

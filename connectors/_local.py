@@ -59,8 +59,8 @@ def link_new(temporary: Path, target: Path) -> None:
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK):
             raise
         raise UnsupportedError(
-            f"{target.parent} is on a disk without hard links, so a version cannot be published safely there; "
-            "choose a destination on another disk"
+            f"{target.parent} is on a disk without hard links, so a version cannot be published safely there",
+            hint="choose a destination on another disk",
         ) from error
 
 

@@ -32,14 +32,16 @@ def check_not_itself(source_store: Store, file: ParquetFile, target_store: Store
         type(target_store.fs),
         target_store.full_path(target_path),
     ):
-        raise InputError(f"{target_store.describe(target_path)} is the source itself; write the copy elsewhere")
+        raise InputError(f"{target_store.describe(target_path)} is the source itself", hint="write the copy elsewhere")
 
 
 def check_names(old: pa.Schema, added: pa.Schema, replace: Set[str], place: str) -> None:
     """Raises SchemaError if a new column exists already and is not to be replaced."""
     clash = [name for name in added.names if name in old.names and name not in replace]
     if clash:
-        raise SchemaError(f"{place} has a column {clash[0]!r} already; choose another column prefix or replace it")
+        raise SchemaError(
+            f"{place} has a column {clash[0]!r} already", hint="choose another column prefix or replace it"
+        )
 
 
 def row_counts(metadata: pq.FileMetaData) -> list[int]:
@@ -99,7 +101,7 @@ def bloom_filter_options(names: Set[str], metadata: pq.FileMetaData) -> dict[str
     if not names:
         return {}
     if "bloom_filter_options" not in inspect.signature(pq.ParquetWriter.__init__).parameters:
-        raise UnsupportedError(f"pyarrow {pa.__version__} cannot write bloom filters; install a newer one")
+        raise UnsupportedError(f"pyarrow {pa.__version__} cannot write bloom filters", hint="install a newer one")
     num_values = max(1, *row_counts(metadata), 1)
     return {"bloom_filter_options": {name: {"ndv": num_values, "fpp": _FALSE_POSITIVES} for name in names}}
 

@@ -173,9 +173,11 @@ def check_unchanged(store: Store, file: ParquetFile) -> None:
     try:
         now = stat_object(store, file.path)
     except NotFoundError as error:
-        raise ConflictError(f"{store.describe(file.path)} has gone since it was listed; list the lake again") from error
+        raise ConflictError(
+            f"{store.describe(file.path)} has gone since it was listed", hint="list the lake again"
+        ) from error
     if now.version != file.version:
-        raise ConflictError(f"{store.describe(file.path)} has changed since it was listed; list the lake again")
+        raise ConflictError(f"{store.describe(file.path)} has changed since it was listed", hint="list the lake again")
 
 
 @contextmanager
@@ -237,17 +239,17 @@ def decoding_errors(store: Store, path: str) -> Iterator[None]:
         raise UnsupportedError(f"{store.describe(path)}: Arrow cannot read it ({error})") from error
     except UnicodeDecodeError as error:
         raise CorruptFileError(
-            f"{store.describe(path)} has a column name that is not valid UTF-8; write it again"
+            f"{store.describe(path)} has a column name that is not valid UTF-8", hint="write it again"
         ) from error
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and not _is_decoding_error(error):
             raise
         if "UTF8" in str(error):  # in dictionaries Arrow checks it itself, without telling the row
             raise BadRowsError(
-                f"{store.describe(path)} has a string that is not valid UTF-8; write the text as UTF-8"
+                f"{store.describe(path)} has a string that is not valid UTF-8", hint="write the text as UTF-8"
             ) from error
         said = " ".join(str(error).split())
-        raise CorruptFileError(f"{store.describe(path)} is damaged: {said}; write it again") from error
+        raise CorruptFileError(f"{store.describe(path)} is damaged: {said}", hint="write it again") from error
 
 
 def _is_decoding_error(error: OSError) -> bool:
@@ -274,20 +276,21 @@ def read_footer(store: Store, listed: ObjectInfo) -> bytes:
     if tail[-4:] not in (_MAGIC, _ENCRYPTED_MAGIC) and not place.endswith(SUFFIXES):
         name = place.rpartition("/")[2]
         raise CorruptFileError(
-            f"{place} is not a Parquet file; convert it, as DuckDB does by COPY (FROM '{name}') TO "
-            f"'{name.partition('.')[0]}.parquet', or polars by read_… and write_parquet"
+            f"{place} is not a Parquet file",
+            hint=f"convert it, as DuckDB does by COPY (FROM '{name}') TO "
+            f"'{name.partition('.')[0]}.parquet', or polars by read_… and write_parquet",
         )
     if tail[-4:] not in (_MAGIC, _ENCRYPTED_MAGIC):
-        raise CorruptFileError(f"{place} is not a Parquet file or was cut short; remove it or write it again")
+        raise CorruptFileError(f"{place} is not a Parquet file or was cut short", hint="remove it or write it again")
     if tail[-4:] == _ENCRYPTED_MAGIC:
-        raise UnsupportedError(f"{place} has an encrypted footer; write it without encryption")
+        raise UnsupportedError(f"{place} has an encrypted footer", hint="write it without encryption")
     num_bytes = int.from_bytes(tail[-8:-4], "little") + 8
     if num_bytes > listed.size_bytes - 4:
-        raise CorruptFileError(f"{place} is damaged: its footer is longer than the file; write it again")
+        raise CorruptFileError(f"{place} is damaged: its footer is longer than the file", hint="write it again")
     if num_bytes > _MAX_FOOTER_BYTES:
         raise UnsupportedError(
-            f"{place} has a footer of {num_bytes / 1e6:,.0f} MB, and at most {_MAX_FOOTER_BYTES / 1e6:,.0f} are read; "
-            "write it with fewer columns or larger row groups"
+            f"{place} has a footer of {num_bytes / 1e6:,.0f} MB, and at most {_MAX_FOOTER_BYTES / 1e6:,.0f} are read",
+            hint="write it with fewer columns or larger row groups",
         )
     if num_bytes > len(tail):
         tail = _read_tail(store, listed, num_bytes)
@@ -297,7 +300,8 @@ def read_footer(store: Store, listed: ObjectInfo) -> bytes:
         if num_elements > _MAX_SCHEMA_ELEMENTS:
             raise UnsupportedError(
                 f"{place} has {num_elements:,} columns and groups of columns in its footer, and at most "
-                f"{_MAX_SCHEMA_ELEMENTS:,} are read; write it with fewer columns"
+                f"{_MAX_SCHEMA_ELEMENTS:,} are read",
+                hint="write it with fewer columns",
             )
     return footer
 

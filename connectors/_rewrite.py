@@ -93,7 +93,7 @@ class _Plan:
 def _plan(source: pq.ParquetFile, added: pa.Schema, replace: Set[str], footer: Mapping[str, str], place: str) -> _Plan:
     old = source.schema_arrow
     if len(set(old.names)) != len(old.names):
-        raise UnsupportedError(f"{place} has two columns of the same name; rename one of them")
+        raise UnsupportedError(f"{place} has two columns of the same name", hint="rename one of them")
     check_names(old, added, replace, place)
     added = with_field_ids(added, old)
     fields = [added.field(f.name) if f.name in added.names else f for f in old]

@@ -144,7 +144,8 @@ def _as_text(values: pa.Array, column: str, place: str, first_row: int) -> pa.Ar
         bad = [row for row, value in enumerate(binary, start=first_row) if value is not None and not _is_utf8(value)]
         raise BadRowsError(
             f"column {column!r} of {place} is not valid UTF-8 in row {bad[0] if bad else first_row} and in {len(bad)} "
-            f"of the {len(binary)} rows from row {first_row} on; write the text as UTF-8"
+            f"of the {len(binary)} rows from row {first_row} on",
+            hint="write the text as UTF-8",
         ) from error
     return (values.dictionary_decode() if is_dictionary else values).cast(pa.large_string())
 
@@ -162,7 +163,8 @@ def _keys(keys: pa.Array, columns: Columns, place: str, first_row: int) -> pa.Ar
         row = first_row + pc.index(pc.is_null(keys), True).as_py()
         raise BadRowsError(
             f"key column {columns.key!r} of {place} is null in row {row} and in {keys.null_count} of the {len(keys)} "
-            f"rows from row {first_row} on; a key identifies every row: fill it, or configure no key"
+            f"rows from row {first_row} on",
+            hint="a key identifies every row: fill it, or configure no key",
         )
     return keys.cast(pa.string())
 

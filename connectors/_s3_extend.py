@@ -93,7 +93,7 @@ class _Upload:
             # A lost condition is EINVAL in s3fs, which other failures share: look.
             if stat_object(source_store, source.path).version != source.version:
                 place = source_store.describe(source.path)
-                raise ConflictError(f"{place} has changed since it was listed; list the lake again") from error
+                raise ConflictError(f"{place} has changed since it was listed", hint="list the lake again") from error
             raise
         return True
 

@@ -46,8 +46,8 @@ def union_schema(files: Sequence[ParquetFile]) -> pa.Schema:
                 first[column.name] = (column, file)
             elif not pa.types.is_null(column.type) and logical_type(column.type) != logical_type(known[0].type):
                 raise SchemaError(
-                    f"column {column.name!r} is {known[0].type} in {known[1].path} but {column.type} in {file.path}; "
-                    "a column has one type in the whole lake: write one of the files again"
+                    f"column {column.name!r} is {known[0].type} in {known[1].path} but {column.type} in {file.path}",
+                    hint="a column has one type in the whole lake: write one of the files again",
                 )
     return pa.schema([column for column, _ in first.values()])
 
@@ -81,8 +81,8 @@ def _check_column(file: ParquetFile, name: str, role: str, allowed: Callable[[pa
     found = file.schema.field(name).type
     if not allowed(found):
         raise SchemaError(
-            f"column {name!r} of {file.path} is {found}, which cannot be the {role} column; "
-            f"{'a string' if role == 'text' else 'a string or an integer'} is allowed: name another column"
+            f"column {name!r} of {file.path} is {found}, which cannot be the {role} column",
+            hint=f"{'a string' if role == 'text' else 'a string or an integer'} is allowed: name another column",
         )
 
 
@@ -90,10 +90,10 @@ def _check_names(file: ParquetFile, spelling: dict[str, str]) -> None:
     """SQL ignores case, so `Text` beside `text` would be the same column."""
     if len(set(file.schema.names)) != len(file.schema.names):
         repeated = sorted({n for n in file.schema.names if file.schema.names.count(n) > 1})
-        raise SchemaError(f"{file.path} has column {repeated[0]!r} twice; rename one of them")
+        raise SchemaError(f"{file.path} has column {repeated[0]!r} twice", hint="rename one of them")
     for name in file.schema.names:
         known = spelling.setdefault(name.casefold(), name)
         if known != name:
             raise SchemaError(
-                f"columns {known!r} and {name!r} (in {file.path}) differ only in case; rename one of them"
+                f"columns {known!r} and {name!r} (in {file.path}) differ only in case", hint="rename one of them"
             )

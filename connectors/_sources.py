@@ -21,7 +21,7 @@ NO_PARTITIONS: Partitions = ((), {})
 def check_names(schema: pa.Schema) -> None:
     """Raises UnsupportedError if the source has a column of a name that DuckDB needs for itself."""
     if clash := {column.casefold() for column in schema.names} & set(FILE_COLUMNS):
-        raise UnsupportedError(f"the lake has a column {min(clash)!r}, which DuckDB needs for itself; rename it")
+        raise UnsupportedError(f"the lake has a column {min(clash)!r}, which DuckDB needs for itself", hint="rename it")
 
 
 def rows_of_files(
@@ -82,7 +82,7 @@ def has_copy(connection: Connection) -> bool:
 def _file_ids(connection: Connection, paths: Mapping[str, str] | Sequence[str]) -> dict[str, int]:
     file_ids = dict(connection.execute("SELECT path, file_id FROM files").fetchall())
     if missing := sorted(set(paths) - file_ids.keys()):
-        raise ConflictError(f"{missing[0]} is not in the index; ingest the lake again")
+        raise ConflictError(f"{missing[0]} is not in the index", hint="ingest the lake again")
     return file_ids
 
 

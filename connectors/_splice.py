@@ -139,7 +139,7 @@ def _read_source(store: Store, file: ParquetFile, target_store: Store) -> _Sourc
         codec = _usual_codec(footer)
     counts = row_counts(metadata)
     if sum(counts) != metadata.num_rows:
-        raise CorruptFileError(f"{place} is damaged: its row groups do not add up to its rows; write it again")
+        raise CorruptFileError(f"{place} is damaged: its row groups do not add up to its rows", hint="write it again")
     if not counts or min(counts) < 1:
         raise NotSpliceableError("it has an empty row group" if counts else "it has no row group")
     num_kept = num_kept_bytes(store, listed, footer_start, target_store)
@@ -153,16 +153,16 @@ def _load_footer(data: bytes, num_columns: int, place: str) -> Struct:
         except ThriftError:
             if not _is_signed(data):
                 raise
-            raise UnsupportedError(f"{place} has encrypted columns; write it without encryption") from None
+            raise UnsupportedError(f"{place} has encrypted columns", hint="write it without encryption") from None
         groups = [group.structs(GROUP_CHUNKS) for group in footer.structs(FILE_ROW_GROUPS)]
     chunks = [chunk for group in groups for chunk in group]
     if FILE_ENCRYPTION in footer or any(CHUNK_CRYPTO in chunk or CHUNK_ENCRYPTED_METADATA in chunk for chunk in chunks):
-        raise UnsupportedError(f"{place} has encrypted columns; write it without encryption")
+        raise UnsupportedError(f"{place} has encrypted columns", hint="write it without encryption")
     if any(CHUNK_PATH in chunk for chunk in chunks):
-        raise UnsupportedError(f"{place} keeps columns in other files; write it as one file")
+        raise UnsupportedError(f"{place} keeps columns in other files", hint="write it as one file")
     # Arrow would end the interpreter when asked about a column that a row group does not have.
     if any(len(group) != num_columns for group in groups) or any(CHUNK_METADATA not in chunk for chunk in chunks):
-        raise CorruptFileError(f"{place} is damaged: a row group in its footer lacks a column; write it again")
+        raise CorruptFileError(f"{place} is damaged: a row group in its footer lacks a column", hint="write it again")
     return footer
 
 
@@ -186,7 +186,8 @@ def _check_positions(footer: Struct, footer_start: int, place: str) -> None:
             if not _MAGIC_BYTES <= start <= start + about.integer(METADATA_COMPRESSED_BYTES) <= footer_start:
                 raise CorruptFileError(
                     f"{place} is damaged: its footer places column {leaf + 1} of row group {number} outside of the "
-                    "file; write it again"
+                    "file",
+                    hint="write it again",
                 )
 
 

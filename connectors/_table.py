@@ -93,7 +93,7 @@ class TableConnector(ABC, Generic[File]):
         table = self._open()
         sources = self._sources(table)
         if not sources:
-            raise NotFoundError(f"the {self.kind} {self.data.url} has no rows yet; write some first")
+            raise NotFoundError(f"the {self.kind} {self.data.url} has no rows yet", hint="write some first")
         read = read_parquet_infos(self.data, [info for _, info in sources], on_progress)
         shown = (self._shown(table, file, named) for file, (named, _) in zip(read, sources, strict=True))
         files = tuple(sorted(shown, key=lambda file: file.path))
@@ -137,8 +137,8 @@ class TableConnector(ABC, Generic[File]):
         except CorruptFileError as error:
             raise CorruptFileError(
                 f"{self._destination.describe(version.manifest_path)} is not what version {version.number} of the "
-                f"{self.kind} {self.data.url} was committed with; restore it from a backup (the table itself can be "
-                "read)"
+                f"{self.kind} {self.data.url} was committed with",
+                hint="restore it from a backup (the table itself can be read)",
             ) from error
 
     def current(self, corpus: Corpus) -> Manifest | None:
@@ -260,7 +260,8 @@ class TableConnector(ABC, Generic[File]):
             if info is None or (info.size_bytes, info.version) != _source_state(file):
                 raise ConflictError(
                     f"{self.data.describe(file.source_path)} was removed from the {self.kind} or replaced since it was "
-                    "read; publish again, which reads the table anew"
+                    "read",
+                    hint="publish again, which reads the table anew",
                 )
         columns = self._columns_of(manifest)
         appended = [read_parquet_info(self.data, info) for info in sources.values()]
@@ -314,8 +315,8 @@ class TableConnector(ABC, Generic[File]):
         for file in files:
             if file.path not in listed:
                 raise CorruptFileError(
-                    f"{self.data.describe(file.path)}, which the {self.kind} names, is not there; restore the file, "
-                    f"or {self.repair}"
+                    f"{self.data.describe(file.path)}, which the {self.kind} names, is not there",
+                    hint=f"restore the file, or {self.repair}",
                 )
             origin = made_from.get(file.path)
             source = listed.get(origin.source_path) if origin else None

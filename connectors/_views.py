@@ -249,8 +249,8 @@ def _check_ingested(connection: Connection, corpus: Corpus) -> None:
     changed = changed_files(connection, corpus)
     if changed:
         raise ConflictError(
-            f"{len(changed)} file(s) of {corpus.store.describe()} are not as they were ingested, first {changed[0]}; "
-            "ingest the lake again"
+            f"{len(changed)} file(s) of {corpus.store.describe()} are not as they were ingested, first {changed[0]}",
+            hint="ingest the lake again",
         )
 
 

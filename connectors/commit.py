@@ -112,7 +112,7 @@ def read_version(store: Store, number: int) -> Version:
     except NotFoundError as error:
         numbers = _entry_numbers(store)
         there = f"the newest is {numbers[-1]}" if numbers else "nothing was published there yet"
-        raise NotFoundError(f"{store.describe()} has no version {number}; {there}") from error
+        raise NotFoundError(f"{store.describe()} has no version {number}", hint=there) from error
 
 
 def read_manifest(store: Store, version: Version) -> Manifest:
@@ -126,11 +126,11 @@ def read_manifest(store: Store, version: Version) -> Manifest:
         data = read_bytes(store, version.manifest_path)
     except NotFoundError as error:
         raise CorruptFileError(
-            f"{place}, which version {version.number} names, was removed; {_way_out(store, version)}"
+            f"{place}, which version {version.number} names, was removed", hint=_way_out(store, version)
         ) from error
     if xxhash.xxh3_128_hexdigest(data) != version.manifest_hash:
         raise CorruptFileError(
-            f"{place} is not the manifest that version {version.number} committed; {_way_out(store, version)}"
+            f"{place} is not the manifest that version {version.number} committed", hint=_way_out(store, version)
         )
     return manifest_from_json(data, place)
 
@@ -267,13 +267,14 @@ def check_readable(log: Sequence[Version], version: Version, place: str) -> None
         left = ", ".join(str(each.number) for each in log if each.collected_by is None)
         raise NotFoundError(
             f"version {version.number} of {place} cannot be read any more: its files were let go by version "
-            f"{version.collected_by} (`curator gc --keep`); the versions that can be read are {left}"
+            f"{version.collected_by} (`curator gc --keep`)",
+            hint=f"the versions that can be read are {left}",
         )
 
 
 def _check_newest(store: Store, log: Sequence[Version], newest: Version, advice: str) -> None:
     if log[-1].number != newest.number:
-        raise ConflictError(f"version {log[-1].number} was published to {store.describe()} meanwhile; {advice}")
+        raise ConflictError(f"version {log[-1].number} was published to {store.describe()} meanwhile", hint=advice)
 
 
 def restored_number(log: Sequence[Version], version: Version) -> int | None:
@@ -318,8 +319,8 @@ def _entry_numbers(store: Store) -> list[int]:
     for expected, number in enumerate(numbers, start=1):
         if number != expected:
             raise CorruptFileError(
-                f"{store.describe(_entry_path(expected))} is missing from the log, which goes on to {numbers[-1]}; "
-                "restore it from a backup"
+                f"{store.describe(_entry_path(expected))} is missing from the log, which goes on to {numbers[-1]}",
+                hint="restore it from a backup",
             )
     return numbers
 

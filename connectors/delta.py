@@ -41,8 +41,8 @@ class DeltaConnector(TableConnector[FileAction]):
         """Live test that the table's storage honours conditional writes and that its rows may be replaced."""
         if delta_log.is_append_only(self._open()):
             raise UnsupportedError(
-                f"the Delta table {self.data.url} is append-only (delta.appendOnly), and publishing replaces its "
-                "files; copy the table, or let go of the property"
+                f"the Delta table {self.data.url} is append-only (delta.appendOnly), and publishing replaces its files",
+                hint="copy the table, or let go of the property",
             )
         check_put_if_absent(self._destination)
         check_put_if_absent(self.data, COPIES)
@@ -87,7 +87,8 @@ class DeltaConnector(TableConnector[FileAction]):
             return delta_log.open_table(self.data, self._options, version)
         except CorruptFileError as error:
             raise NotFoundError(
-                f"the log of the Delta table {self.data.url} has no version {version}; the newest is {newest.version()}"
+                f"the log of the Delta table {self.data.url} has no version {version}",
+                hint=f"the newest is {newest.version()}",
             ) from error
 
     def _revision(self, table: Table) -> str:
@@ -143,8 +144,8 @@ def _check_partition(store: Store, file: ParquetFile, action: FileAction) -> Non
     )
     if wrong:
         raise UnsupportedError(
-            f"the path {store.describe(file.path)} does not tell its value of the partition column {wrong[0]!r}; "
-            "write the table with Hive-style paths (delta.randomizeFilePrefixes off)"
+            f"the path {store.describe(file.path)} does not tell its value of the partition column {wrong[0]!r}",
+            hint="write the table with Hive-style paths (delta.randomizeFilePrefixes off)",
         )
 
 

@@ -22,7 +22,21 @@ import difflib
 from collections.abc import Iterable
 
 
-class ConnectorError(Exception):
+class Hinted(Exception):  # noqa: N818 - what errors are made of, and none itself
+    """As text the whole sentence: what is wrong, and after a semicolon the `hint`.
+
+    Args:
+        message: what is wrong and where.
+        hint: what to do about it, where the message does not say so already.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message if hint is None else f"{message}; {hint}")
+        self.message = message
+        self.hint = hint
+
+
+class ConnectorError(Hinted):
     """Base of every failure of this package."""
 
 

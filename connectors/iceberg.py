@@ -156,7 +156,8 @@ class IcebergConnector(TableConnector[IcebergFile]):
         if _told_ids(str(manifest.extra["folder"])) != iceberg.column_ids(table, self._columns):
             raise ConflictError(
                 f"columns were added to the Iceberg table {self.data.url} or dropped since the copies were staged, so "
-                "that ours get other field ids; publish again"
+                "that ours get other field ids",
+                hint="publish again",
             )
         return super()._with_appended_files(table, manifest)
 
@@ -184,6 +185,6 @@ def _check_partition(store: Store, file: ParquetFile, named: IcebergFile) -> Non
     )
     if wrong:
         raise UnsupportedError(
-            f"neither {store.describe(file.path)} nor its path tells its value of the partition column {wrong[0]!r}; "
-            "rewrite the data files"
+            f"neither {store.describe(file.path)} nor its path tells its value of the partition column {wrong[0]!r}",
+            hint="rewrite the data files",
         )

@@ -105,7 +105,7 @@ class Hold:
         newest = _newest(self._store, self._folder)
         if newest is not None and not newest.is_over:
             raise ConflictError(
-                f"{self._store.describe(self._folder)} is held by {newest}; try again when it has ended"
+                f"{self._store.describe(self._folder)} is held by {newest}", hint="try again when it has ended"
             )
         self._append(newest.number + 1 if newest else 1, self._seconds)
         self._thread.start()
@@ -140,7 +140,7 @@ class Hold:
         newest = _newest(self._store, self._folder)
         if newest is None or newest.holder != self._holder:
             by = f"taken by {newest}" if newest else "removed"
-            raise ConflictError(f"{self._store.describe(self._folder)} expired and was {by}; try again later")
+            raise ConflictError(f"{self._store.describe(self._folder)} expired and was {by}", hint="try again later")
         return newest
 
     def _append(self, number: int, seconds: float) -> None:
@@ -159,7 +159,7 @@ class Hold:
             if _newest(self._store, self._folder) != entry:
                 raise
         if self._ours().number != number:  # one that was just removed could be made again
-            raise ConflictError(f"{self._store.describe(self._folder)} was taken meanwhile; try again later")
+            raise ConflictError(f"{self._store.describe(self._folder)} was taken meanwhile", hint="try again later")
         with suppress(ConnectorError):  # the next one removes them, too
             for other in _numbers(self._store, self._folder):
                 if other < number:
@@ -192,4 +192,6 @@ def _newest(store: Store, folder: str) -> Lease | None:
         except NotFoundError as error:  # replaced by a newer one since it was listed
             failure = error
             time.sleep(0.02)
-    raise UnavailableError(f"{store.describe(folder)} changes faster than it can be read; try again") from failure
+    raise UnavailableError(
+        f"{store.describe(folder)} changes faster than it can be read", hint="try again"
+    ) from failure

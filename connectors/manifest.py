@@ -103,8 +103,8 @@ def load_json(data: bytes, place: str, *, newest: int = SCHEMA_VERSION) -> dict[
     if not 1 <= value["schema_version"] <= newest:
         known = "1" if newest == 1 else f"1 to {newest}"
         raise UnsupportedError(
-            f"{place} has schema_version {value['schema_version']}, this lake-curator reads {known}; "
-            "install the version that wrote it"
+            f"{place} has schema_version {value['schema_version']}, this lake-curator reads {known}",
+            hint="install the version that wrote it",
         )
     return value
 

@@ -157,7 +157,9 @@ def check_corpus_unchanged(corpus: Corpus) -> None:
     changed = [file.path for file in corpus.files if now.get(file.path) != file.version]
     if changed:
         what = "has changed" if changed[0] in now else "has gone"
-        raise ConflictError(f"{corpus.store.describe(changed[0])} {what} since it was listed; list the lake again")
+        raise ConflictError(
+            f"{corpus.store.describe(changed[0])} {what} since it was listed", hint="list the lake again"
+        )
 
 
 def lake_place(url: str, storage_options: Mapping[str, Any] | None = None) -> tuple[Store, str]:
@@ -231,15 +233,17 @@ def _visible(infos: Sequence[ObjectInfo]) -> list[ObjectInfo]:
 
 def _nothing_found(store: Store, folder: str, url: str, seen: Sequence[ObjectInfo]) -> NotFoundError:
     if store.is_local and not Path(store.full_path(folder)).exists():
-        return NotFoundError(f"{url} does not exist; give a folder, file or glob of Parquet files")
+        return NotFoundError(f"{url} does not exist", hint="give a folder, file or glob of Parquet files")
     if not seen:
         return NotFoundError(
-            f"there is nothing at {url}; names starting with '_' or '.' are passed over: give a folder of Parquet files"
+            f"there is nothing at {url}",
+            hint="names starting with '_' or '.' are passed over: give a folder of Parquet files",
         )
     examples = ", ".join(info.path for info in seen[:3]) + (", …" if len(seen) > 3 else "")
     return NotFoundError(
-        f"no Parquet file matches {url}; of the {len(seen)} objects there ({examples}) none is meant, since only "
-        f"names ending with {', '.join(SUFFIXES)} are taken: write the rows as Parquet"
+        f"no Parquet file matches {url}",
+        hint=f"of the {len(seen)} objects there ({examples}) none is meant, since only "
+        f"names ending with {', '.join(SUFFIXES)} are taken: write the rows as Parquet",
     )
 
 
@@ -247,4 +251,6 @@ def _check_name(store: Store, path: str) -> None:
     try:
         path.encode()
     except UnicodeEncodeError as error:
-        raise InputError(f"the file name {path!a} in {store.describe()} is not valid UTF-8; rename it") from error
+        raise InputError(
+            f"the file name {path!a} in {store.describe()} is not valid UTF-8", hint="rename it"
+        ) from error

@@ -117,7 +117,7 @@ def open_store(url: str, storage_options: Mapping[str, Any] | None = None) -> St
         protocol, rest = "file", url
     clean = redact_url(url)
     if protocol != "file" and holds_password(url):
-        raise InputError(f"the address {clean} holds a password; give credentials in storage_options instead")
+        raise InputError(f"the address {clean} holds a password", hint="give credentials in storage_options instead")
     options = dict(storage_options or {})
     with storage_errors(clean, "read", options):
         fs = build_filesystem(protocol, options)
@@ -314,8 +314,8 @@ def check_put_if_absent(store: Store, prefix: str = "") -> None:
             put_if_absent(store, probe, b"first")
             put_if_absent(store, probe, b"second")
             raise UnsupportedError(
-                f"{store.describe()} ignores conditional writes, so two writers could publish over each other; "
-                "publish to a local folder or to storage that honours If-None-Match"
+                f"{store.describe()} ignores conditional writes, so two writers could publish over each other",
+                hint="publish to a local folder or to storage that honours If-None-Match",
             )
     except ReadOnlyError as error:  # the probe's name is nobody's business
         raise ReadOnlyError(f"{str(error).replace(f'/{name}', '')} (--destination)") from error

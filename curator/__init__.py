@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from curator.errors import CuratorError
     from curator.garbage import Removal
     from curator.lake import Lake, open_lake
+    from curator.memory import write_corpus
     from curator.publish import Publication
     from curator.refresh import Refresh
     from curator.run import Run, Version
@@ -54,6 +55,7 @@ _HOMES = {
     "Version": "curator.run",
     "load_config": "curator.config",
     "open_lake": "curator.lake",
+    "write_corpus": "curator.memory",
 }
 
 __all__ = [
@@ -79,6 +81,7 @@ __all__ = [
     "Version",
     "load_config",
     "open_lake",
+    "write_corpus",
 ]
 
 

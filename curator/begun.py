@@ -84,18 +84,21 @@ class Begun:
             )
         except FileNotFoundError:
             raise ConfigError(
-                f"{folder} holds no run that was begun: there is no {JOB}; name the folder that `curator learn` made"
+                f"{folder} holds no run that was begun: there is no {JOB}",
+                hint="name the folder that `curator learn` made",
             ) from None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{path} is damaged ({type(error).__name__}: {one_line(error)}); learn anew") from error
+            raise ConfigError(
+                f"{path} is damaged ({type(error).__name__}: {one_line(error)})", hint="learn anew"
+            ) from error
 
 
 def _check_schema(path: Path, found: int) -> None:
     if found != _SCHEMA_VERSION:
         age = "an older" if found < _SCHEMA_VERSION else "a newer"
         raise ConfigError(
-            f"{path} was written by {age} Lake Curator (schema_version {found}, this one reads {_SCHEMA_VERSION}); "
-            "end the run with that one, or learn anew"
+            f"{path} was written by {age} Lake Curator (schema_version {found}, this one reads {_SCHEMA_VERSION})",
+            hint="end the run with that one, or learn anew",
         )
 
 

@@ -300,7 +300,7 @@ def check_published_files(destination: Store, manifest: Manifest) -> None:
         if sizes.get(file.published_path) != file.size_bytes:
             fault = "was changed after it" if file.published_path in sizes else "is gone although it"
             place = destination.describe(file.published_path)
-            raise StorageError(f"{place} {fault} was published; restore it, or learn again and publish that run")
+            raise StorageError(f"{place} {fault} was published", hint="restore it, or learn again and publish that run")
 
 
 def version_rows(connector: Connector) -> list[dict[str, Any]]:
@@ -400,8 +400,8 @@ def _parse_record(destination: Store, path: str, check: Callable[[dict[str, Any]
     except (ValueError, KeyError, TypeError) as error:
         kind = "comparison" if path.endswith(COMPARISON_RECORD) else "run"
         raise StorageError(
-            f"{destination.describe(path)} is not a {kind} record ({type(error).__name__}: {error}); "
-            f"restore it, or remove its folder to forget the {kind}"
+            f"{destination.describe(path)} is not a {kind} record ({type(error).__name__}: {error})",
+            hint=f"restore it, or remove its folder to forget the {kind}",
         ) from error
     return record
 

@@ -216,9 +216,10 @@ def num_clusters(lake: Lake, rows_D: Sequence[int], settings: ClustersConfig) ->
 
 def _undivided(lake: Lake, settings: ClustersConfig) -> InputError:
     return InputError(
-        f"the rows of {lake.url} make one cluster only; a domain is split into at most learn.clusters.per_domain="
+        f"the rows of {lake.url} make one cluster only",
+        hint=f"a domain is split into at most learn.clusters.per_domain="
         f"{settings.per_domain} parts of at least learn.clusters.least_rows={settings.least_rows} rows, about: change "
-        "them, add rows, or learn with --granularity sample"
+        "them, add rows, or learn with --granularity sample",
     )
 
 
@@ -292,7 +293,7 @@ class _Clustering:
             done += len(index)
             self._tell(Progress(stage="cluster", done=done, total=len(places), detail=detail))
         if done != len(places):
-            raise InputError(f"{len(places) - done:,} rows are not in {self._lake.url} any more; learn again")
+            raise InputError(f"{len(places) - done:,} rows are not in {self._lake.url} any more", hint="learn again")
 
 
 def _directions(residual_RH: NDArray[np.float32]) -> Floats:

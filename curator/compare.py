@@ -214,7 +214,8 @@ def _check_sizes(config: CompareConfig) -> None:
     if config.tokens_per_step < config.sequence_length:
         raise ConfigError(
             f"compare.tokens_per_step={config.tokens_per_step} is less than compare.sequence_length="
-            f"{config.sequence_length}; a step takes whole sequences: make it at least as large"
+            f"{config.sequence_length}",
+            hint="a step takes whole sequences: make it at least as large",
         )
 
 
@@ -222,8 +223,8 @@ def _check_seeds(chosen: Sequence[Mixture], config: CompareConfig) -> None:
     for mixture in chosen:
         if mixture.by_seed and len(mixture.by_seed) != config.seeds:
             raise ConfigError(
-                f"mixture {mixture.name!r} names {len(mixture.by_seed)} runs, but there are {config.seeds} seeds; name "
-                "one run for all seeds, or one for each"
+                f"mixture {mixture.name!r} names {len(mixture.by_seed)} runs, but there are {config.seeds} seeds",
+                hint="name one run for all seeds, or one for each",
             )
 
 
@@ -242,8 +243,8 @@ def _test_rows(
         kept = [text for text, seen in zip(texts, guard.hit, strict=True) if not seen]
         if not kept:
             raise InputError(
-                f"every row of the test part {held_out.url} also stands in the target or in the lake; "
-                "a test needs rows that nothing was trained on"
+                f"every row of the test part {held_out.url} also stands in the target or in the lake",
+                hint="a test needs rows that nothing was trained on",
             )
         with appearing_whole(folder) as place:
             write_cache(place, read_tokenizer(caches.corpus.folder), [row_batch(kept)], ["test"])

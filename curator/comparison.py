@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from curator import notebook
 from curator.intervals import Estimate
 from curator.mixtures import UNIFORM
 
@@ -173,6 +174,11 @@ class Comparison:
         width = max(len(result.mixture) for result in self.results)
         lines = [f"  {result.mixture:<{width}}  {_brief(result)}" for result in self.ranked]
         return "\n".join([f"Comparison({self.comparison_id!r}: {self.conditions})", *lines])
+
+    def _repr_html_(self) -> str:
+        """What notebooks show."""
+        rows = [result.cells for result in self.ranked]
+        return notebook.table(f"Comparison {self.comparison_id}", COLUMNS, rows, [*self.sentences, self.conditions])
 
 
 def judged(difference: Estimate) -> Judgement:

@@ -434,10 +434,11 @@ def _read(path: Path) -> dict[str, Any]:
             return dict(_parse_yaml(text) or {})
         return tomllib.loads(text)
     except FileNotFoundError:
-        raise ConfigError(f"no configuration file {path}; `curator init LAKE_URL` writes one") from None
+        raise ConfigError(f"no configuration file {path}", hint="`curator init LAKE_URL` writes one") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, ValueError, TypeError) as error:
         raise ConfigError(
-            f"{path} cannot be read as configuration: {error}; `curator init LAKE_URL --dry-run` prints one that can"
+            f"{path} cannot be read as configuration: {error}",
+            hint="`curator init LAKE_URL --dry-run` prints one that can",
         ) from error
 
 
@@ -469,7 +470,9 @@ def _nested(variables: Mapping[tuple[str, ...], str]) -> dict[str, Any]:
             place = place.setdefault(part, {})
             if not isinstance(place, dict):
                 name = ENV_PREFIX + "__".join(parents[: depth + 1]).upper()
-                raise ConfigError(f"environment variable {name} is a section, not a value; set {name}__KEY instead")
+                raise ConfigError(
+                    f"environment variable {name} is a section, not a value", hint=f"set {name}__KEY instead"
+                )
         place[leaf] = value
     return values
 

@@ -27,6 +27,7 @@ from rich.table import Column, Table
 from curator.progress import Progress, ProgressCallback
 
 if TYPE_CHECKING:
+    from curator.answers import Sink
     from curator.compare import ComparisonPlan
     from curator.comparison import Comparison
     from curator.forecast import Forecast
@@ -48,6 +49,18 @@ def out() -> Console:
 def err() -> Console:
     """The console of progress and errors."""
     return Console(file=sys.stderr, highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+
+class _Terminal:
+    """Takes text in UTF-8 and shows it, so that what is in it cannot steer the terminal."""
+
+    def write(self, data: bytes) -> None:
+        sys.stdout.write("\n".join(map(printable, data.decode().split("\n"))))
+
+
+def raw_out() -> Sink:
+    """Where bytes for other programs go: stdout as it is, if it is no terminal."""
+    return _Terminal() if sys.stdout.isatty() else sys.stdout.buffer
 
 
 @contextmanager

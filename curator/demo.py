@@ -60,7 +60,7 @@ def run_demo(folder: Path, *, seed: int = 0, steps: int = STEPS, on_progress: Pr
         if marker.exists():
             shutil.rmtree(folder)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ConfigError(f"{folder} is not an empty folder; remove it or name another with --dir")
+            raise ConfigError(f"{folder} is not an empty folder", hint="remove it or name another with --dir")
         folder.mkdir(parents=True, exist_ok=True)
         marker.touch()
         corpus = demo_corpus.build(folder, seed=seed)

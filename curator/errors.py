@@ -24,8 +24,11 @@ from typing import ClassVar
 from connectors import errors as connector_errors
 
 
-class CuratorError(Exception):
-    """Base of the tree. `code` is stable and stands in `--json` output; `exit_code` is the process's."""
+class CuratorError(connector_errors.Hinted):
+    """Base of the tree. `code` is stable and stands in `--json` output; `exit_code` is the process's.
+
+    What is wrong is its `message`, what to do its `hint`, and as text it is both.
+    """
 
     code: ClassVar[str] = "failed"
     exit_code: ClassVar[int] = 1
@@ -98,11 +101,11 @@ def translated() -> Iterator[None]:
     try:
         yield
     except connector_errors.ConnectorError as error:
-        raise _of_connectors(error)(one_line(error)) from error
+        raise _of_connectors(error)(" ".join(error.message.split()), hint=error.hint) from error
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         said = error.strerror or one_line(error)
-        raise StorageError(f"{place}{said}; free or mend the disk and try again") from error
+        raise StorageError(f"{place}{said}", hint="free or mend the disk and try again") from error
     except Exception as error:
         kind = _of_optim(error)
         if kind is not None:

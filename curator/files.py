@@ -53,7 +53,9 @@ def write_result(path: Path, text: str, *, overwrite: bool, dry_run: bool) -> No
         ConfigError: it is there already and may not be replaced, or cannot be written.
     """
     if path.exists() and not overwrite:
-        raise ConfigError(f"{path} is there already; name another file, or allow it to be replaced (--overwrite)")
+        raise ConfigError(
+            f"{path} is there already", hint="name another file, or allow it to be replaced (--overwrite)"
+        )
     if not path.parent.is_dir():
         raise ConfigError(f"{path} cannot be written: its folder does not exist")
     if dry_run:
@@ -61,7 +63,7 @@ def write_result(path: Path, text: str, *, overwrite: bool, dry_run: bool) -> No
     try:
         write_atomically(path, text)
     except OSError as error:
-        raise ConfigError(f"{path} cannot be written ({error.strerror}); name another file") from error
+        raise ConfigError(f"{path} cannot be written ({error.strerror})", hint="name another file") from error
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -83,7 +85,9 @@ def read_object(path: Path, kind: str, content: str) -> Mapping[str, Any]:
     except OSError as error:
         raise ConfigError(f"{kind} file {path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{kind} file {path} cannot be read as JSON ({error}); write an object {content}") from error
+        raise ConfigError(
+            f"{kind} file {path} cannot be read as JSON ({error})", hint=f"write an object {content}"
+        ) from error
     if not isinstance(values, dict):
-        raise ConfigError(f"{kind} file {path} holds a {type(values).__name__}; it must be an object {content}")
+        raise ConfigError(f"{kind} file {path} holds a {type(values).__name__}", hint=f"it must be an object {content}")
     return values

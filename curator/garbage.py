@@ -52,7 +52,7 @@ def collect(lake: Lake, grace: str | timedelta, keep: int | None, *, dry_run: bo
     """
     seconds = _seconds(grace)
     if keep is not None and keep < 1:
-        raise UsageError(f"keep {keep} would let go the newest version, too; keep at least 1")
+        raise UsageError(f"keep {keep} would let go the newest version, too", hint="keep at least 1")
     versions: tuple[int, ...] = ()
     if keep is not None and dry_run:
         versions = beyond(lake.connector.read_log(), keep)
@@ -72,7 +72,9 @@ def _seconds(grace: str | timedelta) -> float:
     else:
         match = re.fullmatch(r"(\d+)([smhd])", grace.strip())
         if not match:
-            raise UsageError(f"grace {grace!r} is not a duration; write a number and a unit, such as 24h, 90m or 7d")
+            raise UsageError(
+                f"grace {grace!r} is not a duration", hint="write a number and a unit, such as 24h, 90m or 7d"
+            )
         seconds = int(match[1]) * _UNITS[match[2]]
     if seconds < 0:
         raise UsageError(f"grace {grace} is negative; nothing can be older than that")

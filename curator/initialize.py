@@ -98,8 +98,8 @@ def propose(url: str, storage_options: Mapping[str, Any] | None = None) -> Propo
     if not texts:
         listed = ", ".join(f"{each.name} ({each})" for each in columns)
         raise InputError(
-            f"{url} has no string column that could hold text, with a value in half of the rows; its columns are "
-            f"{listed}: write the text as a column of strings"
+            f"{url} has no string column that could hold text, with a value in half of the rows",
+            hint=f"its columns are {listed}: write the text as a column of strings",
         )
     text = texts[0]
     labels = sorted(
@@ -112,8 +112,8 @@ def propose(url: str, storage_options: Mapping[str, Any] | None = None) -> Propo
     if not domains:
         listed = ", ".join(f"{each.name} ({each})" for each in columns)
         raise InputError(
-            f"{url} has no column or hive partition that could name the domain of a row; its columns are {listed}: "
-            "add one of few short strings, weights are learned between domains"
+            f"{url} has no column or hive partition that could name the domain of a row",
+            hint=f"its columns are {listed}: add one of few short strings, weights are learned between domains",
         )
     keys = [each for each in columns if each.is_key and each.name not in (text.name, domains[0])]
     key = next((each for each in keys if each.name == _preferred(_KEY_NAMES, [each.name for each in keys])), None)
@@ -139,14 +139,14 @@ def propose(url: str, storage_options: Mapping[str, Any] | None = None) -> Propo
     )
 
 
-def write_config(proposal: Proposal, path: Path, *, force: bool = False) -> None:
+def write_config(proposal: Proposal, path: Path, *, overwrite: bool = False) -> None:
     """Write the proposal as a commented configuration file.
 
     Raises:
-        ConfigError: the file exists and `force` is not set.
+        ConfigError: the file exists and `overwrite` is not set.
     """
-    if path.exists() and not force:
-        raise ConfigError(f"{path} exists; remove it, name another with --out, or overwrite it with --force")
+    if path.exists() and not overwrite:
+        raise ConfigError(f"{path} exists", hint="name another with --out, or allow it to be replaced (--overwrite)")
     try:
         path.write_text(render(proposal), encoding="utf-8")
     except OSError as error:

@@ -27,9 +27,11 @@ from connectors.connector import Connector, lake_place, open_connector
 from connectors.parquet import check_schemas
 from connectors.plain import Corpus, check_corpus_unchanged
 from connectors.store import Store, open_store, redact_url, substore, write_object
-from curator import catalog, row_gaps, trajectory
+from curator import catalog, notebook, row_gaps, trajectory
+from curator.answers import BATCH_ROWS, Format, Saved, check_place, format_of, python_values, save
 from curator.config import CompareConfig, LakeConfig, LearnConfig, RefreshConfig, TargetConfig, override, parse
 from curator.errors import ConfigError, InputError, NotFoundError, StorageError, UsageError, one_line, translated
+from curator.memory import ArrowStream, keep_target
 from curator.places import (
     JOB,
     VIEWS,
@@ -66,6 +68,8 @@ if TYPE_CHECKING:
     from curator.verify import Verification
     from curator.versions import Rollback
 
+Target = str | os.PathLike[str] | TargetConfig | ArrowStream
+"""An address of Parquet files, settings that name one, or a table in memory, whose text is kept in the work folder."""
 _BATCH_ROWS = 1024
 """Rows whose texts are in memory at a time."""
 
@@ -126,14 +130,16 @@ def open_lake(
         root, part = lake_place(url, options)
         if root.is_local and not Path(root.path).exists():
             raise InputError(
-                f"{redact_url(url)} does not exist; give a folder, file or glob of Parquet files, or a URL such as s3://…"
+                f"{redact_url(url)} does not exist",
+                hint="give a folder, file or glob of Parquet files, or a URL such as s3://…",
             )
         target = destination or base.destination
         place = open_store(target, options) if target else substore(root, state_folder(part))
         if would_be_read_as_lake(root, url, place):
             raise ConfigError(
                 f"destination {place.url} lies inside the lake {redact_url(url)}, which would take what is published "
-                f"there for more of its rows; choose a folder elsewhere, or one whose name starts with '_'"
+                f"there for more of its rows",
+                hint="choose a folder elsewhere, or one whose name starts with '_'",
             )
         workdir = work_folder(place)
         chosen = base.model_dump(exclude_unset=True) | {k: v for k, v in given.items() if v is not None}
@@ -144,8 +150,8 @@ def open_lake(
         settings = parse(LakeConfig, chosen | {"url": url}, "the arguments")
         if settings.text == settings.domain:
             raise ConfigError(
-                f"column {settings.text!r} is named both as the text and as the domain; a row needs two columns, "
-                "name them with --text and --domain"
+                f"column {settings.text!r} is named both as the text and as the domain",
+                hint="a row needs two columns, name them with --text and --domain",
             )
         connector = open_connector(url, options, destination=place, columns=catalog.WEIGHT_COLUMNS)
         return Lake(settings, root=root, destination=place, workdir=workdir, connector=connector)
@@ -184,6 +190,19 @@ class Lake:
 
     def __repr__(self) -> str:
         return f"Lake({self.url!r}, text={self.config.text!r}, domain={self.config.domain!r})"
+
+    def _repr_html_(self) -> str:
+        """What notebooks show; nothing is read for it."""
+        config = self.config
+        rows = [
+            ("text column", config.text),
+            ("domain column", config.domain),
+            ("key", config.key or f"{config.id_hash} of domain and text"),
+            ("catalog keeps", config.mode),
+            ("versions and runs", self.destination.url),
+            ("work folder", self.workdir),
+        ]
+        return notebook.table(f"Lake {self.address}", (), rows)
 
     def close(self) -> None:
         """Let go of the catalog, and in mode "view" of what it holds."""
@@ -242,7 +261,7 @@ class Lake:
                     f"one of that name was begun and has not ended: `curator learn {shlex.quote(self.address)} "
                     f"--resume {shlex.quote(str(begun))}` goes on with it"
                 )
-            raise NotFoundError(f"{self.url} has no run {run_id!r}; {hint}")
+            raise NotFoundError(f"{self.url} has no run {run_id!r}", hint=hint)
         return by_id[run_id]
 
     def history(self) -> list[Version]:
@@ -288,7 +307,7 @@ class Lake:
 
     def learn(
         self,
-        target: str | os.PathLike[str] | TargetConfig,
+        target: Target,
         *,
         target_text: str | None = None,
         run_dir: str | os.PathLike[str] | None = None,
@@ -299,7 +318,8 @@ class Lake:
         """Learn what every domain is worth for `target`; the lake is ingested first if its files changed.
 
         Args:
-            target: Parquet files of what the model should be good at.
+            target: what the model should be good at: the address of Parquet files, or a table in memory of any library
+                that has Arrow's stream, whose text is kept in the work folder, named by its content.
             target_text: their text column; by default the lake's.
             run_dir: an empty or new folder for the run; by default one in the lake's work folder.
             config: settings to start from.
@@ -315,7 +335,7 @@ class Lake:
         from curator.integrations.openlineage import lineage
         from curator.learn import learn
 
-        goal = _goal(target, target_text)
+        goal = self._goal(target, target_text)
         with lineage("learn", self.config.url, goal.url) as told, translated():
             run_id = learn(
                 self,
@@ -335,7 +355,7 @@ class Lake:
 
     def prepare(
         self,
-        target: str | os.PathLike[str] | TargetConfig,
+        target: Target,
         *,
         run_dir: str | os.PathLike[str],
         target_text: str | None = None,
@@ -351,7 +371,7 @@ class Lake:
         """
         from curator.prepare import prepare
 
-        goal = _goal(target, target_text)
+        goal = self._goal(target, target_text)
         chosen = override(config or LearnConfig(), **settings)
         with translated():
             return prepare(self, goal, chosen, Path(run_dir), on_progress, elsewhere=True).folder
@@ -382,8 +402,8 @@ class Lake:
     def compare(
         self,
         *mixtures: Spec,
-        target: str | os.PathLike[str] | TargetConfig,
-        test: str | os.PathLike[str] | TargetConfig,
+        target: Target,
+        test: Target,
         each_domain: bool = False,
         config: CompareConfig | None = None,
         on_progress: ProgressCallback = silent,
@@ -413,13 +433,15 @@ class Lake:
         chosen = override(config or CompareConfig(), **settings)
         with translated():
             specs = mixtures or self._usual_mixtures()
-            return compare(self, specs, _goal(target), _goal(test), chosen, on_progress, each_domain=each_domain)
+            return compare(
+                self, specs, self._goal(target), self._goal(test), chosen, on_progress, each_domain=each_domain
+            )
 
     def plan_comparison(
         self,
         *mixtures: Spec,
-        target: str | os.PathLike[str] | TargetConfig,
-        test: str | os.PathLike[str] | TargetConfig,
+        target: Target,
+        test: Target,
         each_domain: bool = False,
         config: CompareConfig | None = None,
         on_progress: ProgressCallback = silent,
@@ -431,11 +453,11 @@ class Lake:
         chosen = override(config or CompareConfig(), **settings)
         with translated():
             specs = mixtures or self._usual_mixtures()
-            return plan(self, specs, _goal(target), _goal(test), chosen, on_progress, each_domain=each_domain)
+            return plan(self, specs, self._goal(target), self._goal(test), chosen, on_progress, each_domain=each_domain)
 
     def forecast(
         self,
-        target: str | os.PathLike[str] | TargetConfig,
+        target: Target,
         *,
         target_text: str | None = None,
         config: LearnConfig | None = None,
@@ -464,8 +486,18 @@ class Lake:
         chosen = override(config or LearnConfig(), **settings)
         num_steps = CALIBRATION_STEPS if calibration_steps is None else calibration_steps
         with translated():
-            goal = _goal(target, target_text)
+            goal = self._goal(target, target_text)
             return forecast(self, goal, chosen, on_progress, calibration_steps=num_steps)
+
+    def _goal(self, given: Target, text: str | None = None) -> TargetConfig:
+        """What was given as a target, a table in memory as the file that it is kept in."""
+        if isinstance(given, TargetConfig):
+            return given
+        if isinstance(given, ArrowStream):
+            with translated():
+                kept = keep_target(given, text or self.config.text, self.workdir)
+            return TargetConfig(url=str(kept), text=text)
+        return TargetConfig(url=_address(given, "the target"), text=text)
 
     def _usual_mixtures(self) -> Sequence[Spec]:
         return ("natural", "latest") if self.runs() else ("natural",)
@@ -505,7 +537,7 @@ class Lake:
         from curator.views import renew_views
 
         if mode not in ("copy", "sidecar"):
-            raise UsageError(f'mode {mode!r} is unknown; "copy" and "sidecar" are allowed')
+            raise UsageError(f"mode {mode!r} is unknown", hint='"copy" and "sidecar" are allowed')
         with translated():
             self._check_mode(mode)
             chosen = self.run(run) if isinstance(run, str) else run
@@ -525,7 +557,7 @@ class Lake:
 
     def refresh(
         self,
-        target: str | os.PathLike[str] | TargetConfig,
+        target: Target,
         *,
         target_text: str | None = None,
         learn: LearnConfig | None = None,
@@ -563,7 +595,7 @@ class Lake:
         from curator.refresh import refresh
 
         chosen = override(config or RefreshConfig(), **settings)
-        goal, how = _goal(target, target_text), learn or LearnConfig()
+        goal, how = self._goal(target, target_text), learn or LearnConfig()
         with translated():
             self._check_mode(chosen.mode)
             if dry_run:
@@ -580,7 +612,7 @@ class Lake:
 
     def status(
         self,
-        target: str | os.PathLike[str] | TargetConfig | None = None,
+        target: Target | None = None,
         *,
         target_text: str | None = None,
         learn: LearnConfig | None = None,
@@ -598,7 +630,7 @@ class Lake:
         from curator.status import status
 
         with translated():
-            goal = None if target is None else _goal(target, target_text)
+            goal = None if target is None else self._goal(target, target_text)
             return status(self, goal, learn or LearnConfig(), config or RefreshConfig(), on_progress)
 
     def rollback(self, version: int, *, dry_run: bool = False) -> Rollback:
@@ -758,7 +790,7 @@ class Lake:
         except duck.Error as error:
             raise UsageError(f"the query cannot be run: {one_line(error)}") from error
         if relation is None:
-            raise UsageError("the statement has no rows to show; ask with SELECT")
+            raise UsageError("the statement has no rows to show", hint="ask with SELECT")
         return relation
 
     def fetch(
@@ -776,6 +808,21 @@ class Lake:
         `confined` is for queries of others: one SELECT, which sees nothing but this lake, no other file, no network
         and no variable of Python. This lake's session then stays so.
         """
+        table = self.read(query, version=version, as_of=as_of, confined=confined).read_all()
+        return table.schema.names, list(zip(*map(python_values, table.columns), strict=True))
+
+    def read(
+        self,
+        query: str,
+        *,
+        version: int | None = None,
+        as_of: str | datetime | None = None,
+        confined: bool = False,
+    ) -> pa.RecordBatchReader:
+        """A query's answer as Arrow batches, as they come; arguments and errors are those of `fetch`.
+
+        Read it once, to its end, while the lake is open. Polars, pandas, DuckDB and others take it as it is.
+        """
         with translated():
             session = self._session_at(version, as_of)
             if confined:
@@ -783,12 +830,55 @@ class Lake:
                 self._session.confine(session)
             relation = self._ask(session, query)
             try:
-                table = relation.to_arrow_table()
+                reader = relation.to_arrow_reader(BATCH_ROWS)
             except duck.Error as error:
                 check_corpus_unchanged(self.corpus)
                 raise UsageError(f"the query failed: {one_line(error)}") from error
+        return pa.RecordBatchReader.from_batches(reader.schema, self._batches(reader))
+
+    def _batches(self, reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+        with translated():
+            try:
+                yield from reader
+            except (duck.Error, pa.ArrowException, OSError) as error:  # what Arrow makes of DuckDB's
+                check_corpus_unchanged(self.corpus)
+                raise UsageError(f"the query failed: {one_line(error)}") from error
             check_corpus_unchanged(self.corpus)
-        return table.schema.names, list(zip(*map(_values, table.columns), strict=True))
+
+    def save(
+        self,
+        query: str,
+        out: str | os.PathLike[str],
+        *,
+        format: Format | None = None,  # noqa: A002 - the word that users say
+        version: int | None = None,
+        as_of: str | datetime | None = None,
+        confined: bool = False,
+        overwrite: bool = False,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> Saved:
+        """Write a query's answer to a file, wholly or not at all, without having all of it in memory.
+
+        Args:
+            query: as for `sql`.
+            out: path or URL of the file.
+            format: "csv", "json" (an array of objects) or "parquet"; by default what the file's name ends with.
+            version: as for `sql`.
+            as_of: as for `sql`.
+            confined: as for `fetch`.
+            overwrite: replace a file that is there.
+            storage_options: for `out`; by default the lake's, if it is of the same kind.
+
+        Raises:
+            ConfigError: an unknown format, or a file that is there or has no folder.
+            UsageError: the query is not valid, `out` lies in the lake, or a column has a type that the format lacks.
+            StorageError: `out` cannot be written.
+        """
+        kind = format_of(os.fspath(out), format)
+        with translated():
+            place = self._place_for(out, storage_options)
+            check_place(self, place, overwrite=overwrite)
+            return save(self.read(query, version=version, as_of=as_of, confined=confined), place, kind)
 
     def select(
         self, selection: Selection, *, version: int | None = None, as_of: str | datetime | None = None
@@ -884,7 +974,7 @@ class Lake:
         from curator.score import score
 
         if workers is not None and workers < 1:
-            raise UsageError(f"workers={workers} cannot work; at least 1 is needed")
+            raise UsageError(f"workers={workers} cannot work", hint="at least 1 is needed")
         with translated():
             chosen = self.run(run) if isinstance(run, str) else run
             place = self._place_for(out, storage_options)
@@ -956,7 +1046,8 @@ class Lake:
                 yield
             except connector_errors.NotFoundError as error:
                 raise StorageError(
-                    f"destination {self.destination.url} cannot be written ({error}); choose another --destination"
+                    f"destination {self.destination.url} cannot be written ({error})",
+                    hint="choose another --destination",
                 ) from error
 
     def check_run_dir(self, run_dir: Path | None) -> None:
@@ -968,7 +1059,8 @@ class Lake:
         if run_dir and would_be_read_as_lake(self._root, self.config.url, open_store(str(run_dir.absolute()))):
             raise ConfigError(
                 f"run folder {run_dir} lies inside the lake {self.url}, which would take the run's files for more of "
-                "its rows; name a folder elsewhere with --run-dir"
+                "its rows",
+                hint="name a folder elsewhere with --run-dir",
             )
 
     def _place_for(self, out: str | os.PathLike[str], storage_options: Mapping[str, Any] | None) -> Store:
@@ -981,7 +1073,8 @@ class Lake:
         if would_be_read_as_lake(self._root, self.config.url, place):
             raise UsageError(
                 f"{place.url} lies inside the lake {self.url}, which would take what is written there for more of "
-                "its rows; choose a folder elsewhere, or one whose name starts with '_'"
+                "its rows",
+                hint="choose a folder elsewhere, or one whose name starts with '_'",
             )
         return place
 
@@ -1069,27 +1162,16 @@ class Lake:
             check_corpus_unchanged(self.corpus)
 
 
-def _address(given: str | os.PathLike[str], what: str) -> str:
+def _address(given: object, what: str) -> str:
     if isinstance(given, str | os.PathLike):
         return os.fspath(given)
+    if what == "the lake":
+        raise UsageError(
+            f"the lake is given as a {type(given).__name__}, and its versions are Parquet files",
+            hint="give the address of such files, as text or a path; curator.write_corpus(table, FOLDER) makes them",
+        )
     raise UsageError(
-        f"{what} is given as a {type(given).__name__}; give the address of Parquet files, as text or a path, and write "
-        "a table that is in memory to such a file first"
+        f"{what} is given as a {type(given).__name__}",
+        hint="give the address of Parquet files, as text or a path, or a table that has Arrow's stream: a DataFrame of "
+        "polars (collect a LazyFrame first) or of pandas from 2.2 on, a pyarrow Table, a relation of DuckDB",
     )
-
-
-def _goal(given: str | os.PathLike[str] | TargetConfig, text: str | None = None) -> TargetConfig:
-    return given if isinstance(given, TargetConfig) else TargetConfig(url=_address(given, "the target"), text=text)
-
-
-def _values(column: pa.ChunkedArray) -> list[Any]:
-    """As Python has them; times with nanoseconds, which it has not, as text, also where pandas would have some."""
-    kind = column.type
-    try:
-        if pa.types.is_timestamp(kind) and kind.unit == "ns":
-            column = column.cast(pa.timestamp("us", kind.tz))
-        elif kind in (pa.duration("ns"), pa.time64("ns")):
-            column = column.cast(pa.duration("us") if pa.types.is_duration(kind) else pa.time64("us"))
-        return cast("list[Any]", column.to_pylist())
-    except ValueError:
-        return cast("list[Any]", column.cast(pa.string()).to_pylist())

@@ -22,6 +22,7 @@ from curator.clusters import Clusters
 from curator.config import EXECUTION_FIELDS, LearnConfig, TargetConfig, override
 from curator.errors import ConfigError, InputError
 from curator.files import write_atomically
+from curator.memory import is_kept
 from curator.places import CHECKPOINTS, RESULT
 from curator.prepare import check_machine, check_model, check_solver, distinct_texts, find_goal, fingerprint, prepare
 from curator.progress import Progress, ProgressCallback
@@ -76,7 +77,7 @@ def resume(lake: Lake, folder: Path, layout: Mapping[str, Any], on_progress: Pro
     if (folder / RECORD).exists():
         raise ConfigError(f"run {begun.run_id} in {folder} is finished; there is nothing to resume")
     if begun.job.learn.method == "dsir":
-        raise ConfigError("a run by dsir has nothing to go on from; learn anew")
+        raise ConfigError("a run by dsir has nothing to go on from", hint="learn anew")
     _check_only_execution(layout)
     config = override(begun.job.learn, **layout)
     check_solver(config, check_model(config, dict(begun.job.model.hf_config)))
@@ -87,11 +88,12 @@ def resume(lake: Lake, folder: Path, layout: Mapping[str, Any], on_progress: Pro
         if lake.snapshot_id != begun.snapshot_id:
             raise InputError(
                 f"{lake.url} has changed since run {begun.run_id} began (snapshot {begun.snapshot_id}, now "
-                f"{lake.snapshot_id}); its checkpoints belong to the old rows: learn anew, or restore the files"
+                f"{lake.snapshot_id})",
+                hint="its checkpoints belong to the old rows: learn anew, or restore the files",
             )
         gone = [cache for cache in (begun.job.corpus, begun.job.target) if not cache.is_dir()]
         if gone:
-            raise InputError(f"the token cache {gone[0]} of run {begun.run_id} is gone; learn anew")
+            raise InputError(f"the token cache {gone[0]} of run {begun.run_id} is gone", hint="learn anew")
         begun.write()
         _finish(lake, begun, watch)
     return begun.run_id
@@ -101,8 +103,9 @@ def _check_only_execution(settings: Mapping[str, Any]) -> None:
     changed = sorted(settings.keys() - EXECUTION_FIELDS)
     if changed:
         raise ConfigError(
-            f"{changed[0]} cannot change when a run is resumed; only how it is executed can: "
-            f"{', '.join(sorted(EXECUTION_FIELDS & LearnConfig.model_fields.keys()))}"
+            f"{changed[0]} cannot change when a run is resumed",
+            hint=f"only how it is executed can: "
+            f"{', '.join(sorted(EXECUTION_FIELDS & LearnConfig.model_fields.keys()))}",
         )
 
 
@@ -377,6 +380,7 @@ def _record(
         "target": {
             "url": begun.target_url,
             "text": begun.target_text,
+            "in_memory": is_kept(lake.workdir, begun.target_url),
             "num_samples": target.num_rows,
             "num_tokens": int(target.domain_tokens().sum()),
             "fingerprint": fingerprint(target.sample_ids()),

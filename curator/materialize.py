@@ -9,33 +9,28 @@ from __future__ import annotations
 
 import json
 import secrets
-import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from connectors import duck
 from connectors.commit import Version
-from connectors.errors import ConnectorError
 from connectors.store import (
     Store,
     delete,
     exists,
     list_objects,
-    open_store,
     read_bytes,
-    staged_file,
     stat_object,
     write_object,
 )
 from curator.errors import InputError, StorageError, UsageError, one_line
 from curator.macros import TOKENS
+from curator.parts import staging, write_parts
 from curator.progress import Progress, ProgressCallback
 from curator.selection import Quantiles, Selection, TokenBudget, TopK, WeightedSample
 
@@ -47,8 +42,6 @@ _FOOTER = "lake-curator"
 _BATCH_ROWS = 8192
 _NOTED_LOSS = 0.02
 """Share of the tokens that a domain lacks to its weight before it is said."""
-_FILE_BYTES = 256 << 20
-"""Size at which a file is finished and the next begun."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +95,7 @@ def materialize(
         if not domains:
             raise UsageError(f"{selection.call} selects no row of version {version.number}; nothing was written")
         token = secrets.token_hex(4)
-        with lake.writing(), _staging(place, token) as staged:
+        with lake.writing(), staging(place, token) as staged:
             rows = _rows(lake, selection, version, repeat_rows=repeat_rows)
             footer = {"schema_version": 1, **_provenance(lake, selection, version)}
             total = sum(each.num_rows if repeat_rows else each.num_distinct for each in domains)
@@ -149,66 +142,32 @@ def _check_free(place: Store, *, overwrite: bool) -> list[str]:
         UsageError: there is anything else, or it may not be replaced.
     """
     if place.is_local and Path(place.path).is_file():
-        raise UsageError(f"{place.url} is a file; name a folder")
+        raise UsageError(f"{place.url} is a file", hint="name a folder")
     found = [info.path for info in list_objects(place, with_temporaries=True)]
     if not found:
         return []
     if not exists(place, MANIFEST):
         raise UsageError(
-            f"{place.url} is not empty and has no {MANIFEST} of an earlier call, so that it is not replaced; name "
-            "another folder, or remove what is there"
+            f"{place.url} is not empty and has no {MANIFEST} of an earlier call, so that it is not replaced",
+            hint="name another folder, or remove what is there",
         )
     if not overwrite:
-        raise UsageError(f"{place.url} is there already; name another folder, or allow it to be replaced (--overwrite)")
+        raise UsageError(
+            f"{place.url} is there already", hint="name another folder, or allow it to be replaced (--overwrite)"
+        )
     try:
         ours = {MANIFEST, *(file["path"] for file in json.loads(read_bytes(place, MANIFEST))["files"])}
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(
-            f"{place.describe(MANIFEST)} cannot be read ({error}); name another folder, or remove this one"
+            f"{place.describe(MANIFEST)} cannot be read ({error})", hint="name another folder, or remove this one"
         ) from error
     if foreign := sorted(set(found) - ours):
         raise UsageError(
             f"{place.describe(foreign[0])} is not of the earlier call that wrote {place.url}, so that the folder is "
-            "not replaced; move it away, or name another folder"
+            "not replaced",
+            hint="move it away, or name another folder",
         )
     return sorted(ours - {MANIFEST})
-
-
-@contextmanager
-def _staging(place: Store, token: str) -> Iterator[Store]:
-    """Where to write so that a local folder appears whole; other storage is written in place, and tidied on failure."""
-    if not place.is_local:
-        try:
-            yield place
-        except BaseException:
-            with suppress(ConnectorError):  # the failure that brought us here matters more than what is left
-                for info in list_objects(place):
-                    if info.path.startswith(_part(token, "")):
-                        delete(place, info.path)
-            raise
-        return
-    folder = Path(place.path).resolve()
-    made = folder.with_name(f".{folder.name}-{token}")
-    made.mkdir(parents=True)
-    try:
-        yield open_store(str(made))
-        _rename_over(made, folder, folder.with_name(f".{folder.name}-{token}-old"))
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
-
-
-def _rename_over(made: Path, folder: Path, aside: Path) -> None:
-    """Rename `made` to `folder`, of which an earlier one goes away for good once that was done."""
-    replaced = folder.exists()
-    if replaced:
-        folder.rename(aside)
-    try:
-        made.rename(folder)
-    except OSError:
-        if replaced:
-            aside.rename(folder)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _check_ids(lake: Lake, version: Version) -> None:
@@ -218,7 +177,8 @@ def _check_ids(lake: Lake, version: Version) -> None:
     if num_nameless:
         raise InputError(
             f"{num_nameless:,} rows of version {version.number} have no id any more, since their files in {lake.url} "
-            "have changed; publish the run again, or restore the files"
+            "have changed",
+            hint="publish the run again, or restore the files",
         )
 
 
@@ -288,27 +248,23 @@ def _notes(lake: Lake, selection: Selection, version: Version, domains: Sequence
 def _write(
     staged: Store, token: str, rows: duck.Relation, footer: str, total: int, on_progress: ProgressCallback
 ) -> list[dict[str, Any]]:
-    """Write the rows into files of about `_FILE_BYTES`, one batch of them in memory; (path, num_rows, size_bytes)."""
-    files: list[dict[str, Any]] = []
-    done = 0
+    """Write the rows; (path, num_rows, size_bytes) of each file."""
     reader = rows.to_arrow_reader(_BATCH_ROWS)
     schema = reader.schema.with_metadata({_FOOTER: footer})
-    batches = _batches(reader)
-    batch = next(batches, None)
-    while batch is not None:
-        path = _part(token, f"{len(files):05}.parquet")
-        before = done
-        with staged_file(staged, path) as sink, pq.ParquetWriter(sink, schema, compression="zstd") as writer:
-            while batch is not None and sink.tell() < _FILE_BYTES:
-                writer.write_table(pa.Table.from_batches([batch]))
-                done += batch.num_rows
-                on_progress(Progress(stage="materialize", done=done, total=total, detail=path))
-                batch = next(batches, None)
-        size_bytes = stat_object(staged, path).size_bytes
-        files.append({"path": path, "num_rows": done - before, "size_bytes": size_bytes})
+
+    def tell(done: int, path: str) -> None:
+        on_progress(Progress(stage="materialize", done=done, total=total, detail=path))
+
+    files = write_parts(staged, token, schema, _batches(reader), tell)
+    done = sum(num_rows for _, num_rows in files)
     if done != total:
-        raise StorageError(f"{done:,} rows were read where {total:,} had been counted; the lake changed, try again")
-    return files
+        raise StorageError(
+            f"{done:,} rows were read where {total:,} had been counted", hint="the lake changed, try again"
+        )
+    return [
+        {"path": path, "num_rows": num_rows, "size_bytes": stat_object(staged, path).size_bytes}
+        for path, num_rows in files
+    ]
 
 
 def _batches(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
@@ -317,7 +273,3 @@ def _batches(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
         yield from reader
     except (pa.ArrowException, OSError) as error:
         raise StorageError(f"the selected rows cannot be read: {one_line(error)}") from error
-
-
-def _part(token: str, rest: str) -> str:
-    return f"part-{token}-{rest}"

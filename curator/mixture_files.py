@@ -55,7 +55,7 @@ def _text(path: Path) -> str:
     except OSError as error:
         raise ConfigError(f"mixture file {path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"mixture file {path} cannot be read as UTF-8 ({error}); save it as text") from error
+        raise ConfigError(f"mixture file {path} cannot be read as UTF-8 ({error})", hint="save it as text") from error
 
 
 def _train(path: Path, text: str, domains: Sequence[str]) -> Mapping[str, Any]:

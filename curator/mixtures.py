@@ -88,7 +88,7 @@ def mixtures(lake: Lake, domains: Sequence[str], specs: Sequence[Spec], *, each_
     names = [mixture.name for mixture in found]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise ConfigError(f"two mixtures are named {twice!r}; name one of them otherwise, as NAME=SPEC")
+        raise ConfigError(f"two mixtures are named {twice!r}", hint="name one of them otherwise, as NAME=SPEC")
     return found
 
 
@@ -133,8 +133,8 @@ def _mixture(lake: Lake, domains: Sequence[str], name: str | None, what: str) ->
     twice = next((run_id for run_id in ids if ids.count(run_id) > 1), None)
     if twice:
         raise ConfigError(
-            f"mixture {what!r} names run {twice} twice; each seed needs a run of its own, or the interval would not "
-            "hold for the learning"
+            f"mixture {what!r} names run {twice} twice",
+            hint="each seed needs a run of its own, or the interval would not hold for the learning",
         )
     return runs[0] if len(runs) == 1 else _of_seeds(runs)
 
@@ -168,8 +168,8 @@ def _of_run(lake: Lake, domains: Sequence[str], name: str | None, run_id: str) -
     other = sorted(set(domains) ^ learned.keys())
     if other:
         raise InputError(
-            f"run {run.run_id} was learned on other domains than {lake.url} has now ({other[0]!r} is on one side "
-            "only); learn again"
+            f"run {run.run_id} was learned on other domains than {lake.url} has now ({other[0]!r} is on one side only)",
+            hint="learn again",
         )
     return Mixture(
         name=name or run.run_id,
@@ -186,10 +186,10 @@ def _weights(domains: Sequence[str], values: Mapping[str, Any], source: str) -> 
         if domain not in domains:
             near = difflib.get_close_matches(str(domain), domains, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"domains are {', '.join(map(repr, domains[:10]))}"
-            raise ConfigError(f"{source} names domain {domain!r}, which the lake does not have; {hint}")
+            raise ConfigError(f"{source} names domain {domain!r}, which the lake does not have", hint=hint)
         if not _is_weight(value):
             raise ConfigError(
-                f"{source} gives domain {domain!r} the weight {value!r}; it must be a number of at least 0"
+                f"{source} gives domain {domain!r} the weight {value!r}", hint="it must be a number of at least 0"
             )
     weights_D = np.array([float(values.get(domain, 0.0)) for domain in domains])
     if not weights_D.any():

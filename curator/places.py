@@ -9,9 +9,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+from fsspec.utils import glob_translate
+
 from connectors.connector import is_table
 from connectors.plain import SUFFIXES
-from connectors.store import Store
+from connectors.store import Store, open_store
 from curator import catalog
 from curator.config import LakeConfig
 from curator.errors import StorageError
@@ -57,6 +59,17 @@ def would_be_read_as_lake(root: Store, url: str, place: Store) -> bool:
     if any(part.startswith(("_", ".")) for part in parts):
         return False
     return is_folder or "**" in url  # else a single file, or a glob that stays in its folders
+
+
+def would_be_file_of_lake(url: str, place: Store) -> bool:
+    """Whether `place`, a Parquet file by its name, would be listed as one by the glob that the lake at `url` is."""
+    if is_table(url) or not set(url) & set("*?[") or not place.path.endswith(SUFFIXES):
+        return False
+    glob = open_store(url, {}) if "://" not in url else None
+    pattern = glob.path if glob else url.partition("://")[2]
+    if place.is_local != (glob is not None or url.startswith("file://")):
+        return False
+    return re.match(glob_translate(pattern.strip("/")), place.full_path().strip("/")) is not None
 
 
 def remembered_columns(workdir: Path, destination: Store) -> dict[str, Any]:
@@ -110,6 +123,6 @@ def make_work_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(
-            f"the work folder {folder} cannot be created ({error.strerror}); choose a --destination that can be "
-            "written, or set CURATOR_HOME to a folder that can"
+            f"the work folder {folder} cannot be created ({error.strerror})",
+            hint="choose a --destination that can be written, or set CURATOR_HOME to a folder that can",
         ) from error

@@ -38,7 +38,7 @@ def plan_run(
         MissingExtraError: the train extra is not installed.
     """
     if device not in ("cpu", "cuda"):
-        raise UsageError(f"device {device!r} is not known; use cpu or cuda")
+        raise UsageError(f"device {device!r} is not known", hint="use cpu or cuda")
     if devices is not None and memory_gib is None:
         raise UsageError("a proposal for --devices needs --memory, the GiB of each")
     hf_config = _hf_config(learn)

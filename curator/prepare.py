@@ -102,8 +102,8 @@ def prepare(
     check_solver(config, num_layers)
     if elsewhere and not config.is_stepwise:
         raise ConfigError(
-            f"method {config.method!r} has no workers to run on other machines; learn without --prepare, or choose "
-            "another method"
+            f"method {config.method!r} has no workers to run on other machines",
+            hint="learn without --prepare, or choose another method",
         )
     if elsewhere:  # the trainings of a line search would run here, on a machine that need not be able to
         unjudged = config.line_search.model_copy(update={"places": ()})
@@ -156,21 +156,24 @@ def _check_line_search(config: LearnConfig, caches: Tokenized, goal: Goal) -> No
     num_domains = len(caches.corpus.domains)
     if config.is_judged(num_domains) and caches.target.num_rows < _LEAST_JUDGED_ROWS:
         raise InputError(
-            f"target {goal.url} has {caches.target.num_rows} distinct rows; to judge the weights on rows kept out it "
-            f"needs at least {_LEAST_JUDGED_ROWS}: add rows, or set learn.line_search.places = []"
+            f"target {goal.url} has {caches.target.num_rows} distinct rows",
+            hint=f"to judge the weights on rows kept out it "
+            f"needs at least {_LEAST_JUDGED_ROWS}: add rows, or set learn.line_search.places = []",
         )
     share, num_fit = config.line_search.validation_share, config.num_fit_rows(caches.target.num_rows, num_domains)
     if num_fit < _LEAST_FIT_ROWS:
         raise ConfigError(
             f"learn.line_search.validation_share={share:g} leaves {max(num_fit, 0)} of the {caches.target.num_rows} "
-            f"distinct rows of {goal.url} to learn from; at least {_LEAST_FIT_ROWS} are needed: lower it, or add rows"
+            f"distinct rows of {goal.url} to learn from",
+            hint=f"at least {_LEAST_FIT_ROWS} are needed: lower it, or add rows",
         )
     budget, epochs = config.weights.budget_tokens, config.weights.max_epochs
     total = int(caches.corpus.domain_tokens().sum())
     if budget is not None and budget > epochs * total:
         raise ConfigError(
             f"learn.weights.budget_tokens={budget} is more than {epochs:g} passes (learn.weights.max_epochs) over the "
-            f"lake's {total:,} tokens; lower the budget, or allow more passes"
+            f"lake's {total:,} tokens",
+            hint="lower the budget, or allow more passes",
         )
 
 
@@ -212,7 +215,8 @@ def _check_length(config: LearnConfig | CompareConfig, hf_config: dict[str, Any]
     if positions and config.sequence_length > int(positions):
         raise ConfigError(
             f"sequence_length={config.sequence_length} is more than the {positions} positions of model "
-            f"{config.model!r}; set it to {positions} or less"
+            f"{config.model!r}",
+            hint=f"set it to {positions} or less",
         )
 
 
@@ -226,8 +230,8 @@ def check_solver(config: LearnConfig, num_layers: int) -> None:
         return
     if config.method in PROBING and config.dtype == "bfloat16":
         raise ConfigError(
-            f"method {config.method!r} compares losses at small distances, which bfloat16 rounds away; set learn.dtype "
-            "= 'float32', or choose another method"
+            f"method {config.method!r} compares losses at small distances, which bfloat16 rounds away",
+            hint="set learn.dtype = 'float32', or choose another method",
         )
     try:
         solver_settings(config, num_layers)
@@ -239,13 +243,14 @@ def _check_granularity(config: LearnConfig) -> None:
     """Refuse weights of rows where nothing would tell them apart."""
     if config.granularity == "cluster" and not config.is_stepwise:
         raise ConfigError(
-            f"learn.granularity = 'cluster' takes steps between clusters, which method {config.method!r} does not; set "
-            "learn.granularity = 'domain', or choose another method"
+            f"learn.granularity = 'cluster' takes steps between clusters, which method {config.method!r} does not",
+            hint="set learn.granularity = 'domain', or choose another method",
         )
     if config.granularity == "sample" and config.method != "scalebio":
         raise ConfigError(
             f"learn.granularity = 'sample' compares the two copies of method 'scalebio', which {config.method!r} does "
-            "not train; set learn.granularity = 'domain', or leave the method out"
+            "not train",
+            hint="set learn.granularity = 'domain', or leave the method out",
         )
 
 
@@ -273,12 +278,12 @@ def with_data_parallel(config: LearnConfig, device: launch.Device) -> LearnConfi
 
 def _new_run_dir(folder: Path) -> Path:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"run folder {folder} is not an empty folder; name a new one, nothing is overwritten")
+        raise ConfigError(f"run folder {folder} is not an empty folder", hint="name a new one, nothing is overwritten")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(
-            f"run folder {folder} cannot be created ({error.strerror}); choose another with --run-dir"
+            f"run folder {folder} cannot be created ({error.strerror})", hint="choose another with --run-dir"
         ) from error
     return folder.resolve()
 
@@ -287,8 +292,8 @@ def find_goal(lake: Lake, target: TargetConfig) -> Goal:
     """The target's files and their text column, before any work is done for it."""
     if not target.url:
         raise ConfigError(
-            "no target was named, a few hundred rows of what the model should be good at; pass --target URL or set "
-            "target.url"
+            "no target was named, a few hundred rows of what the model should be good at",
+            hint="pass --target URL or set target.url",
         )
     corpus = read_corpus(target.url, lake.config.storage_options)
     text = target.text or lake.config.text
@@ -346,14 +351,16 @@ def usable_domains(lake: Lake, config: LearnConfig | CompareConfig) -> list[tupl
         raise InputError(f"{lake.url} has no row with text; nothing can be learned from it")
     if len(domains) < (1 if weighs_rows else 2):
         raise InputError(
-            f"column {columns.domain!r} of {lake.url} holds one domain only, {domains[0][0]!r}; weights are learned "
-            "between at least two: name another column with --domain, or weigh its rows with --granularity sample"
+            f"column {columns.domain!r} of {lake.url} holds one domain only, {domains[0][0]!r}",
+            hint="weights are learned "
+            "between at least two: name another column with --domain, or weigh its rows with --granularity sample",
         )
     for name, rows in domains:
         if rows < columns.min_domain_rows:
             raise InputError(
                 f"domain {name!r} of {lake.url} has {rows} usable rows, fewer than min_domain_rows="
-                f"{columns.min_domain_rows}; merge it into another domain, add rows, or lower --min-domain-rows"
+                f"{columns.min_domain_rows}",
+                hint="merge it into another domain, add rows, or lower --min-domain-rows",
             )
     return domains
 
@@ -363,8 +370,8 @@ def _check_outside(lake: Lake, goal: Goal) -> None:
     shared = [file.path for file in goal.corpus.files if goal.corpus.store.full_path(file.path) in inside]
     if shared:
         raise InputError(
-            f"target file {shared[0]!r} is also a file of the lake {lake.url}; weights would reward copies of the "
-            "target: keep it outside the lake"
+            f"target file {shared[0]!r} is also a file of the lake {lake.url}",
+            hint="weights would reward copies of the target: keep it outside the lake",
         )
 
 
@@ -409,13 +416,13 @@ def distinct_texts(goal: Goal, what: str) -> list[str]:
                 texts.update(text for text in column.to_pylist() if text and text.strip())
         except UnicodeDecodeError as error:
             raise InputError(
-                f"column {goal.text!r} of {what} {goal.corpus.store.describe(file.path)} is not valid UTF-8; "
-                "write the text as UTF-8"
+                f"column {goal.text!r} of {what} {goal.corpus.store.describe(file.path)} is not valid UTF-8",
+                hint="write the text as UTF-8",
             ) from error
     if not texts:
         raise InputError(
-            f"column {goal.text!r} of {what} {goal.url} has no row with text; "
-            f"the {what} needs rows of the kind the model should be good at"
+            f"column {goal.text!r} of {what} {goal.url} has no row with text",
+            hint=f"the {what} needs rows of the kind the model should be good at",
         )
     return sorted(texts)
 
@@ -477,8 +484,8 @@ def worker_job(
     num_domains = len(corpus.domains)
     if config.weights.floor * num_domains >= 1:
         raise ConfigError(
-            f"learn.weights.floor={config.weights.floor} leaves nothing to learn for {num_domains} domains; "
-            f"it must be below {1 / num_domains:.4f}"
+            f"learn.weights.floor={config.weights.floor} leaves nothing to learn for {num_domains} domains",
+            hint=f"it must be below {1 / num_domains:.4f}",
         )
     return WorkerJob(
         run_dir=folder,
@@ -500,15 +507,15 @@ def starting_weights(named: str, corpus: TokenCache) -> list[float]:
     found = weights_in(Path(named), corpus.domains)
     if len(found) != 1:
         raise ConfigError(
-            f"learn.weights.prior={named!r} holds {len(found)} mixtures, and a run starts at one; write the one that "
-            "is meant into a file of its own"
+            f"learn.weights.prior={named!r} holds {len(found)} mixtures, and a run starts at one",
+            hint="write the one that is meant into a file of its own",
         )
     (weights,) = found.values()
     without = [name for name, weight in zip(corpus.domains, weights, strict=True) if not weight]
     if without:
         raise ConfigError(
-            f"learn.weights.prior={named!r} gives domain {without[0]!r} no weight, which learning could never change; "
-            "give every domain a weight above 0"
+            f"learn.weights.prior={named!r} gives domain {without[0]!r} no weight, which learning could never change",
+            hint="give every domain a weight above 0",
         )
     return list(weights)
 
@@ -524,6 +531,7 @@ def model_source(
     if vocab_size > int(hf_config["vocab_size"]):
         raise InputError(
             f"the tokenizer in {config.model} has {vocab_size} tokens, more than the model's vocab_size="
-            f"{hf_config['vocab_size']}; use the tokenizer that belongs to the model"
+            f"{hf_config['vocab_size']}",
+            hint="use the tokenizer that belongs to the model",
         )
     return ModelSource(hf_config=hf_config, folder=Path(config.model).resolve(), seed=seed)

@@ -92,15 +92,15 @@ def publish(
     lake.ingest(on_progress)
     check_column_names(lake)
     if weights_now and weights_now.snapshot_id != lake.snapshot_id:
-        raise TryAgainError(f"{lake.url} has changed since weights were made for its rows; try again")
+        raise TryAgainError(f"{lake.url} has changed since weights were made for its rows", hint="try again")
     kind = ("" if mode == "copy" else f"{mode}-") + (f"{label}-" if label else "")
     folder = lake.connector.folder(f"{run.run_id}-{kind}{lake.snapshot_id}")
     key, known = _find_known(lake.connector.read_log(), f"{run.run_id}/{kind}{lake.snapshot_id}")
     weights = RowWeights(lake, run.run_id, weights_now.samples if weights_now else run.samples())
     if lake.corpus.num_rows and weights.num_unweighted == lake.corpus.num_rows:
         raise InputError(
-            f"run {run.run_id!r} has no weight for any row of {lake.url}, whose rows have all changed since; "
-            "learn again, then publish that run"
+            f"run {run.run_id!r} has no weight for any row of {lake.url}, whose rows have all changed since",
+            hint="learn again, then publish that run",
         )
     if dry_run or known:
         files: tuple[PublishedFile, ...] = ()
@@ -191,8 +191,8 @@ def _check_same_columns(lake: Lake, run: Run) -> None:
         if then != now:
             setting = f"lake.{name}" if name == "id_hash" else f"--{name}"
             raise InputError(
-                f"run {run.run_id!r} read {lake.url} with {name}={then!r}, but it is read with {name}={now!r} now; "
-                f"`curator ingest` it with {setting} as the run did, or learn again"
+                f"run {run.run_id!r} read {lake.url} with {name}={then!r}, but it is read with {name}={now!r} now",
+                hint=f"`curator ingest` it with {setting} as the run did, or learn again",
             )
 
 
@@ -202,8 +202,8 @@ def check_column_names(lake: Lake) -> None:
     clash = [name for name in [*lake.corpus.schema.names, *sorted(partitions)] if name.casefold() in WEIGHT_COLUMNS]
     if clash:
         raise InputError(
-            f"{lake.url} has a column {clash[0]!r} already; rename it in the source files, "
-            "publishing never overwrites a column"
+            f"{lake.url} has a column {clash[0]!r} already",
+            hint="rename it in the source files, publishing never overwrites a column",
         )
 
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from connectors import duck
 from connectors.store import open_object
-from curator import catalog, row_gaps
+from curator import catalog, notebook, row_gaps
 from curator.errors import StorageError, UsageError, one_line, translated
 
 if TYPE_CHECKING:
@@ -89,7 +89,8 @@ class Run:
                 samples = pq.read_table(source, columns=SCHEMA.names).cast(SCHEMA)
         except (pa.ArrowException, ValueError) as error:
             raise StorageError(
-                f"{self.lake.destination.describe(path)} is damaged ({one_line(error)}); learn again, or restore it"
+                f"{self.lake.destination.describe(path)} is damaged ({one_line(error)})",
+                hint="learn again, or restore it",
             ) from error
         WeightTable(samples=samples, domains=tuple(DomainWeight(**row) for row in self.record["domains"])).check()
         return samples
@@ -142,6 +143,20 @@ class Run:
         top = sorted(self.record["domains"], key=lambda row: -row["domain_weight"])[:3]
         leading = ", ".join(f"{row['domain']} {row['domain_weight']:.2f}" for row in top)
         return f"Run({self.run_id!r}: {leading}; {self.record['verdict']['status']})"
+
+    def _repr_html_(self) -> str:
+        """What notebooks show: the verdict, and the domains, largest weight first."""
+        rows = sorted(self.record["domains"], key=lambda row: -row["domain_weight"])
+        columns = ("domain", "natural share", "learned weight", "95 % interval", "ratio")
+        cells = [
+            (row["domain"], row["natural_share"], row["domain_weight"], _interval(row), row["ratio"]) for row in rows
+        ]
+        return notebook.table(f"Run {self.run_id}", columns, cells, [self.verdict])
+
+
+def _interval(domain: Mapping[str, Any]) -> str:
+    low, high = domain.get("ci_low"), domain.get("ci_high")
+    return "" if low is None or high is None else f"{low:.3f} … {high:.3f}"
 
 
 def _why_no_scorer(record: Mapping[str, Any]) -> str:

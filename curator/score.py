@@ -222,8 +222,8 @@ def _check_ours(place: Store, found: Mapping[str, str | None], paths: Sequence[s
     foreign = next((path for path in paths if path in found and found[path] is None), None)
     if foreign:
         raise UsageError(
-            f"{place.describe(foreign)} is no shard of an earlier call for this lake, so that it is not replaced; name "
-            "another folder, or remove it"
+            f"{place.describe(foreign)} is no shard of an earlier call for this lake, so that it is not replaced",
+            hint="name another folder, or remove it",
         )
 
 
@@ -276,8 +276,9 @@ def _written_by(workers: int, job: _Job, shards: Sequence[_Shard]) -> Iterator[i
                 yield from (future.result() for future in ended)
         except BrokenProcessPool as error:
             raise TryAgainError(
-                "a worker was killed, perhaps for want of memory; the same command goes on with the shards that are "
-                "missing, --workers says how many work at a time"
+                "a worker was killed, perhaps for want of memory",
+                hint="the same command goes on with the shards that are "
+                "missing, --workers says how many work at a time",
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)

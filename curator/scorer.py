@@ -151,11 +151,11 @@ def from_npz(data: bytes, place: str, schema_version: int, make: Callable[[dict[
             return make(values)
     except (zipfile.BadZipFile, EOFError, ValueError, KeyError, TypeError, OSError) as error:
         raise StorageError(
-            f"{place} is damaged ({type(error).__name__}: {one_line(error)}); learn again, or restore it"
+            f"{place} is damaged ({type(error).__name__}: {one_line(error)})", hint="learn again, or restore it"
         ) from error
     raise StorageError(
-        f"{place} was written by another Lake Curator (schema_version {version}, this one reads {schema_version}); use "
-        "that one, or learn again"
+        f"{place} was written by another Lake Curator (schema_version {version}, this one reads {schema_version})",
+        hint="use that one, or learn again",
     )
 
 

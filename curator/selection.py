@@ -154,7 +154,7 @@ class MixtureBudget(Selection):
     def __post_init__(self) -> None:
         for domain, share in self.shares.items():
             if not _is_number(share) or share < 0:
-                raise ConfigError(f"shares give domain {domain!r} {share!r}; it must be a number of at least 0")
+                raise ConfigError(f"shares give domain {domain!r} {share!r}", hint="it must be a number of at least 0")
         if not any(self.shares.values()):
             raise ConfigError("shares give no domain more than 0")
         _check_integer(self, "tokens", 1)
@@ -192,7 +192,7 @@ def bucket_domains(run: Run, buckets: int) -> list[dict[str, Any]]:
     version = next((v.version for v in reversed(lake.history()) if v.run_id == run.run_id), None)
     if version is None:
         raise NotFoundError(
-            f"run {run.run_id!r} was not published, so its rows are in no bucket; `curator publish` it first"
+            f"run {run.run_id!r} was not published, so its rows are in no bucket", hint="`curator publish` it first"
         )
     query = (
         "SELECT bucket AS domain, sum(weighted) / sum(sum(weighted)) OVER () AS domain_weight, "
@@ -226,12 +226,12 @@ def _check_number(
 ) -> None:
     value = getattr(selection, name)
     if not _is_number(value) or value < low or value > high or (above and value == low):
-        raise ConfigError(f"{selection.macro}: {name}={value!r} is not allowed; it must be {allowed}")
+        raise ConfigError(f"{selection.macro}: {name}={value!r} is not allowed", hint=f"it must be {allowed}")
 
 
 def _check_integer(selection: Selection, name: str, low: int, high: int = LARGEST_INTEGER) -> None:
     value = getattr(selection, name)
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise ConfigError(
-            f"{selection.macro}: {name}={value!r} is not allowed; it must be an integer from {low} to {high}"
+            f"{selection.macro}: {name}={value!r} is not allowed", hint=f"it must be an integer from {low} to {high}"
         )

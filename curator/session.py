@@ -117,8 +117,8 @@ class Session:
         if self._connection is None:
             path = self.path
             not_yet = InputError(
-                f"{self._url} has not been ingested yet; run `curator ingest {self._address} --text COLUMN "
-                "--domain COLUMN`"
+                f"{self._url} has not been ingested yet",
+                hint=f"run `curator ingest {self._address} --text COLUMN --domain COLUMN`",
             )
             if not path.exists():
                 raise not_yet
@@ -138,8 +138,8 @@ class Session:
         changed = duck.changed_files(connection, self.corpus)
         if changed:
             raise InputError(
-                f"{len(changed)} file(s) of {self._url} changed since the last ingest, first {changed[0]!r}; "
-                f"run `curator ingest {self._address}`"
+                f"{len(changed)} file(s) of {self._url} changed since the last ingest, first {changed[0]!r}",
+                hint=f"run `curator ingest {self._address}`",
             )
 
     # what SQL asks ------------------------------------------------------------------------------------------------

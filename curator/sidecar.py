@@ -40,7 +40,7 @@ def check_no_views(lake: Lake) -> None:
     """
     place = lake.workdir / VIEWS
     if place.exists():
-        raise UsageError(f"{place} cannot show {CANNOT_SHOW}; remove it first, or publish copies")
+        raise UsageError(f"{place} cannot show {CANNOT_SHOW}", hint="remove it first, or publish copies")
 
 
 def write_sidecar(lake: Lake, file: ParquetFile, rows: pa.Table, path: str, run_id: str) -> None:
@@ -65,7 +65,7 @@ def write_sidecar(lake: Lake, file: ParquetFile, rows: pa.Table, path: str, run_
         now = None
     if now is None or (now.size_bytes, now.version) != (file.size_bytes, file.version):
         place = lake.corpus.store.describe(file.path)
-        raise TryAgainError(f"{place} has changed since it was listed; publish again")
+        raise TryAgainError(f"{place} has changed since it was listed", hint="publish again")
 
 
 def check_fresh(lake: Lake, manifest: Manifest) -> None:
@@ -88,5 +88,6 @@ def check_fresh(lake: Lake, manifest: Manifest) -> None:
             if not fresh:
                 raise InputError(
                     f"the weights of this version lie beside {store.describe(file.source_path)}, which has changed "
-                    "since or is gone; publish the run again, or restore the file"
+                    "since or is gone",
+                    hint="publish the run again, or restore the file",
                 )

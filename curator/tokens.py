@@ -90,11 +90,13 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     try:
         loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise InputError(f"no tokenizer in {folder}; a model folder needs tokenizer.json beside config.json") from error
+        raise InputError(
+            f"no tokenizer in {folder}", hint="a model folder needs tokenizer.json beside config.json"
+        ) from error
     boundary_id = loaded.eos_token_id if loaded.eos_token_id is not None else loaded.bos_token_id
     if boundary_id is None or not hasattr(loaded, "backend_tokenizer"):
         raise InputError(
-            f"the tokenizer in {folder} names no end-of-text token; set eos_token in tokenizer_config.json"
+            f"the tokenizer in {folder} names no end-of-text token", hint="set eos_token in tokenizer_config.json"
         )
     return Tokenizer(backend=loaded.backend_tokenizer, boundary_id=int(boundary_id))
 

@@ -47,11 +47,13 @@ def row_weights(path: str | Path, domains: Sequence[str]) -> NDArray[np.float64]
     """
     weights = read_object(Path(path), "weights", '{"row_weights": {domain: weight}}').get("row_weights")
     if not isinstance(weights, dict):
-        raise ConfigError(f"weights file {path} has no row_weights; write it with curator export --format torch")
+        raise ConfigError(f"weights file {path} has no row_weights", hint="write it with curator export --format torch")
     names, place_N = np.unique(np.asarray(domains, dtype=np.str_), return_inverse=True)
     for name in names:
         if name not in weights:
-            raise ConfigError(f"weights file {path} does not know domain {str(name)!r}; it has {', '.join(weights)}")
+            raise ConfigError(
+                f"weights file {path} does not know domain {str(name)!r}", hint=f"it has {', '.join(weights)}"
+            )
     return np.array([weights[name] for name in names], dtype=np.float64)[place_N]
 
 
@@ -88,8 +90,8 @@ class WeightedSampler(torch.utils.data.Sampler[int]):
         weights = np.asarray(weights_N, dtype=np.float64)
         if weights.ndim != 1 or not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
             raise ConfigError(
-                "row weights must be one finite number of at least 0 for each row, not all 0; "
-                "rows without a weight get 0"
+                "row weights must be one finite number of at least 0 for each row, not all 0",
+                hint="rows without a weight get 0",
             )
         self._num_draws = len(weights) if num_draws is None else num_draws
         if not 0 <= rank < world_size <= self._num_draws:
@@ -127,8 +129,8 @@ class WeightedSampler(torch.utils.data.Sampler[int]):
         for name in ("seed", "num_draws"):
             if state[name] != self.state_dict()[name]:
                 raise ConfigError(
-                    f"the state is of a sampler with {name}={state[name]}, this one has {self.state_dict()[name]}; "
-                    "make it with the same weights and settings"
+                    f"the state is of a sampler with {name}={state[name]}, this one has {self.state_dict()[name]}",
+                    hint="make it with the same weights and settings",
                 )
         self._epoch, self._position = state["epoch"], state["position"]
 
@@ -200,8 +202,9 @@ class WeightedCollator:
         """
         if any(row.get(self._column) is None for row in rows):
             raise ConfigError(
-                f"a row has no {self._column!r}; with transformers' Trainer set remove_unused_columns=False, "
-                "or name the column that has the weights"
+                f"a row has no {self._column!r}",
+                hint="with transformers' Trainer set remove_unused_columns=False, "
+                "or name the column that has the weights",
             )
         batch = self._collator([{name: row[name] for name in row if name != self._column} for row in rows])
         batch["sample_weight"] = torch.tensor([float(row[self._column]) for row in rows])

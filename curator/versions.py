@@ -45,22 +45,22 @@ def find_version(lake: Lake, version: int | None = None, as_of: str | datetime |
         NotFoundError: nothing was published, no such version, or its files were let go.
     """
     if version is not None and as_of is not None:
-        raise UsageError("version and as_of both name a version; give one of them")
+        raise UsageError("version and as_of both name a version", hint="give one of them")
     moment = None if as_of is None else _moment(as_of)
     log = lake.connector.read_log()
     if not log:
-        raise NotFoundError(f"{lake.destination.url} has no published version yet; publish a run first")
+        raise NotFoundError(f"{lake.destination.url} has no published version yet", hint="publish a run first")
     if moment is not None:
         early = [each for each in log if datetime.fromisoformat(each.committed_at) <= moment]
         if not early:
             raise NotFoundError(
-                f"{lake.destination.url} had no version at {moment.isoformat()}; the first was committed at "
-                f"{log[0].committed_at}"
+                f"{lake.destination.url} had no version at {moment.isoformat()}",
+                hint=f"the first was committed at {log[0].committed_at}",
             )
         return _readable(lake, log, early[-1])
     found = log[-1] if version is None else next((each for each in log if each.number == version), None)
     if found is None:
-        raise NotFoundError(f"{lake.destination.url} has no version {version}; there are 1 to {log[-1].number}")
+        raise NotFoundError(f"{lake.destination.url} has no version {version}", hint=f"there are 1 to {log[-1].number}")
     return _readable(lake, log, found)
 
 

@@ -34,10 +34,12 @@ def write_views(lake: Lake, out: Path) -> int:
     version = find_version(lake)
     manifest = lake.connector.read_manifest(version)
     if is_sidecar(manifest):
-        raise UsageError(f"views cannot show version {version.number}, {CANNOT_SHOW}; publish copies of it")
+        raise UsageError(f"views cannot show version {version.number}, {CANNOT_SHOW}", hint="publish copies of it")
     catalog.check_published_files(lake.connector.data, manifest)
     if not out.absolute().parent.is_dir():
-        raise StorageError(f"{out} cannot be written: there is no folder {out.parent}; create it or choose another")
+        raise StorageError(
+            f"{out} cannot be written: there is no folder {out.parent}", hint="create it or choose another"
+        )
     made = out.absolute().with_name(f".{out.name}-{secrets.token_hex(4)}")
     try:
         with duck.attached(made) as connection:

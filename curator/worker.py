@@ -312,7 +312,7 @@ def _sole_worker(run_dir: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise TryAgainError(
-                f"another process is at work on the run in {run_dir}; wait for it, or stop it and resume"
+                f"another process is at work on the run in {run_dir}", hint="wait for it, or stop it and resume"
             ) from None
         yield
 
@@ -386,7 +386,7 @@ class _Trajectory:
                 line = line[os.write(self._sink.fileno(), line) :]  # no buffer, which would fail again when closed
         except OSError as error:
             raise StorageError(
-                f"{self._sink.name} cannot be written ({error.strerror}); free the disk, then resume the run"
+                f"{self._sink.name} cannot be written ({error.strerror})", hint="free the disk, then resume the run"
             ) from error
 
     def sync(self) -> int:

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import traceback
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from typer.core import TyperGroup
@@ -93,32 +93,42 @@ def main() -> None:
     except Exception as error:  # the last place where a traceback could be kept from the user
         if debug:
             traceback.print_exc()
-        code, message, exit_code = _described(error, arguments)
-        _report(code, message, as_json="--json" in arguments)
-        sys.exit(exit_code)
+        told = _told(error, arguments)
+        _report(told, as_json="--json" in arguments)
+        sys.exit(told.exit_code)
 
 
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _described(error: Exception, arguments: list[str]) -> tuple[str, str, int]:
-    """(stable code, sentence, exit code) of an error."""
+class _Failure(NamedTuple):
+    """What is told of an error: what is wrong, and what to do where that is known."""
+
+    code: str
+    message: str
+    hint: str | None
+    exit_code: int
+
+
+def _told(error: Exception, arguments: list[str]) -> _Failure:
     from curator.errors import CuratorError
 
     if isinstance(error, CuratorError):
-        return error.code, str(error), error.exit_code
+        return _Failure(error.code, error.message, error.hint, error.exit_code)
     if hasattr(error, "format_message"):  # an option or argument that typer refuses
         known = {command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands}
         command = next((f" {argument}" for argument in arguments if argument in known), "")
-        return "usage", f"{error.format_message().rstrip('.')}; see `curator{command} --help`", 2
-    return "internal", f"{type(error).__name__}: {error}; this is a defect of ours, --debug shows where", 1
+        return _Failure("usage", error.format_message().rstrip("."), f"see `curator{command} --help`", 2)
+    hint = "this is a defect of ours, --debug shows where"
+    return _Failure("internal", f"{type(error).__name__}: {error}", hint, 1)
 
 
-def _report(code: str, message: str, *, as_json: bool) -> None:
-    line = " ".join(message.split())
-    print(f"curator: {line}", file=sys.stderr)  # noqa: T201
+def _report(told: _Failure, *, as_json: bool) -> None:
+    message = " ".join(told.message.split())
+    hint = told.hint and " ".join(told.hint.split())
+    print(f"curator: {message}; {hint}" if hint else f"curator: {message}", file=sys.stderr)  # noqa: T201
     if as_json:
         from curator import console
 
-        console.print_json({"status": "error", "error": {"code": code, "message": line}})
+        console.print_json({"status": "error", "error": {"code": told.code, "message": message, "hint": hint}})

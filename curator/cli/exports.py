@@ -76,7 +76,7 @@ def export(
     from curator.files import read_object
 
     if out is None:
-        raise ConfigError("no file was named; pass --out FILE")
+        raise ConfigError("no file was named", hint="pass --out FILE")
     settings = read_settings(lake_url, config)
     if format_ == DESCRIPTION:
         _check_description({"budget-tokens": budget_tokens, "quantiles": quantiles, "unit": unit})
@@ -85,7 +85,7 @@ def export(
         _print_description(described, dry_run=dry_run, as_json=as_json)
         return
     if version is not None:
-        raise ConfigError("--version is for croissant, which describes a version; name a run with --run")
+        raise ConfigError("--version is for croissant, which describes a version", hint="name a run with --run")
     where = read_object(Path(places), "places", "{domain: place}") if places.endswith(".json") else places
     with open_given(settings, destination=destination) as lake:
         found = lake.run(run)
@@ -133,7 +133,9 @@ def _check_description(given: Mapping[str, object]) -> None:
 
     for name, value in given.items():
         if value is not None:
-            raise ConfigError(f"--{name} means nothing to croissant, which describes a published version; leave it out")
+            raise ConfigError(
+                f"--{name} means nothing to croissant, which describes a published version", hint="leave it out"
+            )
 
 
 def _print_description(done: Description, *, dry_run: bool, as_json: bool) -> None:

@@ -53,6 +53,10 @@ def ingest(
         values = dataclasses.asdict(report) | {"duplicate_share": report.duplicate_share}
         console.print_json({"status": "ok", **values, "domains": dict(counts)})
         return
+    if not counts:
+        console.err().print(
+            "note: no row can be used: the files hold none, or all were left out; nothing can be learned"
+        )
     console.print_rows(["domain", "usable rows"], counts)
     console.out().print(
         f"\n{report.num_files} files, {report.num_rows:,} rows ({report.num_unusable:,} left out); "
@@ -79,7 +83,17 @@ def sql(
     destination: DestinationOption = None,
     version: VersionOption = None,
     as_of: AsOfOption = None,
+    format_: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="table, csv, json or parquet; default: table, or with --out what FILE ends with.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[str | None, typer.Option("--out", help="File or URL to write.", show_default=False)] = None,
     *,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Ask SQL: `samples` (every row with its weights), `domain_weights`, `runs`, `diagnostics` and more.
@@ -88,11 +102,30 @@ def sql(
     token_budget(1000000, 4, seed), mixture(MAP {'web': 0.7, 'code': 0.3}, 1000000, 4, seed), quantiles(4);
     rows as an old version had them: FROM at_version(2).
     """
-    from curator import console
+    import dataclasses
 
+    from curator import answers, console
+
+    shown = answers.shown_format(format_, out, as_json=as_json)
     with open_given(read_settings(lake_url, None), destination=destination) as lake:
-        names, rows = lake.fetch(query, version=version, as_of=as_of, confined=True)
-    if as_json:
+        if out is not None:
+            saved = lake.save(
+                query, out, format=shown, version=version, as_of=as_of, confined=True, overwrite=overwrite
+            )
+        elif shown is not None:
+            reader = lake.read(query, version=version, as_of=as_of, confined=True)
+            answers.write(reader, shown, console.raw_out())
+            return
+        else:
+            names, rows = lake.fetch(query, version=version, as_of=as_of, confined=True)
+    if out is not None and as_json:
+        console.print_json({"status": "ok", **dataclasses.asdict(saved)})
+    elif out is not None:
+        console.out().print(
+            f"wrote {saved.num_rows:,} rows, {saved.size_bytes / 1e6:,.1f} MB of {saved.format} to "
+            f"{console.printable(saved.location)}"
+        )
+    elif as_json:
         console.print_json({"status": "ok", "columns": names, "rows": [list(row) for row in rows]})
-        return
-    console.print_rows(names, rows)
+    else:
+        console.print_rows(names, rows)

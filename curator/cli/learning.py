@@ -171,8 +171,8 @@ def _check_resumed_alone(begun_with: Mapping[str, object]) -> None:
     given = [name for name, value in begun_with.items() if value is not None]
     if given:
         raise ConfigError(
-            f"--{given[0]} cannot be given with --resume: a run goes on with what it was begun with; "
-            "only --tensor-parallel, --pipeline-parallel and --data-parallel may change"
+            f"--{given[0]} cannot be given with --resume: a run goes on with what it was begun with",
+            hint="only --tensor-parallel, --pipeline-parallel and --data-parallel may change",
         )
 
 
@@ -238,7 +238,9 @@ def compare(
     columns = {"text": text, "domain": domain, "key": key, "destination": destination}
     options = {"skip_bad_rows": skip_bad_rows, "min_domain_rows": min_domain_rows}
     if not test:
-        raise ConfigError("no test part was named; pass --test URL: rows of the target's kind that are not in it")
+        raise ConfigError(
+            "no test part was named", hint="pass --test URL: rows of the target's kind that are not in it"
+        )
     asked: dict[str, Any] = {"target": goal, "test": TargetConfig(url=test, text=goal.text), "config": chosen}
     with open_given(settings, **columns, **options) as lake, console.progress() as tell:
         asked |= {"each_domain": each_domain, "on_progress": tell}
@@ -376,7 +378,9 @@ def _check_no_lake(given: Mapping[str, object]) -> None:
 
     for name, value in given.items():
         if value is not None:
-            raise ConfigError(f"--{name} is about a lake, and none was named; pass LAKE_URL, or leave --{name} out")
+            raise ConfigError(
+                f"--{name} is about a lake, and none was named", hint=f"pass LAKE_URL, or leave --{name} out"
+            )
 
 
 def _check_lake(given: Mapping[str, object]) -> None:
@@ -385,8 +389,8 @@ def _check_lake(given: Mapping[str, object]) -> None:
     for name, value in given.items():
         if value is not None:
             raise ConfigError(
-                f"--{name} is for plans without a lake, whose run is timed on this machine; leave --{name} out, or "
-                "LAKE_URL and --config"
+                f"--{name} is for plans without a lake, whose run is timed on this machine",
+                hint=f"leave --{name} out, or LAKE_URL and --config",
             )
 
 

@@ -83,7 +83,7 @@ def read_settings(lake_url: str | None, path: Path | None) -> Config:
     if path is None and lake_url is None:
         if not Path(DEFAULT_FILE).exists():
             raise ConfigError(
-                f"no LAKE_URL was given and there is no {DEFAULT_FILE} here; `curator init LAKE_URL` writes one"
+                f"no LAKE_URL was given and there is no {DEFAULT_FILE} here", hint="`curator init LAKE_URL` writes one"
             )
         path = Path(DEFAULT_FILE)
     config = load_config(path)
@@ -96,7 +96,7 @@ def open_given(settings: Config, **given: Any) -> Lake:
     from curator.lake import open_lake
 
     if not settings.lake.url:
-        raise ConfigError("no lake was named; pass LAKE_URL or set lake.url")
+        raise ConfigError("no lake was named", hint="pass LAKE_URL or set lake.url")
     return open_lake(settings.lake.url, config=settings.lake, **given)
 
 

@@ -49,7 +49,7 @@ def score(
     from curator.errors import ConfigError
 
     if out is None:
-        raise ConfigError("no place was named; pass --out FOLDER")
+        raise ConfigError("no place was named", hint="pass --out FOLDER")
     with open_given(read_settings(lake_url, config), destination=destination) as lake, console.progress() as tell:
         done = lake.score(run, out, workers=workers, ray=ray, dry_run=dry_run, on_progress=tell)
     if as_json:

@@ -82,7 +82,7 @@ def materialize(
     from curator.errors import ConfigError
 
     if out is None:
-        raise ConfigError("no place was named; pass --out FOLDER")
+        raise ConfigError("no place was named", hint="pass --out FOLDER")
     chosen = _selection(
         {
             "curated": curated,
@@ -144,15 +144,15 @@ def _selection(given: dict[str, float | int | None], mixture: Path | None, share
     if len(named) != 1:
         options = ", ".join(f"--{name}" for name in kinds)
         found = " and ".join(f"--{name}" for name in named) or "none"
-        raise ConfigError(f"one selection can be written, but {found} was given; pass one of {options}")
+        raise ConfigError(f"one selection can be written, but {found} was given", hint=f"pass one of {options}")
     ((name, value),) = named.items()
     kind, field = kinds[name]
     settings: dict[str, object] = {key: each for key, each in shared.items() if each is not None}
     if mixture is not None:
         if kind is not selection.TokenBudget:
-            raise ConfigError("--mixture divides a --token-budget; pass both")
+            raise ConfigError("--mixture divides a --token-budget", hint="pass both")
         kind = selection.MixtureBudget
         settings["shares"] = read_object(mixture, "mixture", "{domain: share}")
     if other := sorted(settings.keys() - kind.__dataclass_fields__.keys()):
-        raise ConfigError(f"--{other[0].replace('_', '-')} means nothing to --{name}; leave it out")
+        raise ConfigError(f"--{other[0].replace('_', '-')} means nothing to --{name}", hint="leave it out")
     return kind(**{field: value}, **settings)

@@ -62,7 +62,7 @@ def init(
     lake_url: Annotated[str, typer.Argument(metavar="LAKE_URL", help="Folder, file or glob of Parquet files.")],
     target: Annotated[Path, typer.Option("--out", help="File to write.")] = Path("curator.toml"),
     *,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the file instead of writing it.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -78,7 +78,7 @@ def init(
         print(render(proposal), end="")  # noqa: T201
         return
     if not dry_run:
-        write_config(proposal, target, force=force)
+        write_config(proposal, target, overwrite=overwrite)
     if as_json:
         values = dataclasses.asdict(proposal)
         console.print_json({"status": "ok", "config": None if dry_run else str(target)} | values)

@@ -118,19 +118,19 @@ def export(
 
 def _format(name: str) -> Format:
     if name == DESCRIPTION:
-        raise ConfigError(f"{name} describes a published version and is not made of a run; call Lake.describe")
+        raise ConfigError(f"{name} describes a published version and is not made of a run", hint="call Lake.describe")
     if name not in FORMATS:
         there_are = [*FORMATS, DESCRIPTION]
         near = difflib.get_close_matches(name, there_are, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(there_are)}"
-        raise ConfigError(f"no export format {name!r}; {hint}")
+        raise ConfigError(f"no export format {name!r}", hint=hint)
     return FORMATS[name]
 
 
 def _unit(known: Format, name: str, unit: str | None) -> Unit:
     names = [each.name for each in known.units]
     if unit is not None and unit not in names:
-        raise ConfigError(f"the format {name} has no unit {unit!r}; its weights are {' or '.join(names)}")
+        raise ConfigError(f"the format {name} has no unit {unit!r}", hint=f"its weights are {' or '.join(names)}")
     return known.units[0 if unit is None else names.index(unit)]
 
 
@@ -138,11 +138,12 @@ def _place(share: Share, places: str | Mapping[str, str], known: Format) -> str:
     if isinstance(places, str):
         if "{domain}" not in places:
             raise ConfigError(
-                f"the places {places!r} have no {{domain}} in them, which is to be replaced; each is {known.place}"
+                f"the places {places!r} have no {{domain}} in them, which is to be replaced",
+                hint=f"each is {known.place}",
             )
         return places.replace("{domain}", share.domain)
     if share.domain not in places:
-        raise ConfigError(f"no place was named for domain {share.domain!r}; name {known.place}")
+        raise ConfigError(f"no place was named for domain {share.domain!r}", hint=f"name {known.place}")
     return str(places[share.domain])
 
 
@@ -150,5 +151,7 @@ def _check_distinct(entries: list[Entry]) -> None:
     seen: set[str] = set()
     for entry in entries:
         if entry.place in seen:
-            raise ConfigError(f"the place {entry.place!r} was named for two domains; name another for one of them")
+            raise ConfigError(
+                f"the place {entry.place!r} was named for two domains", hint="name another for one of them"
+            )
         seen.add(entry.place)

@@ -16,7 +16,7 @@ from curator.export.shares import ROWS
 def _render(entries: Sequence[Entry], heading: str) -> str:
     for entry in entries:
         if "," in entry.place:
-            raise ConfigError(f"the dataset name {entry.place!r} has a comma, which separates names; rename it")
+            raise ConfigError(f"the dataset name {entry.place!r} has a comma, which separates names", hint="rename it")
     probabilities = ",".join(map(number, summing_to_one(entries)))
     names = ",".join(entry.place for entry in entries)
     return commented(

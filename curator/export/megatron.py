@@ -43,7 +43,8 @@ def _splits(entries: Sequence[Entry], _: str) -> str:
 def _check(place: str) -> None:
     if not place or any(char.isspace() for char in place):
         raise ConfigError(
-            f"the prefix {place!r} has white space or is empty, which the blend file cannot hold; rename the data"
+            f"the prefix {place!r} has white space or is empty, which the blend file cannot hold",
+            hint="rename the data",
         )
     if place.endswith((".bin", ".idx")):
         raise ConfigError(f"the prefix {place!r} must not end in .bin or .idx: Megatron adds those itself")

@@ -49,7 +49,7 @@ def curator_assets(config: str | Path, *, name: str = "weights") -> Any:
 def _settings(config: str | Path) -> Config:
     settings = load_config(config)
     if not settings.lake.url:
-        raise ConfigError(f"{config} names no lake; set lake.url")
+        raise ConfigError(f"{config} names no lake", hint="set lake.url")
     return settings
 
 

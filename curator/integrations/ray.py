@@ -48,8 +48,9 @@ def written_by_ray(address: str, tasks: int | None, job: Job, shards: Sequence[A
     """
     if "://" in address:
         raise ConfigError(
-            f"ray address {address!r} is that of a client, which has no place for the catalog; run the command on a "
-            'machine of the cluster with "auto", or with "local" for a cluster of this machine alone'
+            f"ray address {address!r} is that of a client, which has no place for the catalog",
+            hint="run the command on a "
+            'machine of the cluster with "auto", or with "local" for a cluster of this machine alone',
         )
     ray = _ray()
     with _connected(ray, address), _lost_tasks(ray):
@@ -107,8 +108,8 @@ def _connected(ray: Any, address: str) -> Iterator[None]:
         ray.init(address, include_dashboard=False if address == LOCAL else None, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise TryAgainError(
-            f"there is no Ray cluster at {address!r} ({error}); `ray start --head` on this machine starts one, and "
-            '"local" one that lasts as long as the command'
+            f"there is no Ray cluster at {address!r} ({error})",
+            hint='`ray start --head` on this machine starts one, and "local" one that lasts as long as the command',
         ) from error
     try:
         yield
@@ -124,8 +125,8 @@ def _lost_tasks(ray: Any) -> Iterator[None]:
         yield
     except ray.exceptions.RayError as error:
         raise TryAgainError(
-            f"Ray lost its tasks ({type(error).__name__}), perhaps for want of memory; the same command goes on with "
-            "the shards that are missing"
+            f"Ray lost its tasks ({type(error).__name__}), perhaps for want of memory",
+            hint="the same command goes on with the shards that are missing",
         ) from error
     finally:
         context.enable_progress_bars = told

@@ -118,7 +118,8 @@ def _read_table(store: Store, run_id: str) -> pa.Table | None:
                 return pq.read_table(source, columns=_SCHEMA.names).cast(_SCHEMA)
     except (pa.ArrowException, ValueError, KeyError) as error:
         raise StorageError(
-            f"{store.describe(path)} is damaged ({one_line(error)}); restore it, or remove it to do without the rows"
+            f"{store.describe(path)} is damaged ({one_line(error)})",
+            hint="restore it, or remove it to do without the rows",
         ) from error
 
 

@@ -55,7 +55,8 @@ def read_steps(store: Store, run_id: str, domains: Sequence[str], most: int = MO
                 return _mean_steps(pq.ParquetFile(source), len(domains), most)
     except (pa.ArrowException, ValueError, KeyError) as error:
         raise StorageError(
-            f"{store.describe(path)} is damaged ({one_line(error)}); restore it, or remove it to do without the steps"
+            f"{store.describe(path)} is damaged ({one_line(error)})",
+            hint="restore it, or remove it to do without the steps",
         ) from error
 
 

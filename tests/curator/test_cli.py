@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from lake_cases import refusal, sentences, values_of, write_rows, write_settings
 
@@ -146,3 +148,59 @@ def test_a_lake_is_refreshed_in_commands(learned, call):
     assert "Files     1 without weights, 0 changed, 0 gone since that version" in shown
     assert "Refresh   would learn" in shown
     assert "no target was named" in refusal(call("refresh", learned.lake), 2)
+
+
+def test_sql_answers_as_csv_json_and_parquet(learned, call, tmp_path):
+    query = "SELECT domain, count(*) AS n FROM samples GROUP BY ALL ORDER BY ALL"
+    asked = ("sql", learned.lake, query)
+    table = call(*asked).stdout
+    assert call(*asked, "--format", "table").stdout == table
+    assert call(*asked, "--format", "csv").stdout == '"domain","n"\n"east",24\n"north",24\n"south",24\n'
+    assert json.loads(call(*asked, "--format", "json").stdout)[0] == {"domain": "east", "n": 24}
+    assert values_of(call(*asked, "--json"))["rows"][0] == ["east", 24]
+    out = tmp_path / "x.parquet"
+    saved = values_of(call(*asked, "--out", out, "--json"))
+    assert (saved["format"], saved["num_rows"], saved["location"]) == ("parquet", 3, str(out))
+    assert pq.read_table(out)["n"].to_pylist() == [24, 24, 24]
+    assert call(*asked, "--out", tmp_path / "y", "--format", "csv").stdout.startswith("wrote 3 rows, 0.0 MB of csv to ")
+    assert "is there already; name another file" in refusal(call(*asked, "--out", out), 2)
+    assert call(*asked, "--out", out, "--overwrite").returncode == 0
+    for options, said in (
+        (("--format", "parquet"), "Parquet is not written to the terminal or a pipe; pass --out FILE"),
+        (("--format", "xml"), "format 'xml' is unknown; pass --format table, csv, json, parquet"),
+        (("--format", "table", "--out", out), "no file can be written in format 'table'; pass --format csv, json or"),
+        (("--format", "csv", "--json"), "leave one of them out, or write the answer with --out FILE"),
+        (("--out", tmp_path / "gone" / "x.csv"), "its folder does not exist"),
+    ):
+        assert said in refusal(call(*asked, *options), 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message", "hint"),
+    [
+        (("history", "gone"), "input", "gone does not exist", "give a folder, file or glob of Parquet files, or a URL"),
+        (("sql", "gone"), "usage", "Missing argument 'query'", "see `curator sql --help`"),
+        (("materialize", "gone"), "config", "no place was named", "pass --out FOLDER"),
+        (("ingest", "nope://x"), "input", "unknown storage nope://", "a lake may be a local path or one of "),
+    ],
+)
+def test_an_error_in_json_says_apart_what_is_wrong_and_what_to_do(call, tmp_path, arguments, code, message, hint):
+    done = call(*arguments, "--json")
+    error = json.loads(done.stdout.splitlines()[-1])["error"]
+    assert (error["code"], error["message"]) == (code, message)
+    assert error["hint"].startswith(hint)
+    assert refusal(done, 2) == f"{message}; {error['hint']}"
+
+
+def test_an_error_without_advice_has_an_empty_hint(learned, call):
+    error = json.loads(call("sql", learned.lake, "SELECT nothing FROM samples", "--json").stdout)["error"]
+    assert (error["code"], error["hint"]) == ("usage", None)
+    assert "nothing" in error["message"]
+
+
+def test_an_ingest_of_no_rows_says_so(call, tmp_path):
+    write_rows(tmp_path / "lake" / "a.parquet", text=pa.array([], pa.string()), domain=pa.array([], pa.string()))
+    done = call("ingest", tmp_path / "lake", "--text", "text", "--domain", "domain")
+    assert done.returncode == 0
+    assert "note: no row can be used: the files hold none" in done.stderr
+    assert values_of(call("ingest", tmp_path / "lake", "--json"))["num_rows"] == 0

@@ -1,4 +1,5 @@
 import errno
+import pickle
 
 import pytest
 
@@ -73,6 +74,17 @@ def test_every_error_of_the_optimizer_becomes_one_of_ours():
         "StoppedError": "InterruptedRunError",
         "WorkerError": "LearningError",
     }
+
+
+def test_what_to_do_is_told_apart_from_what_is_wrong_and_survives_translation_and_processes():
+    error = leaving(below.SchemaError("what\n is wrong", hint="what to do"))
+    for each in (error, pickle.loads(pickle.dumps(error))):
+        assert (str(each), each.message, each.hint) == ("what is wrong; what to do", "what is wrong", "what to do")
+        assert type(each) is errors.InputError
+    alone = errors.UsageError("what is wrong")
+    assert (str(alone), alone.message, alone.hint) == ("what is wrong", "what is wrong", None)
+    full = leaving(OSError(errno.ENOSPC, "No space left on device", "/x"))
+    assert full.hint == "free or mend the disk and try again"
 
 
 def test_a_message_of_duckdb_becomes_one_line_without_the_query():

@@ -115,10 +115,10 @@ def test_a_file_is_not_overwritten_unless_told_to(tmp_path):
     found = propose(str(write_lake(tmp_path / "lake")))
     path = tmp_path / "curator.toml"
     path.write_text("mine")
-    with pytest.raises(ConfigError, match=r"curator\.toml exists; remove it, name another with --out"):
+    with pytest.raises(ConfigError, match=r"curator\.toml exists; name another with --out"):
         write_config(found, path)
     assert path.read_text() == "mine"
-    write_config(found, path, force=True)
+    write_config(found, path, overwrite=True)
     assert path.read_text() == render(found)
 
 
@@ -138,9 +138,9 @@ def test_the_command_prints_writes_and_overwrites_only_when_told(tmp_path):
     assert (values["text"], values["domain"], values["key"], values["num_looked_at"]) == ("text", "domain", None, 72)
     assert (tmp_path / "curator.toml").read_text() == shown.stdout
     (tmp_path / "curator.toml").write_text("mine")
-    assert "overwrite it with --force" in refusal(curator(tmp_path, "init", lake), 2)
+    assert "allow it to be replaced (--overwrite)" in refusal(curator(tmp_path, "init", lake), 2)
     assert (tmp_path / "curator.toml").read_text() == "mine"
-    assert curator(tmp_path, "init", lake, "--force").returncode == 0
+    assert curator(tmp_path, "init", lake, "--overwrite").returncode == 0
     assert (tmp_path / "curator.toml").read_text() == shown.stdout
 
 

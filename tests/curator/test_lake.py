@@ -177,14 +177,17 @@ def test_asking_before_ingesting_and_after_a_change_says_what_to_run(lake, tmp_p
         again.sql("SELECT 1")
 
 
-def test_addresses_are_texts_or_paths_and_tables_are_told_to_be_written_first(tmp_path):
+def test_addresses_are_texts_or_paths_and_a_lake_in_memory_is_told_to_be_written_first(tmp_path):
     table = pl.DataFrame({"text": ["a"], "domain": ["x"]})
     table.write_parquet(tmp_path / "a.parquet")
     with curator.open_lake(tmp_path / "a.parquet", text="text", domain="domain") as lake:
         assert lake.ingest().num_rows == 1
-        for call in (lambda: curator.open_lake(table), lambda: lake.learn(table)):
-            with pytest.raises(UsageError, match=r"(lake|target) is given as a DataFrame; give the address of Parquet"):
-                call()
+        with pytest.raises(
+            UsageError, match=r"lake is given as a DataFrame, .*; curator.write_corpus\(table, FOLDER\)"
+        ):
+            curator.open_lake(table)
+        with pytest.raises(UsageError, match=r"target is given as a LazyFrame; .* \(collect a LazyFrame first\)"):
+            lake.learn(table.lazy())
         with pytest.raises(InputError, match=r"none\.parquet does not exist"):
             lake.learn(tmp_path / "none.parquet")
 

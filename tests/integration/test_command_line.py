@@ -194,11 +194,13 @@ def test_a_failure_in_json_is_one_object_too(here):
     process = curator(here, "history", "gone", "--json")
     message = refusal(process, 2)
     (line,) = process.stdout.splitlines()
-    assert json.loads(line) == {
-        "schema_version": 1,
-        "status": "error",
-        "error": {"code": "input", "message": message},
+    error = {
+        "code": "input",
+        "message": "gone does not exist",
+        "hint": "give a folder, file or glob of Parquet files, or a URL such as s3://…",
     }
+    assert json.loads(line) == {"schema_version": 1, "status": "error", "error": error}
+    assert message == f"{error['message']}; {error['hint']}"
 
 
 def test_debug_shows_the_traceback_wherever_it_stands(here):

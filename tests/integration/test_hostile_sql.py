@@ -117,3 +117,26 @@ def test_the_command_is_confined(place):
     said = refusal(curator_command(place, *asked, f"SELECT * FROM '{place / 'secret.csv'}'"), 2)
     assert "secret.csv" in said
     assert "only one query can be asked" in refusal(curator_command(place, *asked, "CHECKPOINT"), 2)
+
+
+@pytest.mark.parametrize("query", READS)
+def test_a_file_is_written_of_the_lake_alone(place, lake, query):
+    secret = [1]  # noqa: F841 - what DuckDB would find by its name
+    before = tree(place)
+    with pytest.raises(UsageError):
+        lake.save(spelled(query, place), place / "stolen.csv", confined=True)
+    assert tree(place) == before
+
+
+def test_a_statement_writes_no_file_and_the_named_file_is_not_for_the_query_to_read(place, lake):
+    out = place / "answer.csv"
+    for statement, _ in STATEMENTS:
+        with pytest.raises(CuratorError):
+            lake.save(spelled(statement, place), out, confined=True)
+        assert not out.exists()
+    try:
+        lake.save("SELECT count(*) AS n FROM samples", out, confined=True)
+        with pytest.raises(UsageError):
+            lake.save(f"SELECT * FROM '{out}'", place / "more.csv", confined=True)
+    finally:
+        out.unlink(missing_ok=True)
