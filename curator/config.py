@@ -331,6 +331,21 @@ class RefreshConfig(_Section):
     max_unweighted_share: float = Field(
         0.1, ge=0, le=1, description="share of rows that get no weight above which nothing is published"
     )
+    min_row_weight: float = Field(
+        0.0, ge=0, description="weight of a row (the mean is 1) below which nothing is published"
+    )
+    max_row_weight: float = Field(
+        1000.0, gt=0, description="weight of a row (the mean is 1) above which nothing is published"
+    )
+    max_val_rise: float = Field(
+        0.01,
+        ge=0,
+        description="nats per token by which models trained on the new domain weights may be worse than those trained "
+        "on the last version's, at the lower end of a 90 % interval, before nothing is published",
+    )
+    warm_start: bool = Field(
+        False, description="begin learning at the last version's domain weights instead of the prior"
+    )
     verdicts: tuple[Literal["converged", "not converged", "no gain", "unstable"], ...] = Field(
         ("converged", "not converged"), description="verdicts of runs that are published"
     )

@@ -142,6 +142,7 @@ def _print_refresh(done: Refresh, lake: str, *, dry_run: bool) -> None:
 
 def _print_status(found: Status, url: str) -> None:
     from curator import console
+    from curator.rules import named
 
     print_, changes = console.out().print, found.changes
     console.print_rows(
@@ -157,6 +158,12 @@ def _print_status(found: Status, url: str) -> None:
         )
     stale = f"{len(changes.files_changed)} changed, {len(changes.files_removed)} gone"
     print_(f"Files     {len(changes.files_added)} without weights, {stale} since that version")
+    groups = {"without": changes.files_added, "changed": changes.files_changed, "gone": changes.files_removed}
+    for what, paths in groups.items():
+        if paths:
+            print_(console.printable(f"          {what}: {named(paths)}"))
+    if changes.new_domains:
+        print_(console.printable(f"Domains   without weights: {named(changes.new_domains)}"))
     if found.verdict:
         print_(console.printable(f"Verdict   {found.verdict}"))
     print_(f"Lock      {console.printable(str(found.holder)) if found.holder else 'free'}")

@@ -309,6 +309,7 @@ def test_a_dry_run_writes_nothing(learned):
     assert [(gate.name, gate.passed) for gate in done.gates] == [
         ("verdict", True),
         ("identities", True),
+        ("row_weight", True),
         ("unweighted", True),
     ]
     assert tree(learned.lake) == before
@@ -391,6 +392,28 @@ def test_weights_that_drifted_too_far_are_refused_unless_forced(learned):
     assert (gate.name, f"changed by {before:.3f}" in gate.said) == ("drift", True)
     done = refresh(learned, max_drift=before + 0.01)
     assert (done.outcome, done.weights_changed, done.run_id) == ("published", True, other)
+
+
+def test_a_row_that_weighs_too_much_or_too_little_is_refused(learned):
+    """One row of a domain that has a third of the weight weighs as much as the eight of another together."""
+    refresh(learned)
+    (learned.lake / "south.parquet").unlink()
+    add(learned, "south-2", "south", 1)
+    with curator.open_lake(str(learned.lake)) as lake:
+        lake.ingest()
+        from curator.carry import weights_now
+
+        weights = weights_now(lake, lake.run(learned.run_id), (), lambda _: None).samples["sample_weight"].to_numpy()
+    low, high = float(weights.min()), float(weights.max())
+    assert high > 8
+    gate = refused(learned, max_row_weight=high - 0.01)
+    assert gate.name == "row_weight"
+    assert gate.said == (
+        f"rows weigh {low:.3g} … {high:.3g}, where the mean is 1; refresh.min_row_weight=0, "
+        f"refresh.max_row_weight={high - 0.01:g}"
+    )
+    assert refused(learned, min_row_weight=low + 0.01).name == "row_weight"
+    assert refresh(learned, min_row_weight=low - 0.01, max_row_weight=high + 0.01).version == 2
 
 
 def test_too_many_rows_without_a_weight_are_refused(learned):
