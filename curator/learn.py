@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from curator import row_gaps, trajectory
-from curator.begun import Begun, explaining_interruptions
+from curator.begun import Begun, LastVersion, explaining_interruptions
 from curator.clusters import Clusters
 from curator.config import EXECUTION_FIELDS, LearnConfig, TargetConfig, override
 from curator.errors import ConfigError, InputError
@@ -46,14 +46,22 @@ _LONGEST_RECORD = 1 << 20
 
 
 def learn(
-    lake: Lake, target: TargetConfig, config: LearnConfig, run_dir: Path | None, on_progress: ProgressCallback
+    lake: Lake,
+    target: TargetConfig,
+    config: LearnConfig,
+    run_dir: Path | None,
+    on_progress: ProgressCallback,
+    *,
+    last: LastVersion | None = None,
+    warm_start: bool = False,
 ) -> str:
     """Learn domain weights of `lake` for `target` and record the run; returns its id.
 
-    Everything is written under the run folder first; the record that makes the run known to the lake comes last.
+    Everything is written under the run folder first; the record that makes the run known to the lake comes last. What
+    was found is compared with the version `last`, if there is one, and begins at its weights with `warm_start`.
     """
     started = time.monotonic()
-    begun = prepare(lake, target, config, run_dir, on_progress)
+    begun = prepare(lake, target, config, run_dir, on_progress, last=last, warm_start=warm_start)
     watch = Stopwatch(begun.folder, on_progress, already=time.monotonic() - started)
     with explaining_interruptions(lake, begun.folder):
         if config.method == "dsir":
@@ -113,6 +121,7 @@ def _finish(lake: Lake, begun: Begun, watch: Stopwatch) -> None:
     if not (folder / RESULT).exists():
         _search(lake, begun, watch)
     result, search = _judged(lake, begun, watch)
+    compared = _compared(lake, begun, result, watch)
     corpus, rows, clusters = TokenCache.open(begun.job.corpus), None, None
     if begun.job.learn.granularity == "sample":
         rows = _weigh_rows(lake, begun, corpus, watch)
@@ -128,6 +137,7 @@ def _finish(lake: Lake, begun: Begun, watch: Stopwatch) -> None:
     trajectory.write(folder, begun.run_id, [domain.domain for domain in table.domains], fold)
     record = _record(lake, begun, result, table, prior, watch.seconds)
     record["line_search"] = search and dataclasses.asdict(search)
+    record["last_version"] = compared
     record["rows"] = rows and rows.figures
     record["clusters"] = clusters and clusters.figures(parts)
     write_atomically(folder / RECORD, json.dumps(record, indent=1))
@@ -156,6 +166,25 @@ def _judged(lake: Lake, begun: Begun, watch: Stopwatch) -> tuple[WorkerResult, L
         return dataclasses.replace(result, weights=_capped(begun.job, begun.job.prior)), None
     search = _judge(lake, begun, result, watch)
     return search.applied_to(result), search
+
+
+def _compared(lake: Lake, begun: Begun, result: WorkerResult, on_progress: ProgressCallback) -> dict[str, Any] | None:
+    """What was found against the weights of the version before: figures, or why there are none."""
+    if begun.last is None:
+        return None
+    job, corpus = begun.job, TokenCache.open(begun.job.corpus)
+    told = {"version": begun.last.version, "run_id": begun.last.run_id}
+    last = begun.last.weights_of(corpus.domains)
+    if not job.learn.is_judged(len(job.prior)):
+        return told | {"why_not": "its weights were not judged on target rows kept out (learn.line_search)"}
+    if job.learn.granularity == "cluster":
+        return told | {"why_not": "the clusters of a run have no weights in another"}
+    if last is None:
+        return told | {"why_not": "that version had no weights of the domains that there are now"}
+    from curator.line_search import against_last
+
+    found = against_last(job, result.weights, last, lake.workdir, check_machine(job.learn), on_progress)
+    return told | dataclasses.asdict(found)
 
 
 def _weigh_rows(lake: Lake, begun: Begun, corpus: TokenCache, on_progress: ProgressCallback) -> row_gaps.RowWeights:
