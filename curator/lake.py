@@ -1056,12 +1056,13 @@ class Lake:
 
     def record_run(self, folder: Path, record: Mapping[str, Any]) -> None:
         """Make a finished run known to the lake: weights and steps first, the record that names it last."""
+        from curator.drift import CONTENT
         from curator.learn import RECORD
         from curator.weights import WEIGHTS
 
         home = f"{catalog.RUN_FOLDER}/{record['run_id']}"
-        rows = row_gaps.files(record)
-        for name in (WEIGHTS, trajectory.TABLE, *rows, RECORD):
+        rows, looks = row_gaps.files(record), (CONTENT,) if record.get("content") else ()
+        for name in (WEIGHTS, trajectory.TABLE, *rows, *looks, RECORD):
             path = f"{home}/{name}"
             if self.destination.is_local and Path(self.destination.full_path(path)) == folder / name:
                 continue

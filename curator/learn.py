@@ -20,6 +20,7 @@ from curator import row_gaps, trajectory
 from curator.begun import Begun, LastVersion, explaining_interruptions
 from curator.clusters import Clusters
 from curator.config import EXECUTION_FIELDS, LearnConfig, TargetConfig, override
+from curator.drift import CONTENT
 from curator.errors import ConfigError, InputError
 from curator.files import write_atomically
 from curator.places import CHECKPOINTS, RESULT
@@ -138,6 +139,7 @@ def _finish(lake: Lake, begun: Begun, watch: Stopwatch) -> None:
     record = _record(lake, begun, result, table, prior, watch.seconds)
     record["line_search"] = search and dataclasses.asdict(search)
     record["last_version"] = compared
+    record["content"] = _keep_content(begun)
     record["rows"] = rows and rows.figures
     record["clusters"] = clusters and clusters.figures(parts)
     write_atomically(folder / RECORD, json.dumps(record, indent=1))
@@ -166,6 +168,15 @@ def _judged(lake: Lake, begun: Begun, watch: Stopwatch) -> tuple[WorkerResult, L
         return dataclasses.replace(result, weights=_capped(begun.job, begun.job.prior)), None
     search = _judge(lake, begun, result, watch)
     return search.applied_to(result), search
+
+
+def _keep_content(begun: Begun) -> bool:
+    """Put beside the weights what the rows look like; a run that an older version of this package began has nothing."""
+    content = begun.job.target.parent / CONTENT
+    if not content.exists():
+        return False
+    shutil.copyfile(content, begun.folder / CONTENT)
+    return True
 
 
 def _compared(lake: Lake, begun: Begun, result: WorkerResult, on_progress: ProgressCallback) -> dict[str, Any] | None:

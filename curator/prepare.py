@@ -24,6 +24,7 @@ from connectors.plain import Corpus
 from curator.begun import Begun, LastVersion, explaining_interruptions
 from curator.clusters import Clusters, clustered
 from curator.config import PRIORS, CompareConfig, LearnConfig, TargetConfig
+from curator.drift import CONTENT, ContentCounter
 from curator.errors import ConfigError, InputError, StorageError, one_line
 from curator.files import appearing_whole
 from curator.leaks import LeakCounter, LeakReport
@@ -153,6 +154,7 @@ def _kept(folder: Path) -> Tokenized | None:
 
 
 def _open(folder: Path) -> Tokenized:
+    (folder / CONTENT).stat()  # caches of before it was kept have none, and are made again
     return Tokenized(
         corpus=TokenCache.open(folder / "corpus"),
         target=TokenCache.open(folder / "target"),
@@ -337,7 +339,9 @@ def tokenized(lake: Lake, goal: Goal, config: LearnConfig | CompareConfig, on_pr
             target.mkdir()
             counter = LeakCounter(texts, names, keep=goal.leaks == "keep")
             rows = _counted(lake.text_batches(names), sum(rows for _, rows in domains), on_progress)
-            write_cache(corpus, tokenizer, _guarded(rows, counter), names)
+            looks = ContentCounter(domains)
+            write_cache(corpus, tokenizer, looks.watched(_guarded(rows, counter)), names)
+            looks.found().write(place / CONTENT)
             write_cache(target, tokenizer, [row_batch(texts)], ["target"])
             (place / _LEAKS).write_text(json.dumps(counter.report().to_json()), encoding="utf-8")
         found = _open(folder)

@@ -137,7 +137,7 @@ def plan(
     manifest = lake.connector.read_manifest(newest) if newest else None
     runs = lake.runs()
     run = _kept_run(lake, want, runs, log)
-    changes = find_changes(lake, run, manifest)
+    changes = find_changes(lake, run, manifest, on_progress)
     if run is not None:
         reasons = data_reasons(run, changes, settings)
     else:

@@ -7,6 +7,9 @@ Rules to learn (`learn_reasons`, see `curator.config.RefreshConfig` for the thre
     new_domain       rows in domains without a weight are more than `new_domain_share` of all
     vanished_domain  a domain of the run has no row any more
     shares           the domains' shares of rows changed by more than `max_share_change` since the run
+    features         new rows of domains whose text drifted by more than `max_feature_drift` (`curator.drift`) are more
+                     than `new_domain_share` of all
+    gaps             likewise, of domains whose gaps, as the scorer expects them, drifted by more than `max_gap_drift`
     age              the run is older than `max_age_days`
     forced           it was asked for
 
@@ -41,7 +44,7 @@ if TYPE_CHECKING:
     from curator.carry import LakeWeights
     from curator.run import Run
 
-Code = Literal["first", "target", "config", "new_domain", "vanished_domain", "shares", "age", "forced"]
+Code = Literal["first", "target", "config", "new_domain", "vanished_domain", "shares", "features", "gaps", "age", "forced"]
 _COLUMNS = ("text", "domain", "key", "id_hash", "skip_bad_rows")
 MOST_NAMED = 5
 """Of what a sentence lists; the rest is counted."""
@@ -131,6 +134,7 @@ def data_reasons(run: Run, changes: Changes, settings: RefreshConfig) -> list[Re
             f"refresh.max_share_change={settings.max_share_change:g}"
         )
         reasons.append(Reason(code="shares", said=said))
+    reasons += _drift_reasons(changes, settings)
     age = datetime.now(UTC) - datetime.fromisoformat(run.record["created_at"])
     if settings.max_age_days is not None and age.total_seconds() > settings.max_age_days * 86400:
         said = (
@@ -138,6 +142,35 @@ def data_reasons(run: Run, changes: Changes, settings: RefreshConfig) -> list[Re
             f"refresh.max_age_days={settings.max_age_days:g}"
         )
         reasons.append(Reason(code="age", said=said))
+    return reasons
+
+
+def _drift_reasons(changes: Changes, settings: RefreshConfig) -> list[Reason]:
+    """Why new rows of known domains are not what the run was learned on; few of them count as little as new domains."""
+    features = [
+        (state.num_new, f"{state.domain} by {state.drift.features:.2f}")
+        for state in changes.domains
+        if state.drift and state.drift.features > settings.max_feature_drift
+    ]
+    gaps = [
+        (state.num_new, f"{state.domain} by {state.drift.gaps:+.2f}")
+        for state in changes.domains
+        if state.drift and abs(state.drift.gaps or 0.0) > settings.max_gap_drift
+    ]
+    total = sum(state.num_rows for state in changes.domains)
+    kinds: list[tuple[Code, str, str, list[tuple[int, str]]]] = [
+        ("features", "text", f"max_feature_drift={settings.max_feature_drift:g}", features),
+        ("gaps", "expected gaps", f"max_gap_drift={settings.max_gap_drift:g}", gaps),
+    ]
+    reasons = []
+    for code, what, bound, drifted in kinds:
+        share = sum(num_new for num_new, _ in drifted) / max(total, 1)
+        if drifted and share > settings.new_domain_share:
+            said = (
+                f"{what} of new rows drifted ({named([each for _, each in drifted])}), more than refresh.{bound}; "
+                f"they are {share:.1%} of the rows, more than refresh.new_domain_share={settings.new_domain_share:g}"
+            )
+            reasons.append(Reason(code=code, said=said))
     return reasons
 
 
