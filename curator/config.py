@@ -322,7 +322,7 @@ class RefreshConfig(_Section):
         0.01,
         ge=0,
         le=1,
-        description="share of rows in domains without a weight, or of new rows that drifted, above which it learns again",
+        description="share of rows in domains without a weight, or of new rows that drifted, for it to learn again",
     )
     max_share_change: float = Field(
         0.1, ge=0, le=1, description="change of the domains' shares of rows above which it learns again"

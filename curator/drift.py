@@ -198,7 +198,7 @@ def _found(lake: Lake, run: Run, on_progress: ProgressCallback) -> dict[str, Dri
         own = pa.array([texts[int(i)] for i in np.flatnonzero(domain_N == domain)], pa.large_string())
         drift = before.drift_of(own, name)
         if drift is not None:
-            gaps = _gap_drift(scorer, own, name) if isinstance(scorer, Scorer) else None
+            gaps = gap_drift(scorer, own, name) if isinstance(scorer, Scorer) else None
             found[name] = dataclasses.replace(drift, gaps=gaps)
     return found
 
@@ -217,7 +217,7 @@ def _new_rows(lake: Lake, run: Run, domains: Sequence[str]) -> tuple[pa.Array, p
     return ids, labels
 
 
-def _gap_drift(scorer: Scorer, texts: pa.Array, domain: str) -> float | None:
+def gap_drift(scorer: Scorer, texts: pa.Array, domain: str) -> float | None:
     """How far the mean expected gap of rows, by their bytes, lies from their domain's, as `Drift` says it."""
     if domain not in scorer.domains or scorer.width <= 0 or len(texts) < 2:
         return None

@@ -127,16 +127,18 @@ def _finish(lake: Lake, begun: Begun, watch: Stopwatch) -> None:
     if begun.job.learn.granularity == "sample":
         rows = _weigh_rows(lake, begun, corpus, watch)
         result = dataclasses.replace(result, verdict=_with_rows(result.verdict, rows, len(corpus.domains)))
-    table, prior = _weight_table(corpus, result, rows.weights if rows else None), begun.job.prior
+    table = _weight_table(corpus, result, rows.weights if rows else None)
+    prior, start = begun.job.prior, begun.job.start
     parts = table.domains
     if begun.job.learn.granularity == "cluster":
         clusters = Clusters.of(corpus).learned(parts)
         clusters.write(folder / row_gaps.CLUSTERS)
-        table, prior = _of_domains(corpus, table, clusters), clusters.fold(prior)
+        table = _of_domains(corpus, table, clusters)
+        prior, start = clusters.fold(prior), start and clusters.fold(start)
     pq.write_table(table.samples, folder / WEIGHTS, compression="zstd")
     fold = clusters.fold if clusters else None
     trajectory.write(folder, begun.run_id, [domain.domain for domain in table.domains], fold)
-    record = _record(lake, begun, result, table, prior, watch.seconds)
+    record = _record(lake, begun, result, table, watch.seconds, prior=prior, start=start)
     record["line_search"] = search and dataclasses.asdict(search)
     record["last_version"] = compared
     record["content"] = _keep_content(begun)
@@ -396,7 +398,14 @@ def _of_domains(corpus: TokenCache, parts: WeightTable, clusters: Clusters) -> W
 
 
 def _record(
-    lake: Lake, begun: Begun, result: WorkerResult, table: WeightTable, prior: Sequence[float], seconds: float
+    lake: Lake,
+    begun: Begun,
+    result: WorkerResult,
+    table: WeightTable,
+    seconds: float,
+    *,
+    prior: Sequence[float],
+    start: Sequence[float] | None,
 ) -> dict[str, Any]:
     """Everything worth knowing about a finished run, as JSON."""
     figures = result.summary and dataclasses.asdict(result.summary)
@@ -424,6 +433,7 @@ def _record(
         "leaks": begun.leaks.to_json(),
         "duplicates": dict(begun.duplicates),
         "learn": begun.job.learn.model_dump(mode="json"),
+        "start": start and {row.domain: share for row, share in zip(table.domains, start, strict=True)},
         "prior": {row.domain: share for row, share in zip(table.domains, prior, strict=True)},
         "backend": result.backend and dataclasses.asdict(result.backend),
         "domains": [dataclasses.asdict(domain) for domain in table.domains],

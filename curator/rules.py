@@ -44,7 +44,9 @@ if TYPE_CHECKING:
     from curator.carry import LakeWeights
     from curator.run import Run
 
-Code = Literal["first", "target", "config", "new_domain", "vanished_domain", "shares", "features", "gaps", "age", "forced"]
+Code = Literal[
+    "first", "target", "config", "new_domain", "vanished_domain", "shares", "features", "gaps", "age", "forced"
+]
 _COLUMNS = ("text", "domain", "key", "id_hash", "skip_bad_rows")
 MOST_NAMED = 5
 """Of what a sentence lists; the rest is counted."""
