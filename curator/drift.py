@@ -190,7 +190,7 @@ def _found(lake: Lake, run: Run, on_progress: ProgressCallback) -> dict[str, Dri
         for i, text in zip(place.tolist(), batch.to_pylist(), strict=True):
             texts[i] = text
         done += len(place)
-        on_progress(Progress(stage="drift", done=done, total=len(ids), detail="rows that came since the run"))
+        on_progress(Progress(stage="score", done=done, total=len(ids), detail="rows that came since the run"))
     found: dict[str, Drift] = {}
     domain_N = places_in(before.domains, labels)
     for domain in np.unique(domain_N):

@@ -21,6 +21,7 @@ from curator.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from curator.drift import Drift
     from curator.refresh import Refresh
     from curator.status import Status
 
@@ -145,10 +146,12 @@ def _print_status(found: Status, url: str) -> None:
     from curator.rules import named
 
     print_, changes = console.out().print, found.changes
-    console.print_rows(
-        ["domain", "weight", "rows", "new rows"],
-        [[state.domain, _weight(state.domain_weight), state.num_rows, state.num_new] for state in changes.domains],
-    )
+    columns = ["domain", "weight", "rows", "new rows"]
+    rows = [[each.domain, _weight(each.domain_weight), each.num_rows, each.num_new] for each in changes.domains]
+    if any(each.drift for each in changes.domains):
+        columns.append("drift")
+        rows = [[*row, _drift(each.drift)] for row, each in zip(rows, changes.domains, strict=True)]
+    console.print_rows(columns, rows)
     if found.version is None:
         print_("\nVersion   none")
     else:
@@ -175,6 +178,13 @@ def _print_status(found: Status, url: str) -> None:
     print_(f"Refresh   would {said[found.action]} ({console.printable(url)})")
     for reason in found.reasons:
         print_(console.printable(f"          {reason.said}"))
+
+
+def _drift(found: Drift | None) -> str:
+    """Of the text, and of the expected gaps where a scorer expects some."""
+    if found is None:
+        return ""
+    return f"{found.features:.2f}" + ("" if found.gaps is None else f", gaps {found.gaps:+.2f}")
 
 
 def _weight(value: float | None) -> str:

@@ -11,6 +11,7 @@ from scipy.spatial.distance import jensenshannon
 
 import curator
 from connectors.store import open_store
+from curator.cli.refreshing import _print_status
 from curator.config import LearnConfig
 from curator.drift import Content, ContentCounter, divergence
 from curator.features import NUM_HASHED, content
@@ -129,7 +130,7 @@ def refresh(folder, **settings):
         return lake.refresh(str(folder / "target.parquet"), learn=LearnConfig(**FAST), **usual | settings)
 
 
-def test_text_of_another_language_in_a_known_domain_is_a_reason_and_more_of_the_same_is_none(grown):
+def test_text_of_another_language_in_a_known_domain_is_a_reason_and_more_of_the_same_is_none(grown, capsys):
     write_rows(grown / "lake" / "more.parquet", text=sentences("east", 140)[100:], domain=["east"] * 40)
     same = refresh(grown)
     assert (same.outcome, same.action, same.reasons) == ("published", "publish", ())
@@ -143,6 +144,9 @@ def test_text_of_another_language_in_a_known_domain_is_a_reason_and_more_of_the_
     assert states["north"].features > 0.5
     assert states["east"].features < 0.05
     assert states["south"] is None
+    _print_status(found, "lake")
+    shown = {line.split()[0]: line.split()[-1] for line in capsys.readouterr().out.splitlines()[:4]}
+    assert (shown["domain"], shown["north"]) == ("drift", f"{states['north'].features:.2f}")
     assert reason.said == (
         f"text of new rows drifted (north by {states['north'].features:.2f}), more than refresh.max_feature_drift=0.1; "
         "they are 9.1% of the rows, more than refresh.new_domain_share=0.01"

@@ -178,11 +178,12 @@ class Scheduled:
         return values_of(outcome(self.start(), 200))
 
     def open(self):
-        return sdk.open_lake(self.url, storage_options=self.options)
+        return sdk.open_lake(self.url, text="text", domain="domain", storage_options=self.options)
 
     def check(self, num_versions, num_rows):
         """So many versions, numbered without a gap, the newest of which weighs every row."""
         with self.open() as lake:
+            lake.ingest()
             assert [version.number for version in read_log(lake.destination)] == list(range(1, num_versions + 1))
             query = "SELECT count(*), count(sample_weight) FROM samples"
             assert lake.sql(query).fetchall() == [(num_rows, num_rows)]
