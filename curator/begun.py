@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +27,26 @@ _SLURM = "slurm.sh"
 
 
 @dataclass(frozen=True, kw_only=True)
+class LastVersion:
+    """The version whose weights a refresh learns anew: its run, and the weight of each of its domains."""
+
+    version: int
+    run_id: str
+    domains: Mapping[str, float]
+
+    def weights_of(self, domains: Sequence[str]) -> list[float] | None:
+        """The weights of these domains, (D,), which sum to 1; 0 for one that it did not have. None if it had none."""
+        found = [max(0.0, self.domains.get(name, 0.0)) for name in domains]
+        total = sum(found)
+        return [weight / total for weight in found] if total > 0 else None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Begun:
     """A run whose workers have their orders: what `job.json` says.
 
     `duplicates` has `num_duplicates` and their `share` as ingest counted them, both None where a key identifies rows.
+    `last` is the version that what is found is compared with; None unless a refresh learns.
     """
 
     run_id: str
@@ -40,6 +56,7 @@ class Begun:
     leaks: LeakReport
     duplicates: Mapping[str, Any]
     job: WorkerJob
+    last: LastVersion | None = None
 
     @property
     def folder(self) -> Path:
@@ -55,6 +72,7 @@ class Begun:
             "target": {"url": self.target_url, "text": self.target_text},
             "leaks": self.leaks.to_json(),
             "duplicates": dict(self.duplicates),
+            "last": self.last and dataclasses.asdict(self.last),
             "job": self.job.to_json(),
         }
         write_atomically(self.folder / JOB, json.dumps(values, indent=1))
@@ -81,6 +99,7 @@ class Begun:
                 leaks=LeakReport.from_json(values["leaks"]),
                 duplicates=values.get("duplicates", {}),  # runs of before they were counted have none
                 job=dataclasses.replace(WorkerJob.from_json(values["job"]), run_dir=folder),
+                last=LastVersion(**values["last"]) if values.get("last") else None,
             )
         except FileNotFoundError:
             raise ConfigError(

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from connectors.manifest import Manifest
 from curator.catalog import unchanged_files
+from curator.drift import Drift, find_drift
+from curator.progress import ProgressCallback, silent
 
 if TYPE_CHECKING:
     from curator.lake import Lake
@@ -16,12 +18,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class DomainState:
-    """One domain of the lake: its usable rows now, how many the run has not seen, and the weight it has (or None)."""
+    """One domain of the lake: its usable rows now, how many the run has not seen, and the weight it has (or None).
+
+    `drift` is how far those look from the run's; None where there are none, or nothing to compare them with.
+    """
 
     domain: str
     num_rows: int
     num_new: int
     domain_weight: float | None
+    drift: Drift | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +63,9 @@ class Changes:
         return sum(state.num_new for state in self.domains)
 
 
-def find_changes(lake: Lake, run: Run | None, manifest: Manifest | None) -> Changes:
+def find_changes(
+    lake: Lake, run: Run | None, manifest: Manifest | None, on_progress: ProgressCallback = silent
+) -> Changes:
     """Compare an ingested lake with the manifest of its newest version, and with the run whose weights are kept."""
     now = {file.path for file in lake.corpus.files}
     then = {file.source_path for file in manifest.files} if manifest else set()
@@ -65,12 +73,19 @@ def find_changes(lake: Lake, run: Run | None, manifest: Manifest | None) -> Chan
     counts = dict(lake.domain_counts())
     learned = {row["domain"]: row["domain_weight"] for row in run.record["domains"]} if run else {}
     new = _new_rows(lake, run) if run else counts
+    drift = find_drift(lake, run, on_progress) if run else {}
     return Changes(
         files_added=tuple(sorted(now - then)),
         files_changed=tuple(sorted((now & then) - same)),
         files_removed=tuple(sorted(then - now)),
         domains=tuple(
-            DomainState(domain=name, num_rows=count, num_new=new.get(name, 0), domain_weight=learned.get(name))
+            DomainState(
+                domain=name,
+                num_rows=count,
+                num_new=new.get(name, 0),
+                domain_weight=learned.get(name),
+                drift=drift.get(name),
+            )
             for name, count in counts.items()
         ),
         vanished=tuple(sorted(learned.keys() - counts.keys())),

@@ -319,10 +319,26 @@ class RefreshConfig(_Section):
     """When `curator refresh` learns again instead of keeping the weights, and what it does not publish."""
 
     new_domain_share: float = Field(
-        0.01, ge=0, le=1, description="share of rows in domains without a weight above which it learns again"
+        0.01,
+        ge=0,
+        le=1,
+        description="share of rows in domains without a weight, or of new rows that drifted, for it to learn again",
     )
     max_share_change: float = Field(
         0.1, ge=0, le=1, description="change of the domains' shares of rows above which it learns again"
+    )
+    max_feature_drift: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="Jensen-Shannon divergence, beyond chance, of the text of a domain's new rows from that which was "
+        "learned on, above which their share counts as that of a new domain",
+    )
+    max_gap_drift: float = Field(
+        0.5,
+        ge=0,
+        description="standard deviations of the measured gaps by which the gaps that the scorer expects of a domain's "
+        "new rows may lie from its mean, likewise",
     )
     max_age_days: float | None = Field(None, gt=0, description="age of the weights above which it learns again")
     max_drift: float = Field(
@@ -330,6 +346,21 @@ class RefreshConfig(_Section):
     )
     max_unweighted_share: float = Field(
         0.1, ge=0, le=1, description="share of rows that get no weight above which nothing is published"
+    )
+    min_row_weight: float = Field(
+        0.0, ge=0, description="weight of a row (the mean is 1) below which nothing is published"
+    )
+    max_row_weight: float = Field(
+        1000.0, gt=0, description="weight of a row (the mean is 1) above which nothing is published"
+    )
+    max_val_rise: float = Field(
+        0.01,
+        ge=0,
+        description="nats per token by which models trained on the new domain weights may be worse than those trained "
+        "on the last version's, at the lower end of a 90 % interval, before nothing is published",
+    )
+    warm_start: bool = Field(
+        False, description="begin learning at the last version's domain weights instead of the prior"
     )
     verdicts: tuple[Literal["converged", "not converged", "no gain", "unstable"], ...] = Field(
         ("converged", "not converged"), description="verdicts of runs that are published"

@@ -193,7 +193,9 @@ seed = 0
 # [refresh]        # when `curator refresh` learns again, and what it does not publish
 # max_age_days = 30
 # max_share_change = 0.1        # of the domains' shares of rows
+# max_feature_drift = 0.1        # of the text of new rows, for it to learn again
 # max_drift = 0.5        # of the domain weights, unless forced
+# max_val_rise = 0.01        # nats per token by which models may be worse for the new domain weights
 
 [compare]        # the models that `curator compare` trains on each mixture
 seeds = 3        # an interval needs at least 2

@@ -50,6 +50,7 @@ from curator.session import Session
 if TYPE_CHECKING:
     import polars as pl
 
+    from curator.begun import LastVersion
     from curator.compare import ComparisonPlan
     from curator.comparison import Comparison
     from curator.export.croissant import Description
@@ -332,18 +333,26 @@ class Lake:
             LearningError: the run failed or diverged.
             InterruptedRunError: stopped by the user.
         """
+        chosen = override(config or LearnConfig(), **settings)
+        return self.learn_after(None, self._goal(target, target_text), chosen, run_dir, on_progress)
+
+    def learn_after(
+        self,
+        last: LastVersion | None,
+        target: TargetConfig,
+        config: LearnConfig,
+        run_dir: str | os.PathLike[str] | None,
+        on_progress: ProgressCallback,
+        *,
+        warm_start: bool = False,
+    ) -> Run:
+        """`learn`, whose result is compared with the version `last`, and begins at its weights with `warm_start`."""
         from curator.integrations.openlineage import lineage
         from curator.learn import learn
 
-        goal = self._goal(target, target_text)
-        with lineage("learn", self.config.url, goal.url) as told, translated():
-            run_id = learn(
-                self,
-                goal,
-                override(config or LearnConfig(), **settings),
-                Path(run_dir) if run_dir else None,
-                on_progress,
-            )
+        folder = Path(run_dir) if run_dir else None
+        with lineage("learn", self.config.url, target.url) as told, translated():
+            run_id = learn(self, target, config, folder, on_progress, last=last, warm_start=warm_start)
             self._tell_run(told, run_id)
         return self.run(run_id)
 
@@ -1140,12 +1149,13 @@ class Lake:
 
     def record_run(self, folder: Path, record: Mapping[str, Any]) -> None:
         """Make a finished run known to the lake: weights and steps first, the record that names it last."""
+        from curator.drift import CONTENT
         from curator.learn import RECORD
         from curator.weights import WEIGHTS
 
         home = f"{catalog.RUN_FOLDER}/{record['run_id']}"
-        rows = row_gaps.files(record)
-        for name in (WEIGHTS, trajectory.TABLE, *rows, RECORD):
+        rows, looks = row_gaps.files(record), (CONTENT,) if record.get("content") else ()
+        for name in (WEIGHTS, trajectory.TABLE, *rows, *looks, RECORD):
             path = f"{home}/{name}"
             if self.destination.is_local and Path(self.destination.full_path(path)) == folder / name:
                 continue

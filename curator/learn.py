@@ -17,9 +17,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from curator import row_gaps, trajectory
-from curator.begun import Begun, explaining_interruptions
+from curator.begun import Begun, LastVersion, explaining_interruptions
 from curator.clusters import Clusters
 from curator.config import EXECUTION_FIELDS, LearnConfig, TargetConfig, override
+from curator.drift import CONTENT
 from curator.errors import ConfigError, InputError
 from curator.files import write_atomically
 from curator.memory import is_kept
@@ -47,14 +48,22 @@ _LONGEST_RECORD = 1 << 20
 
 
 def learn(
-    lake: Lake, target: TargetConfig, config: LearnConfig, run_dir: Path | None, on_progress: ProgressCallback
+    lake: Lake,
+    target: TargetConfig,
+    config: LearnConfig,
+    run_dir: Path | None,
+    on_progress: ProgressCallback,
+    *,
+    last: LastVersion | None = None,
+    warm_start: bool = False,
 ) -> str:
     """Learn domain weights of `lake` for `target` and record the run; returns its id.
 
-    Everything is written under the run folder first; the record that makes the run known to the lake comes last.
+    Everything is written under the run folder first; the record that makes the run known to the lake comes last. What
+    was found is compared with the version `last`, if there is one, and begins at its weights with `warm_start`.
     """
     started = time.monotonic()
-    begun = prepare(lake, target, config, run_dir, on_progress)
+    begun = prepare(lake, target, config, run_dir, on_progress, last=last, warm_start=warm_start)
     watch = Stopwatch(begun.folder, on_progress, already=time.monotonic() - started)
     with explaining_interruptions(lake, begun.folder):
         if config.method == "dsir":
@@ -116,21 +125,26 @@ def _finish(lake: Lake, begun: Begun, watch: Stopwatch) -> None:
     if not (folder / RESULT).exists():
         _search(lake, begun, watch)
     result, search = _judged(lake, begun, watch)
+    compared = _compared(lake, begun, result, watch)
     corpus, rows, clusters = TokenCache.open(begun.job.corpus), None, None
     if begun.job.learn.granularity == "sample":
         rows = _weigh_rows(lake, begun, corpus, watch)
         result = dataclasses.replace(result, verdict=_with_rows(result.verdict, rows, len(corpus.domains)))
-    table, prior = _weight_table(corpus, result, rows.weights if rows else None), begun.job.prior
+    table = _weight_table(corpus, result, rows.weights if rows else None)
+    prior, start = begun.job.prior, begun.job.start
     parts = table.domains
     if begun.job.learn.granularity == "cluster":
         clusters = Clusters.of(corpus).learned(parts)
         clusters.write(folder / row_gaps.CLUSTERS)
-        table, prior = _of_domains(corpus, table, clusters), clusters.fold(prior)
+        table = _of_domains(corpus, table, clusters)
+        prior, start = clusters.fold(prior), start and clusters.fold(start)
     pq.write_table(table.samples, folder / WEIGHTS, compression="zstd")
     fold = clusters.fold if clusters else None
     trajectory.write(folder, begun.run_id, [domain.domain for domain in table.domains], fold)
-    record = _record(lake, begun, result, table, prior, watch.seconds)
+    record = _record(lake, begun, result, table, watch.seconds, prior=prior, start=start)
     record["line_search"] = search and dataclasses.asdict(search)
+    record["last_version"] = compared
+    record["content"] = _keep_content(begun)
     record["rows"] = rows and rows.figures
     record["clusters"] = clusters and clusters.figures(parts)
     write_atomically(folder / RECORD, json.dumps(record, indent=1))
@@ -159,6 +173,34 @@ def _judged(lake: Lake, begun: Begun, watch: Stopwatch) -> tuple[WorkerResult, L
         return dataclasses.replace(result, weights=_capped(begun.job, begun.job.prior)), None
     search = _judge(lake, begun, result, watch)
     return search.applied_to(result), search
+
+
+def _keep_content(begun: Begun) -> bool:
+    """Put beside the weights what the rows look like; a run that an older version of this package began has nothing."""
+    content = begun.job.target.parent / CONTENT
+    if not content.exists():
+        return False
+    shutil.copyfile(content, begun.folder / CONTENT)
+    return True
+
+
+def _compared(lake: Lake, begun: Begun, result: WorkerResult, on_progress: ProgressCallback) -> dict[str, Any] | None:
+    """What was found against the weights of the version before: figures, or why there are none."""
+    if begun.last is None:
+        return None
+    job, corpus = begun.job, TokenCache.open(begun.job.corpus)
+    told = {"version": begun.last.version, "run_id": begun.last.run_id}
+    last = begun.last.weights_of(corpus.domains)
+    if not job.learn.is_judged(len(job.prior)):
+        return told | {"why_not": "its weights were not judged on target rows kept out (learn.line_search)"}
+    if job.learn.granularity == "cluster":
+        return told | {"why_not": "the clusters of a run have no weights in another"}
+    if last is None:
+        return told | {"why_not": "that version had no weights of the domains that there are now"}
+    from curator.line_search import against_last
+
+    found = against_last(job, result.weights, last, lake.workdir, check_machine(job.learn), on_progress)
+    return told | dataclasses.asdict(found)
 
 
 def _weigh_rows(lake: Lake, begun: Begun, corpus: TokenCache, on_progress: ProgressCallback) -> row_gaps.RowWeights:
@@ -359,7 +401,14 @@ def _of_domains(corpus: TokenCache, parts: WeightTable, clusters: Clusters) -> W
 
 
 def _record(
-    lake: Lake, begun: Begun, result: WorkerResult, table: WeightTable, prior: Sequence[float], seconds: float
+    lake: Lake,
+    begun: Begun,
+    result: WorkerResult,
+    table: WeightTable,
+    seconds: float,
+    *,
+    prior: Sequence[float],
+    start: Sequence[float] | None,
 ) -> dict[str, Any]:
     """Everything worth knowing about a finished run, as JSON."""
     figures = result.summary and dataclasses.asdict(result.summary)
@@ -388,6 +437,7 @@ def _record(
         "leaks": begun.leaks.to_json(),
         "duplicates": dict(begun.duplicates),
         "learn": begun.job.learn.model_dump(mode="json"),
+        "start": start and {row.domain: share for row, share in zip(table.domains, start, strict=True)},
         "prior": {row.domain: share for row, share in zip(table.domains, prior, strict=True)},
         "backend": result.backend and dataclasses.asdict(result.backend),
         "domains": [dataclasses.asdict(domain) for domain in table.domains],

@@ -11,12 +11,16 @@ budget will repeat them all: the more a domain is repeated, the less its weight 
 
 All places are tried with one seed, then the best one and the prior with the others. Finished trainings are kept, so a
 run that was stopped goes on with them.
+
+A refresh asks one more question, of two sides: whether models trained on what was taken are worse than models trained
+on the weights that the lake has (`against_last`). Both are trained with all seeds in the same way on the lake as it is
+now and measured on the same rows, so that no loss of an earlier run, on other rows, enters.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,6 +117,100 @@ def _log_odds(share_D: Sequence[float]) -> NDArray[np.float64]:
     return found_D
 
 
+@dataclass(frozen=True, kw_only=True)
+class Against:
+    """How much higher the loss of models trained on the weights taken is than that of the last version's weights.
+
+    In nats per token on `num_rows` target rows kept out, with the ends of its 90 % interval over all seeds and rows.
+    """
+
+    difference: float
+    difference_low: float
+    difference_high: float
+    num_rows: int
+    compute_tokens: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Judge:
+    """Trains models on mixtures of a job's corpus and measures them on the target rows that it keeps out."""
+
+    job: WorkerJob
+    workdir: Path
+    device: launch.Device
+    tell: ProgressCallback
+
+    @property
+    def tokens_N(self) -> NDArray[np.int64]:
+        """Of the rows kept out."""
+        first, end = self._rows
+        return np.asarray(TokenCache.open(self.job.target).num_targets[first:end])
+
+    @property
+    def seeds(self) -> range:
+        """Of the trainings of a mixture."""
+        return range(self.job.learn.seed, self.job.learn.seed + self.job.learn.line_search.seeds)
+
+    def train(self, mixtures: Mapping[str, torch.Tensor], seeds: Sequence[int]) -> dict[Name, Trained]:
+        """One model for each mixture (D,), by its name, and seed."""
+        learn, settings = self.job.learn, self.job.learn.line_search
+        config = training_config(
+            learn, steps=learn.num_search_steps, tokens_per_step=settings.tokens_per_step, seeds=settings.seeds
+        )
+        data_share = _data_share(learn.weights.budget_tokens, config.steps * config.tokens_per_step)
+        trainings = {
+            (name, seed): Training(
+                corpus=self.job.corpus,
+                test=self.job.target,
+                test_rows=self._rows,
+                weights=tuple(weights_D.tolist()),
+                seed=seed,
+                model=dataclasses.replace(self.job.model, seed=seed),
+                config=config,
+                folder=self.workdir / "trainings",
+                data_share=data_share,
+            )
+            for seed in seeds
+            for name, weights_D in mixtures.items()
+        }
+        return train_all(trainings, config, self.device, self.tell)
+
+    @property
+    def _rows(self) -> tuple[int, int]:
+        num_rows = TokenCache.open(self.job.target).num_rows
+        return self.job.learn.num_fit_rows(num_rows, len(self.job.prior)), num_rows
+
+
+def against_last(
+    job: WorkerJob,
+    taken: Sequence[float],
+    last: Sequence[float],
+    workdir: Path,
+    device: launch.Device,
+    on_progress: ProgressCallback,
+) -> Against:
+    """Compare the weights that a run took with those of the last version, one for each domain.
+
+    Trainings that a line search has made are not made again. A domain that the last version did not have weighs 0 in
+    it: no row of it had a weight.
+
+    Raises:
+        LearningError: a training failed.
+        InterruptedRunError: stopped by the user.
+    """
+    judge = _Judge(job=job, workdir=workdir, device=device, tell=on_progress)
+    mixtures = {"taken": torch.tensor(taken, dtype=torch.float64), "last": torch.tensor(last, dtype=torch.float64)}
+    trained, tokens_N = judge.train(mixtures, judge.seeds), judge.tokens_N
+    found = _difference(trained, "taken", "last", judge.seeds, tokens_N)
+    return Against(
+        difference=found.mean,
+        difference_low=found.low,
+        difference_high=found.high,
+        num_rows=len(tokens_N),
+        compute_tokens=float(sum(trained["last", seed].tokens for seed in judge.seeds)),
+    )
+
+
 def line_search(
     job: WorkerJob, learned: Sequence[float], workdir: Path, device: launch.Device, on_progress: ProgressCallback
 ) -> LineSearch:
@@ -122,44 +220,18 @@ def line_search(
         LearningError: a training failed.
         InterruptedRunError: stopped by the user.
     """
-    settings = job.learn.line_search
-    target = TokenCache.open(job.target)
-    first = job.learn.num_fit_rows(target.num_rows, len(job.prior))
-    tokens_N = np.asarray(target.num_targets[first:])
+    judge = _Judge(job=job, workdir=workdir, device=device, tell=on_progress)
+    seeds, tokens_N = judge.seeds, judge.tokens_N
     prior_D, learned_D = torch.tensor(job.prior), torch.tensor(learned, dtype=torch.float64)
     cap_D = share_caps(job.learn, TokenCache.open(job.corpus))
-    mixtures = {s: capped(on_path(prior_D, learned_D, s), cap_D) for s in sorted({0.0, *settings.places})}
-    config = training_config(
-        job.learn, steps=job.learn.num_search_steps, tokens_per_step=settings.tokens_per_step, seeds=settings.seeds
-    )
-
-    data_share = _data_share(job.learn.weights.budget_tokens, config.steps * config.tokens_per_step)
-
-    def train(wanted: Sequence[tuple[float, int]]) -> dict[Name, Trained]:
-        trainings = {
-            (str(place), seed): Training(
-                corpus=job.corpus,
-                test=job.target,
-                test_rows=(first, target.num_rows),
-                weights=tuple(mixtures[place].tolist()),
-                seed=seed,
-                model=dataclasses.replace(job.model, seed=seed),
-                config=config,
-                folder=workdir / "trainings",
-                data_share=data_share,
-            )
-            for place, seed in wanted
-        }
-        return train_all(trainings, config, device, on_progress)
-
-    seeds = range(job.learn.seed, job.learn.seed + settings.seeds)
-    trained = train([(place, seeds[0]) for place in mixtures])
+    mixtures = {s: capped(on_path(prior_D, learned_D, s), cap_D) for s in sorted({0.0, *job.learn.line_search.places})}
+    trained = judge.train({str(place): mixtures[place] for place in mixtures}, seeds[:1])
     val_losses = [sum(trained[str(place), seeds[0]].losses) / float(tokens_N.sum()) for place in mixtures]
     best = list(mixtures)[int(np.argmin(val_losses))]
     difference = Estimate(mean=0.0, low=0.0, high=0.0)
     if best:
-        trained |= train([(place, seed) for seed in seeds[1:] for place in (0.0, best)])
-        difference = _difference(trained, str(best), seeds, tokens_N)
+        trained |= judge.train({str(place): mixtures[place] for place in (0.0, best)}, seeds[1:])
+        difference = _difference(trained, str(best), "0.0", seeds, tokens_N)
     taken = best if difference.high < 0 else 0.0
     return LineSearch(
         places=list(mixtures),
@@ -180,8 +252,7 @@ def _data_share(budget_tokens: int | None, tokens: int) -> float:
 
 
 def _difference(
-    trained: dict[Name, Trained], place: str, seeds: Sequence[int], tokens_N: NDArray[np.int64]
+    trained: dict[Name, Trained], name: str, other: str, seeds: Sequence[int], tokens_N: NDArray[np.int64]
 ) -> Estimate:
-    loss_KN = np.array([trained[place, seed].losses for seed in seeds])
-    prior_KN = np.array([trained["0.0", seed].losses for seed in seeds])
-    return mean_token_loss(loss_KN - prior_KN, tokens_N, LEVEL)
+    loss_KN, other_KN = (np.array([trained[each, seed].losses for seed in seeds]) for each in (name, other))
+    return mean_token_loss(loss_KN - other_KN, tokens_N, LEVEL)

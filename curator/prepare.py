@@ -21,9 +21,10 @@ from connectors.connector import read_corpus
 from connectors.errors import SchemaError
 from connectors.parquet import check_schemas, iter_batches
 from connectors.plain import Corpus
-from curator.begun import Begun, explaining_interruptions
+from curator.begun import Begun, LastVersion, explaining_interruptions
 from curator.clusters import Clusters, clustered
 from curator.config import PRIORS, CompareConfig, LearnConfig, TargetConfig
+from curator.drift import CONTENT, ContentCounter
 from curator.errors import ConfigError, InputError, StorageError, one_line
 from curator.files import appearing_whole
 from curator.leaks import LeakCounter, LeakReport
@@ -53,6 +54,9 @@ _LEAST_JUDGED_ROWS = 8
 """Distinct target rows of which a line search can keep some out."""
 _LEAST_FIT_ROWS = 4
 """Distinct target rows to learn from."""
+_LEAST_START = 0.01
+"""Of its share in the prior, what a domain has at least where a run begins at the last version's weights: from 0 no
+gradient would bring it back."""
 _LEAST_TARGET_ROWS = 4
 """Target rows of a step for each of the workers that a run gets unasked."""
 
@@ -88,10 +92,13 @@ def prepare(
     on_progress: ProgressCallback,
     *,
     elsewhere: bool = False,
+    last: LastVersion | None = None,
+    warm_start: bool = False,
 ) -> Begun:
     """Do all that comes before the workers, and write their orders into the run folder.
 
-    `elsewhere` says that they will not run on this machine, whose size then does not matter.
+    `elsewhere` says that they will not run on this machine, whose size then does not matter. `last` is the version that
+    the run is compared with; with `warm_start` it begins at its weights.
     """
     launch.check_train_extra()
     hf_config = model_config(config)
@@ -117,9 +124,11 @@ def prepare(
         check_column_names(lake)
         caches = tokenized(lake, goal, config, on_progress)
         prior = starting_weights(config.weights.prior, caches.corpus)
+        start = _warm_start(last, caches.corpus.domains, prior) if last and warm_start else None
         if config.granularity == "cluster":
             corpus = clustered(lake, caches.corpus, config.clusters, on_progress)
-            prior = Clusters.of(corpus).spread(prior, corpus.domain_tokens())
+            clusters, tokens_K = Clusters.of(corpus), corpus.domain_tokens()
+            prior, start = clusters.spread(prior, tokens_K), start and clusters.spread(start, tokens_K)
             caches = dataclasses.replace(caches, corpus=corpus)
         _check_line_search(config, caches, goal)
         begun = Begun(
@@ -129,7 +138,8 @@ def prepare(
             target_text=goal.text,
             leaks=caches.leaks,
             duplicates={"num_duplicates": indexed.num_duplicates, "share": indexed.duplicate_share},
-            job=worker_job(folder, caches.corpus, caches.target, config, hf_config, prior),
+            job=worker_job(folder, caches.corpus, caches.target, config, hf_config, prior, start),
+            last=last,
         )
         begun.write()
     return begun
@@ -144,6 +154,7 @@ def _kept(folder: Path) -> Tokenized | None:
 
 
 def _open(folder: Path) -> Tokenized:
+    (folder / CONTENT).stat()  # caches of before it was kept have none, and are made again
     return Tokenized(
         corpus=TokenCache.open(folder / "corpus"),
         target=TokenCache.open(folder / "target"),
@@ -333,7 +344,9 @@ def tokenized(lake: Lake, goal: Goal, config: LearnConfig | CompareConfig, on_pr
             target.mkdir()
             counter = LeakCounter(texts, names, keep=goal.leaks == "keep")
             rows = _counted(lake.text_batches(names), sum(rows for _, rows in domains), on_progress)
-            write_cache(corpus, tokenizer, _guarded(rows, counter), names)
+            looks = ContentCounter(domains)
+            write_cache(corpus, tokenizer, looks.watched(_guarded(rows, counter)), names)
+            looks.found().write(place / CONTENT)
             write_cache(target, tokenizer, [row_batch(texts)], ["target"])
             (place / _LEAKS).write_text(json.dumps(counter.report().to_json()), encoding="utf-8")
         found = _open(folder)
@@ -473,8 +486,11 @@ def worker_job(
     config: LearnConfig,
     hf_config: dict[str, Any],
     prior: Sequence[float],
+    start: Sequence[float] | None = None,
 ) -> WorkerJob:
     """What the workers of a run in `folder` are handed; its weights start at `prior`, one for each domain of `corpus`.
+
+    With `start` they begin there instead, and tilt the prior all the same.
 
     Raises:
         ConfigError: a floor that leaves nothing to learn.
@@ -494,7 +510,22 @@ def worker_job(
         learn=config,
         model=model_source(config, hf_config, corpus.vocab_size, config.seed),
         prior=list(prior),
+        start=list(start) if start else None,
     )
+
+
+def _warm_start(last: LastVersion, domains: Sequence[str], prior: Sequence[float]) -> list[float] | None:
+    """The last version's weights of these domains, none below a hundredth of its share in the prior, (D,).
+
+    A domain that it did not have has its share of the prior. None if it had none of them.
+    """
+    weights = last.weights_of(domains)
+    if weights is None:
+        return None
+    prior_D, known_D = np.array(prior), np.array([name in last.domains for name in domains])
+    start_D = np.where(known_D, np.array(weights) * prior_D[known_D].sum(), prior_D)
+    start_D = np.maximum(start_D, _LEAST_START * prior_D)
+    return [float(share) for share in start_D / start_D.sum()]
 
 
 def starting_weights(named: str, corpus: TokenCache) -> list[float]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from connectors.commit import Version
 from connectors.lease import LOCK_FOLDER, Hold, hold
 from connectors.manifest import Manifest
-from curator.begun import Begun
+from curator.begun import Begun, LastVersion
 from curator.carry import LakeWeights, weights_now
 from curator.changes import Changes, find_changes
 from curator.config import LearnConfig, RefreshConfig, TargetConfig
@@ -137,7 +137,7 @@ def plan(
     manifest = lake.connector.read_manifest(newest) if newest else None
     runs = lake.runs()
     run = _kept_run(lake, want, runs, log)
-    changes = find_changes(lake, run, manifest)
+    changes = find_changes(lake, run, manifest, on_progress)
     if run is not None:
         reasons = data_reasons(run, changes, settings)
     else:
@@ -218,7 +218,7 @@ class _Job:
         told: dict[str, Any] = {"rows_read": found.rows_read}
         run = found.run
         if run is None or found.action == "learn":
-            run = self.learned()
+            run = self.learned(found)
             told["report"] = run.report(run.run_dir / REPORT, overwrite=True).path
             told["rows_read"] += self.lake.ingest(self.tell).rows_indexed  # hours may have passed
         weights, gates = self.weigh(found, run)
@@ -249,11 +249,12 @@ class _Job:
         num_rows = self.lake.corpus.num_rows
         return weights, check_gates(run, weights, found.manifest, num_rows, self.settings, forced=self.force)
 
-    def learned(self) -> Run:
+    def learned(self, found: Plan) -> Run:
         """A run on the lake as it is: one that was killed is gone on with, else a new one."""
         folder = _unfinished(self.lake, self.want)
         if folder is None:
-            return self.lake.learn(self.target, config=self.want.learn, on_progress=self.tell)
+            warm, config = self.settings.warm_start, self.want.learn
+            return self.lake.learn_after(_last(found), self.target, config, None, self.tell, warm_start=warm)
         record = folder / RECORD
         if not record.exists():
             return self.lake.resume(folder, on_progress=self.tell)
@@ -287,6 +288,14 @@ class _Job:
             seconds=round(time.monotonic() - self.started, 3),
             **before | values,
         )
+
+
+def _last(found: Plan) -> LastVersion | None:
+    """The newest version as what is learned anew is compared with it, if it says its domains' weights."""
+    if found.newest is None or found.manifest is None or not found.manifest.extra.get("domains"):
+        return None
+    weights = {row["domain"]: float(row["domain_weight"]) for row in found.manifest.extra["domains"]}
+    return LastVersion(version=found.newest.number, run_id=found.newest.run_id, domains=weights)
 
 
 def _kept_run(lake: Lake, want: Wanted, runs: Sequence[Run], log: Sequence[Version]) -> Run | None:

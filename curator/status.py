@@ -56,7 +56,7 @@ def status(
     published = next((run for run in lake.runs() if newest and run.run_id == newest.run_id), None)
     changes = found.changes
     if published and (found.run is None or found.run.run_id != published.run_id):
-        changes = find_changes(lake, published, found.manifest)
+        changes = find_changes(lake, published, found.manifest, on_progress)
     return Status(
         version=newest.number if newest else None,
         committed_at=newest.committed_at if newest else None,

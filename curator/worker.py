@@ -53,7 +53,10 @@ _LOCK = "lock"
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerJob:
-    """What every rank is handed; `prior` has one entry per domain of the corpus cache."""
+    """What every rank is handed; `prior` has one entry per domain of the corpus cache.
+
+    So has `start`, where the weights begin if not at the prior.
+    """
 
     run_dir: Path
     corpus: Path
@@ -61,11 +64,13 @@ class WorkerJob:
     learn: LearnConfig
     model: ModelSource
     prior: list[float]
+    start: list[float] | None = None
 
     @property
     def identity(self) -> dict[str, Any]:
         """What has to be equal for a checkpoint to be resumed."""
-        return {
+        warm = {"start": self.start} if self.start else {}  # those of before runs could have one have none
+        return warm | {
             "learn": self.learn.model_dump(mode="json", exclude=set(EXECUTION_FIELDS)),
             "model": _model_to_json(self.model),
             "tokens": self.corpus.parent.name,
@@ -81,6 +86,7 @@ class WorkerJob:
             "learn": self.learn.model_dump(mode="json"),
             "model": _model_to_json(self.model),
             "prior": self.prior,
+            "start": self.start,
         }
 
     @staticmethod
@@ -95,6 +101,7 @@ class WorkerJob:
             learn=LearnConfig.model_validate(values["learn"]),
             model=ModelSource(**model, folder=Path(folder) if folder else None),
             prior=values["prior"],
+            start=values.get("start"),
         )
 
 
@@ -224,7 +231,9 @@ class _Work:
         found = self._checkpoints.newest()
         if self._pairs and found:
             self._pairs.load(found.folder)
-        state = found.state if found else SolverState.initial(self._prior_D)
+        floor, start = self._job.learn.weights.floor, self._job.start
+        start_D = None if start is None else torch.tensor(start, dtype=torch.float64)
+        state = found.state if found else SolverState.initial(self._prior_D, start_D, floor=floor)
         with _Trajectory.open(self._job.run_dir, found, min(state.step, self._num_steps)) as trajectory:
             state, info = self._phase(state, found, trajectory)
             while state.step < self._num_total:

@@ -16,7 +16,9 @@ from torch import Tensor
 from optim.objective import logit_grad
 
 SHRINKAGE = 25
-"""Gradients of 0 that dual averaging starts from."""
+"""Gradients that dual averaging starts from: of 0, or those that would have tilted the prior to where it starts."""
+_LEAST_ABOVE_FLOOR = 1e-3
+"""Of its share in the prior, what a weight has above the floor at the start: at 0 no gradient would move it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,18 +50,32 @@ class DataWeightSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class DataWeightState:
-    """λ and what its optimizer remembers; each tensor is (D,) float64."""
+    """λ and what its optimizer remembers; each tensor is (D,) float64. `start_D` is λ − log(prior) at the start."""
 
     logits_D: Tensor
     first_D: Tensor
     second_D: Tensor
+    start_D: Tensor
     num_updates: int
 
 
-def initial_state(prior_D: Tensor) -> DataWeightState:
-    """λ = log(prior), so that the weights start at the prior."""
+def initial_state(prior_D: Tensor, start_D: Tensor | None = None, *, floor: float = 0.0) -> DataWeightState:
+    """λ = log(prior), so that the weights start at the prior; or as they are to be for the weights `start_D`.
+
+    Those include the floor, above which they have to lie; what does not is lifted to just above it.
+    """
     zeros_D = torch.zeros_like(prior_D, dtype=torch.float64)
-    return DataWeightState(logits_D=prior_D.double().log(), first_D=zeros_D, second_D=zeros_D.clone(), num_updates=0)
+    logits_D = prior_D.double().log()
+    if start_D is not None:
+        above_D = (start_D.double() - floor).clamp_min(_LEAST_ABOVE_FLOOR * prior_D.double())
+        logits_D = (above_D / above_D.sum()).log()
+    return DataWeightState(
+        logits_D=logits_D,
+        first_D=zeros_D,
+        second_D=zeros_D.clone(),
+        start_D=logits_D - prior_D.double().log(),
+        num_updates=0,
+    )
 
 
 def weights(logits_D: Tensor, floor: float = 0.0) -> Tensor:
@@ -152,14 +168,16 @@ def _dual_averaging(
 
     Nesterov's dual averaging (2009; Xiao 2010 with a regularizer, here KL(p‖prior)/lr): every gradient counts alike,
     whenever it was seen. σ as in `scaled_eg`, so mere noise tilts the prior by lr/√k. The k₀ = `SHRINKAGE` gradients
-    of 0 keep the first few looks from deciding what the next ones see.
+    of 0 keep the first few looks from deciding what the next ones see. Where the weights start elsewhere, at λ₀, the
+    k₀ gradients are those that lead there: k₀/(k + k₀)·(λ₀ − log(prior)) is left of it, 8 % after 300.
     """
     centred_D = grad_D - grad_D.mean()
     age = state.num_updates + 1
     first_D = state.first_D + (centred_D - state.first_D) / age
     second_D = state.second_D + (centred_D.square().mean() - state.second_D) / age
     tilt_D = age / (age + SHRINKAGE) * first_D / second_D.sqrt().clamp_min(settings.eps)
-    logits_D = prior_D.double().log() - settings.learning_rate * tilt_D
+    start_D = SHRINKAGE / (age + SHRINKAGE) * state.start_D
+    logits_D = prior_D.double().log() + start_D - settings.learning_rate * tilt_D
     return replace(state, logits_D=logits_D, first_D=first_D, second_D=second_D)
 
 

@@ -28,12 +28,12 @@ class SolverState:
     pending: tuple[Tensor, ...] = ()
 
     @staticmethod
-    def initial(prior_D: Tensor) -> SolverState:
-        """Before the first step: the weights are the prior, nothing has been drawn."""
+    def initial(prior_D: Tensor, start_D: Tensor | None = None, *, floor: float = 0.0) -> SolverState:
+        """Before the first step: the weights are the prior, or `start_D`, and nothing has been drawn."""
         return SolverState(
             step=0,
-            data_weights=initial_state(prior_D),
-            average_D=prior_D.double(),
+            data_weights=initial_state(prior_D, start_D, floor=floor),
+            average_D=(prior_D if start_D is None else start_D).double(),
             num_averaged=0,
             tokens_D=torch.zeros_like(prior_D, dtype=torch.float64),
         )
@@ -47,6 +47,7 @@ class SolverState:
                 "logits_D": logits.logits_D.tolist(),
                 "first_D": logits.first_D.tolist(),
                 "second_D": logits.second_D.tolist(),
+                "start_D": logits.start_D.tolist(),
                 "num_updates": logits.num_updates,
             },
             "average_D": self.average_D.tolist(),
@@ -65,6 +66,7 @@ class SolverState:
                 logits_D=_vector(logits["logits_D"]),
                 first_D=_vector(logits["first_D"]),
                 second_D=_vector(logits["second_D"]),
+                start_D=_vector(logits.get("start_D", [0.0] * len(logits["second_D"]))),
                 num_updates=logits["num_updates"],
             ),
             average_D=_vector(values["average_D"]),

@@ -21,6 +21,7 @@ from curator.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from curator.drift import Drift
     from curator.refresh import Refresh
     from curator.status import Status
 
@@ -142,12 +143,15 @@ def _print_refresh(done: Refresh, lake: str, *, dry_run: bool) -> None:
 
 def _print_status(found: Status, url: str) -> None:
     from curator import console
+    from curator.rules import named
 
     print_, changes = console.out().print, found.changes
-    console.print_rows(
-        ["domain", "weight", "rows", "new rows"],
-        [[state.domain, _weight(state.domain_weight), state.num_rows, state.num_new] for state in changes.domains],
-    )
+    columns = ["domain", "weight", "rows", "new rows"]
+    rows = [[each.domain, _weight(each.domain_weight), each.num_rows, each.num_new] for each in changes.domains]
+    if any(each.drift for each in changes.domains):
+        columns.append("drift")
+        rows = [[*row, _drift(each.drift)] for row, each in zip(rows, changes.domains, strict=True)]
+    console.print_rows(columns, rows)
     if found.version is None:
         print_("\nVersion   none")
     else:
@@ -157,6 +161,12 @@ def _print_status(found: Status, url: str) -> None:
         )
     stale = f"{len(changes.files_changed)} changed, {len(changes.files_removed)} gone"
     print_(f"Files     {len(changes.files_added)} without weights, {stale} since that version")
+    groups = {"without": changes.files_added, "changed": changes.files_changed, "gone": changes.files_removed}
+    for what, paths in groups.items():
+        if paths:
+            print_(console.printable(f"          {what}: {named(paths)}"))
+    if changes.new_domains:
+        print_(console.printable(f"Domains   without weights: {named(changes.new_domains)}"))
     if found.verdict:
         print_(console.printable(f"Verdict   {found.verdict}"))
     print_(f"Lock      {console.printable(str(found.holder)) if found.holder else 'free'}")
@@ -168,6 +178,13 @@ def _print_status(found: Status, url: str) -> None:
     print_(f"Refresh   would {said[found.action]} ({console.printable(url)})")
     for reason in found.reasons:
         print_(console.printable(f"          {reason.said}"))
+
+
+def _drift(found: Drift | None) -> str:
+    """Of the text, and of the expected gaps where a scorer expects some."""
+    if found is None:
+        return ""
+    return f"{found.features:.2f}" + ("" if found.gaps is None else f", gaps {found.gaps:+.2f}")
 
 
 def _weight(value: float | None) -> str:

@@ -12,9 +12,7 @@ from curator.integrations.pipes import metadata
 from curator.lake import open_lake
 from curator.progress import Progress
 from curator.refresh import Refresh
-from curator.rules import Gate
-
-_GATES = ("verdict", "identities", "drift", "unweighted")
+from curator.rules import GATES, Gate
 
 
 def curator_assets(config: str | Path, *, name: str = "weights") -> Any:
@@ -38,7 +36,7 @@ def curator_assets(config: str | Path, *, name: str = "weights") -> Any:
     @dagster.multi_asset(  # type: ignore[untyped-decorator, unused-ignore]  # with dagster installed it has types
         name=f"refresh_{name}",
         specs=[dagster.AssetSpec(name, description=f"Row weights of {settings.lake.url}", skippable=True)],
-        check_specs=[dagster.AssetCheckSpec(gate, asset=name, blocking=True) for gate in _GATES],
+        check_specs=[dagster.AssetCheckSpec(gate, asset=name, blocking=True) for gate in GATES],
     )
     def refresh():  # type: ignore[no-untyped-def]  # Dagster would take an annotation for the type of an output
         yield from _results(dagster, name, _refresh(_settings(config), dagster.get_dagster_logger().info))
@@ -74,7 +72,7 @@ def _results(dagster: Any, name: str, done: Refresh) -> Iterator[Any]:
             asset_key=name, metadata=metadata(done), data_version=dagster.DataVersion(str(done.version))
         )
     found: dict[str, Gate] = {gate.name: gate for gate in done.gates}
-    for gate in _GATES:
+    for gate in GATES:
         result = found.get(gate)
         yield dagster.AssetCheckResult(
             check_name=gate,

@@ -32,6 +32,6 @@ def is_learning(here):
     return path.exists() and path.read_text().count("\n") >= 2
 
 
-def outcome(process):
-    out, err = process.communicate(timeout=30)
+def outcome(process, seconds=30):
+    out, err = process.communicate(timeout=seconds)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)

@@ -146,6 +146,16 @@ def test_a_lake_is_refreshed_in_commands(learned, call):
     assert planned.endswith("would learn, then publish; nothing was written\n")
     shown = call("status", *refresh[1:]).stdout
     assert "Files     1 without weights, 0 changed, 0 gone since that version" in shown
+    assert "          without: new.parquet\nDomains   without weights: pqr\n" in shown
+    for i in range(6):
+        write_rows(learned.lake / f"new-{i}.parquet", text=sentences("pqr", 1, i), domain=["pqr"])
+    (learned.lake / "south.parquet").unlink()
+    shown = call("status", *refresh[1:]).stdout
+    assert "without: new-0.parquet, new-1.parquet, new-2.parquet, new-3.parquet, new-4.parquet, and 2 more\n" in shown
+    assert "          gone: south.parquet\n" in shown
+    listed = values_of(call("status", *refresh[1:], "--json"))["changes"]
+    assert listed["files_added"] == [*(f"new-{i}.parquet" for i in range(6)), "new.parquet"]
+    assert listed["files_removed"] == ["south.parquet"]
     assert "Refresh   would learn" in shown
     assert "no target was named" in refusal(call("refresh", learned.lake), 2)
 

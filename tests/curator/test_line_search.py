@@ -27,7 +27,7 @@ pytest.importorskip("megatron.core", reason="needs the extra [train]")
 from curator import open_lake
 from curator.begun import Begun
 from curator.config import override
-from curator.line_search import line_search
+from curator.line_search import against_last, line_search
 from curator.tokens import TokenCache
 from curator.worker import WorkerResult
 
@@ -76,6 +76,25 @@ def test_weights_that_win_are_taken_and_said_to(judge):
     assert result.compute_tokens == before.compute_tokens + found.compute_tokens
     for low, weight, high in zip(result.summary.ci_low, result.weights, result.summary.ci_high, strict=True):
         assert low <= weight <= high
+
+
+def test_weights_are_compared_with_those_of_the_last_version(judge):
+    """On the same rows by the same seeds: what the line search found against the prior is found against it again."""
+    search, job = judge
+
+    def against(taken, last):
+        return against_last(job, taken, last, job.corpus.parents[2], "cpu", lambda _: None)
+
+    uniform = search(GOOD)
+    found = against(GOOD, [1 / 3] * 3)
+    assert (found.difference, found.difference_low, found.difference_high) == pytest.approx(
+        (uniform.difference, uniform.difference_low, uniform.difference_high)
+    )
+    worse = against([1 / 3] * 3, GOOD)
+    assert (worse.difference, worse.difference_low) == pytest.approx((-found.difference, -found.difference_high))
+    assert worse.difference_low > 0.01  # what the gate refuses
+    same = against(GOOD, GOOD)
+    assert (same.difference, same.difference_high, same.num_rows) == (0, 0, 10)
 
 
 def test_weights_that_lose_give_way_to_the_prior(judge):

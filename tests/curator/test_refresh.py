@@ -309,6 +309,7 @@ def test_a_dry_run_writes_nothing(learned):
     assert [(gate.name, gate.passed) for gate in done.gates] == [
         ("verdict", True),
         ("identities", True),
+        ("row_weight", True),
         ("unweighted", True),
     ]
     assert tree(learned.lake) == before
@@ -391,6 +392,83 @@ def test_weights_that_drifted_too_far_are_refused_unless_forced(learned):
     assert (gate.name, f"changed by {before:.3f}" in gate.said) == ("drift", True)
     done = refresh(learned, max_drift=before + 0.01)
     assert (done.outcome, done.weights_changed, done.run_id) == ("published", True, other)
+
+
+def test_a_row_that_weighs_too_much_or_too_little_is_refused(learned):
+    """One row of a domain that has a third of the weight weighs as much as the eight of another together."""
+    refresh(learned)
+    (learned.lake / "south.parquet").unlink()
+    add(learned, "south-2", "south", 1)
+    with curator.open_lake(str(learned.lake)) as lake:
+        lake.ingest()
+        from curator.carry import weights_now
+
+        weights = weights_now(lake, lake.run(learned.run_id), (), lambda _: None).samples["sample_weight"].to_numpy()
+    low, high = float(weights.min()), float(weights.max())
+    assert high > 8
+    gate = refused(learned, max_row_weight=high - 0.01)
+    assert gate.name == "row_weight"
+    assert gate.said == (
+        f"rows weigh {low:.3g} … {high:.3g}, where the mean is 1; refresh.min_row_weight=0, "
+        f"refresh.max_row_weight={high - 0.01:g}"
+    )
+    assert refused(learned, min_row_weight=low + 0.01).name == "row_weight"
+    assert refresh(learned, min_row_weight=low - 0.01, max_row_weight=high + 0.01).version == 2
+
+
+def test_weights_that_train_worse_models_than_the_last_ones_are_refused(learned):
+    """By what the run's record says of the comparison; a run that was not compared passes and says so."""
+    refresh(learned)
+    state = learned.state / "runs"
+    other = f"{learned.run_id}-worse"
+    record = json.loads((state / learned.run_id / "run.json").read_text())
+    shutil.copytree(state / learned.run_id, state / other)
+
+    def compared(**last):
+        (state / other / "run.json").write_text(json.dumps(record | {"run_id": other, "last_version": last or None}))
+
+    figures = {"difference": 0.05, "difference_low": 0.02, "difference_high": 0.08, "num_rows": 10}
+    compared(version=1, run_id=learned.run_id, **figures)
+    gate = refused(learned)
+    assert gate.name == "validation"
+    assert gate.said == (
+        "models trained on the new domain weights differ from those of version 1 by +0.050 nats per token on 10 target "
+        "rows kept out, 90 % interval [+0.020, +0.080]; refresh.max_val_rise=0.01"
+    )
+    for last, said in (
+        ({"run_id": "another", "version": 1} | figures, "not compared: run"),
+        ({"run_id": learned.run_id, "version": 1, "why_not": "it was not judged"}, "version 1: it was not judged"),
+        ({}, "not compared: run"),
+    ):
+        compared(**last)
+        (gate,) = [gate for gate in refresh(learned, dry_run=True).gates if gate.name == "validation"]
+        assert gate.passed
+        assert said in gate.said
+    compared(version=1, run_id=learned.run_id, **figures)
+    assert refresh(learned, max_val_rise=0.02).version == 2
+    assert "validation" not in [gate.name for gate in refresh(learned).gates]  # the version is of this run
+
+
+def test_what_is_learned_anew_is_compared_with_the_version_and_begins_there_if_asked(learned):
+    """Two real runs; the trainings that compare them are of two steps."""
+    refresh(learned)
+    search = {"places": [1.0], "steps": 2, "seeds": 2, "tokens_per_step": 64}
+    judged = LearnConfig(**FAST | {"line_search": search, "data_parallel": 1})
+    done = refresh(learned, learn=judged, warm_start=True, max_val_rise=10.0, max_drift=1.0)
+    assert (done.outcome, done.action, done.version) == ("published", "learn", 2)
+    record = json.loads((learned.state / "runs" / done.run_id / "run.json").read_text())
+    before = json.loads((learned.state / "runs" / learned.run_id / "run.json").read_text())
+    last = record["last_version"]
+    assert (last["version"], last["run_id"], last["num_rows"]) == (1, learned.run_id, 5)
+    assert last["difference_low"] <= last["difference"] <= last["difference_high"]
+    (gate,) = [gate for gate in done.gates if gate.name == "validation"]
+    assert f"version 1 by {last['difference']:+.3f} nats per token" in gate.said
+    assert record["start"] == pytest.approx({row["domain"]: row["domain_weight"] for row in before["domains"]})
+    assert record["prior"] == pytest.approx(dict.fromkeys(record["start"], 1 / 3))  # what it is judged against
+    lines = (learned.state / "runs" / done.run_id / "trajectory.jsonl").read_text().splitlines()
+    assert json.loads(lines[0])["step"] == 0
+    assert before["start"] is None
+    assert before["last_version"] is None
 
 
 def test_too_many_rows_without_a_weight_are_refused(learned):

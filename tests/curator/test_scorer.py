@@ -9,6 +9,7 @@ import pytest
 from lake_cases import sentences
 
 from connectors.store import open_store
+from curator.drift import gap_drift
 from curator.errors import InputError, StorageError
 from curator.features import Counter, describe, halves
 from curator.scorer import SCHEMA_VERSION, Scorer, fit, held_out
@@ -95,6 +96,23 @@ def test_a_signal_is_found_on_rows_kept_out_and_on_new_ones(lake, frequencies):
     new = pa.array([*sound, *(damaged(text, rng, 0.5) for text in sound)])
     weight = scorer.row_weights(new, np.ones(80, np.int32))
     assert weight[:40].min() > weight[40:].max()
+
+
+def test_new_rows_whose_gaps_lie_elsewhere_have_drifted(lake, frequencies):
+    """Damaged rows alone, of which the domain had some, and as many rows as it ever had."""
+    texts, domain, tokens, worth = lake
+    scorer, _ = fitted(lake, frequencies, gaps_of(worth, domain, tokens, noise=0.3))
+    assert gap_drift(scorer, texts.filter(pa.array(domain == 1)), DOMAINS[1]) == pytest.approx(0, abs=0.1)
+    rng = random.Random(7)
+    sound = sentences("south", 3060)[3000:]
+    spoilt = pa.array([damaged(text, rng, 0.5) for text in sound])
+    far = gap_drift(scorer, spoilt, DOMAINS[1])
+    expected = scorer.expected(spoilt, np.ones(60, np.int32))
+    assert abs(far) > 0.5  # what is a reason to learn
+    assert np.sign(far) == np.sign(expected.mean())
+    assert abs(far) < abs(expected.mean()) / scorer.width * 1.1
+    assert gap_drift(scorer, spoilt.slice(0, 1), DOMAINS[1]) is None
+    assert gap_drift(scorer, spoilt, "unknown") is None
 
 
 def test_noise_is_refused(lake, frequencies):

@@ -6,6 +6,7 @@ import importlib.util
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -14,6 +15,7 @@ import pytest
 pytest.importorskip("megatron.core", reason="needs the extra [train]")
 
 from curator import demo_corpus
+from curator.config import RefreshConfig, load_config
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -54,6 +56,23 @@ def test_python_blocks_run(tmp_path):
 def test_python_blocks_of_the_guides_run(tmp_path):
     assert {path.stem for path in GUIDES.glob("*.md")} == set(IN_ORDER)
     run_in_order([code for name in IN_ORDER for code in blocks("python", guide(name))], tmp_path)
+
+
+def test_settings_of_readme_and_guides_are_those_that_there_are(tmp_path):
+    """Every TOML block is read as a settings file; the README's are the defaults but for the age and the verdicts."""
+    texts = [README, *(guide(name) for name in IN_ORDER)]
+    found = [block for text in texts for block in blocks("toml", text)]
+    assert sum("[refresh]" in block for block in found) >= 2
+    for block in found:
+        (tmp_path / "corpus.toml").write_text(block)
+        load_config(tmp_path / "corpus.toml", environ={})
+    (shown,) = [block for block in blocks("toml") if "[refresh]" in block]
+    (tmp_path / "corpus.toml").write_text(shown)
+    read, usual = load_config(tmp_path / "corpus.toml", environ={}).refresh, RefreshConfig()
+    changed = {name for name in RefreshConfig.model_fields if getattr(read, name) != getattr(usual, name)}
+    assert changed == {"max_age_days"}
+    unnamed = RefreshConfig.model_fields.keys() - tomllib.loads(shown)["refresh"].keys()
+    assert unnamed == {"mode", "lease_minutes"}
 
 
 def test_commands_of_the_guides_have_their_options():

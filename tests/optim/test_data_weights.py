@@ -34,6 +34,28 @@ def test_starts_at_the_prior():
     torch.testing.assert_close(weights(initial_state(PRIOR).logits_D), PRIOR)
 
 
+@pytest.mark.parametrize("floor", [0.0, 0.02])
+def test_starts_elsewhere_where_asked(floor):
+    start = torch.tensor([0.6, 0.3, 0.05, 0.05], dtype=torch.float64)
+    torch.testing.assert_close(weights(initial_state(PRIOR, start, floor=floor).logits_D, floor), start)
+    lifted = weights(initial_state(PRIOR, torch.tensor([1.0, 0, 0, 0]).double(), floor=floor).logits_D, floor)
+    assert (lifted > floor).all()
+    assert torch.equal(initial_state(PRIOR).start_D, torch.zeros(4).double())
+
+
+def test_dual_averaging_forgets_where_it_started():
+    """The same gradients from two starts: what is left of λ₀ − log(prior) is k₀/(k + k₀), and the rest is equal."""
+    settings = DataWeightSettings(optimizer="dual_averaging", learning_rate=2.5)
+    start = torch.tensor([0.01, 0.01, 0.01, 0.97], dtype=torch.float64)
+    cold, warm = initial_state(PRIOR), initial_state(PRIOR, start)
+    ahead = warm.logits_D - PRIOR.double().log()
+    for age, grad in enumerate(random_grads(), start=1):
+        cold, warm = update(cold, grad, PRIOR, settings), update(warm, grad, PRIOR, settings)
+        left = SHRINKAGE / (age + SHRINKAGE) * ahead
+        apart = warm.logits_D - cold.logits_D - left
+        torch.testing.assert_close(apart - apart.mean(), torch.zeros(4).double(), rtol=0, atol=1e-12)
+
+
 def test_exponentiated_gradient_multiplies_by_exp_of_the_gradient():
     settings = DataWeightSettings(learning_rate=0.3)
     state, expected = initial_state(PRIOR), PRIOR.clone()

@@ -13,6 +13,7 @@ from optim.learners.doremi import DoReMi
 from optim.learners.scalebio import ScaleBiO
 from optim.schedules import LearningRate
 from optim.solver import SolverSettings, solve
+from optim.state import SolverState
 
 
 def settings(**changes):
@@ -50,6 +51,24 @@ def test_finds_the_known_optimum(inner_steps):
     expected = best_weights()
     assert expected.min() > 0.02  # inside the simplex, so that the optimum is interior
     torch.testing.assert_close(solution.weights_D, expected, atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize(("optimizer", "begin"), [("eg", (0.02, 0.02, 0.96)), ("adam", (0.96, 0.02, 0.02))])
+def test_finds_the_known_optimum_from_wrong_weights(optimizer, begin):
+    """A last version that was wrong costs steps and not the result."""
+    start = SolverState.initial(UNIFORM, torch.tensor(begin, dtype=torch.float64))
+    chosen = settings(data_weights=DataWeightSettings(optimizer=optimizer, learning_rate=0.02))
+    solution = solve(QuadraticBackend(), OneRowEach(), UNIFORM, chosen, start=start)
+    torch.testing.assert_close(solution.weights_D, best_weights(), atol=0.02, rtol=0)
+    assert solution.records[0].weights == pytest.approx(begin, abs=1e-6)  # the first steps do not move them
+
+
+def test_a_state_survives_json_with_its_start_and_one_of_before_has_none():
+    state = SolverState.initial(UNIFORM, torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64))
+    values = state.to_json()
+    assert torch.equal(SolverState.from_json(values).data_weights.start_D, state.data_weights.start_D)
+    del values["data_weights"]["start_D"]
+    assert torch.equal(SolverState.from_json(values).data_weights.start_D, torch.zeros(3).double())
 
 
 def test_hypergradient_error_falls_as_one_over_the_penalty():
