@@ -115,7 +115,7 @@ class Grams:
         return self._sums(table_M) / np.maximum(self.count_N, 1)
 
     def mean_logs(self, pair_M: Hashes) -> tuple[Floats, Floats]:
-        """The mean log frequencies of each row's sequences, (N,), in the lake and in the target (`Frequencies.pairs_2KM`).
+        """Mean log frequencies of each row's sequences, (N,), in the lake and in the target (`Frequencies.pairs_2KM`).
 
         Sums of whole numbers, two in one: exact in any order, and looked up once.
         """
