@@ -8,6 +8,8 @@ export OMP_NUM_THREADS ?= 2
 # Threads that spin while they wait starve the other worker processes of a test.
 export OMP_WAIT_POLICY ?= PASSIVE
 
+TEST_PROCESSES ?= 2
+
 # Of the experiments: all of METHODS are learned with SEEDS seeds each; an experiment takes from half an hour to hours.
 METHODS ?= scalebio,doge,doremi,rho,dsir
 SEEDS ?= 3
@@ -53,8 +55,11 @@ types: $(VENV)/.dev
 contracts: $(VENV)/.dev
 	$(BIN)/lint-imports
 
+# A file's tests stay together: they share lakes and runs that took long to make.
+# One thread each, since as many processes as there are cores have work already.
+test: export OMP_NUM_THREADS = 1
 test: lint types contracts
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
 
 test-slow: $(VENV)/.dev
 	$(BIN)/pytest -m slow
