@@ -78,12 +78,14 @@ WITHIN = """[...document.querySelectorAll('svg')].flatMap(svg => [...svg.querySe
 })).sort((one, other) => one[0] - other[0])"""
 """How far every text of a drawing is from its left or right edge, the nearest one first."""
 APART = """[...document.querySelectorAll('svg g')].filter(g => g.querySelector('.bar')).map(g => {
-  const [label, shown] = [...g.querySelectorAll('text')].map(text => text.getBBox()), bar = g.querySelector('.bar').getBBox();
+  const [label, shown] = [...g.querySelectorAll('text')].map(text => text.getBBox());
+  const bar = g.querySelector('.bar').getBBox();
   return Math.min(bar.x - label.x - label.width, shown.x - bar.x - bar.width);
 })"""
 """How far the label and the figure of every bar are from it."""
 CUT = """[...document.querySelectorAll('h1, h2, h3, p, dt, dd, pre, caption, figcaption, li')].filter(
-  each => each.scrollWidth > each.clientWidth + 1 && getComputedStyle(each).display !== 'inline').map(each => each.outerHTML)"""
+  each => each.scrollWidth > each.clientWidth + 1 && getComputedStyle(each).display !== 'inline'
+).map(each => each.outerHTML)"""
 """What is wider than its own box, where nothing scrolls."""
 
 
