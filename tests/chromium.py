@@ -70,12 +70,14 @@ class Browser:
                 return dict(told["result"])
             self.events.append(told)
 
-    def open(self, path: Path, *, width: int = 1100, height: int = 900, scheme: str = "light") -> None:
-        """Show a local file, and wait until it is loaded."""
+    def open(
+        self, path: Path, *, width: int = 1100, height: int = 900, scheme: str = "light", media: str = "screen"
+    ) -> None:
+        """Show a local file, as a `media` of "print" too, and wait until it is loaded."""
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )
-        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        self.call("Emulation.setEmulatedMedia", media=media, features=[{"name": "prefers-color-scheme", "value": scheme}])
         self.events.clear()
         self.call("Page.navigate", url=path.resolve().as_uri())
         while not self.told("Page.loadEventFired"):
@@ -92,6 +94,10 @@ class Browser:
     def screenshot(self) -> bytes:
         """The whole page as a PNG."""
         return base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"])
+
+    def pdf(self) -> bytes:
+        """The page as it is printed."""
+        return base64.b64decode(self.call("Page.printToPDF", printBackground=True)["data"])
 
     def _read(self) -> dict[str, Any]:
         while b"\0" not in self._rest:

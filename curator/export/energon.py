@@ -22,5 +22,5 @@ FORMAT = Format(
     reader="Megatron-Energon, get_train_dataset(FILE)",
     units=(ROWS, SEQUENCES),
     render=_render,
-    place="its dataset's folder",
+    place="its dataset's folder or .jsonl file",
 )

@@ -9,16 +9,19 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from curator.report.svg import WIDTH, Axis, drawing, element
-from curator.report.text import NAME, brief
+from curator.report.text import NAME, breadth, brief, fitted
 
 COLOURS = 8
 """Lines that have a colour of their own, `c0` … in the page's style; others are grey."""
 _ROW = 24.0
 _TOP = 10.0
-_LABELS = 172.0
+_LABELS = 192.0
+"""Room for the labels of rows at most; they get what the widest one needs."""
 _VALUES = 76.0
-_NAMES = 148.0
-_COLUMNS = 24
+_NAMES = 160.0
+_SIZE = 12.0
+_AXIS_SIZE = 11.0
+"""Sizes of the letters in the page's style."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +55,15 @@ def rows_chart(name: str, title: str, description: str, rows: Sequence[Row], *, 
     """Each row a bar from 0 or a point, with its interval as a whisker and its mark as an upright line."""
     bottom = _TOP + _ROW * len(rows)
     ends = [value for row in rows for value in (row.value, row.low, row.high, row.mark) if value is not None]
-    x = Axis.over([0.0, *ends], _LABELS, WIDTH - _VALUES)
+    labels = [fitted(row.label, (_LABELS - 10) / _SIZE) for row in rows]
+    left = 10 + _SIZE * max(map(breadth, labels), default=0.0)
+    x = Axis.over([0.0, *ends], left, WIDTH - _VALUES)
     parts = [_upright(x, tick, bottom) for tick in x.ticks()]
     parts.append(element("line", class_="zero", x1=x(0), x2=x(0), y1=_TOP, y2=bottom))
-    parts += [_row(row, x, _TOP + _ROW * (place + 0.5), bars=bars) for place, row in enumerate(rows)]
+    parts += [
+        _row(row, label, x, _TOP + _ROW * (place + 0.5), bars=bars)
+        for place, (row, label) in enumerate(zip(rows, labels, strict=True))
+    ]
     return drawing(name, title, description, bottom + 24, parts)
 
 
@@ -94,8 +102,10 @@ def histogram(name: str, label: str, bins: Sequence[Bin]) -> Markup:
     width, top, bottom = 220.0, 24.0, 92.0
     x = Axis(math.log2(bins[0].low), math.log2(bins[-1].high), 0.0, width)
     most, total = max(each.count for each in bins), sum(each.count for each in bins)
-    parts = [element("text", brief(label, _COLUMNS), x=0, y=13)]
-    parts.append(element("text", f"{total:,}", class_="axis", x=width, y=13, text_anchor="end"))
+    shown = f"{total:,}"
+    room = width - 8 - _AXIS_SIZE * breadth(shown)
+    parts = [element("text", fitted(label, room / _SIZE), x=0, y=13)]
+    parts.append(element("text", shown, class_="axis", x=width, y=13, text_anchor="end"))
     parts += [_bin(each, x, bottom, (bottom - top) / most) for each in bins if each.count]
     parts.append(element("line", class_="zero", x1=0, x2=width, y1=bottom, y2=bottom))
     parts.append(element("path", class_="mark", d=f"M{x(0):.1f} {top - 4}V{bottom}"))
@@ -129,10 +139,10 @@ def _below(x: Axis, tick: float, bottom: float) -> Markup:
     return element("text", f"{tick:g}", class_="axis", x=x(tick), y=bottom + 17, text_anchor="middle")
 
 
-def _row(row: Row, x: Axis, y: float, *, bars: bool) -> Markup:
+def _row(row: Row, label: str, x: Axis, y: float, *, bars: bool) -> Markup:
     parts = [
         element("title", row.said),
-        element("text", brief(row.label, _COLUMNS), x=_LABELS - 10, y=y + 4, text_anchor="end"),
+        element("text", label, x=x.start - 10, y=y + 4, text_anchor="end"),
         element("text", row.shown, class_="value", x=WIDTH, y=y + 4, text_anchor="end"),
     ]
     if bars:
@@ -177,7 +187,7 @@ def _names(lines: Sequence[Line], y: Axis, left: float, bottom: float) -> list[M
         places[number] = min(places[number], limit)
     for place, (_, line) in zip(places, ends, strict=True):
         parts.append(element("rect", class_=f"bar {line.colour}", x=left, y=place - 5, width=10, height=10))
-        parts.append(element("text", brief(line.label, _COLUMNS - 6), x=left + 16, y=place + 4))
+        parts.append(element("text", fitted(line.label, (_NAMES - 26) / _SIZE), x=left + 16, y=place + 4))
     return parts
 
 

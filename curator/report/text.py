@@ -21,6 +21,9 @@ NAME = 60
 """Columns of a name where it is one of many in a line."""
 NOTHING = "–"
 """What is shown for a number that there is not."""
+_LEAST_BREADTH = 0.47
+_NARROW = frozenset(" !\"'(),-./:;I[\\]`fijlrt{|}")
+_WIDE = frozenset("%@MWmw—…")
 _PIECE = Markup('<span class="spelled">{}</span>')
 
 
@@ -45,6 +48,32 @@ def brief(text: str, columns: int) -> str:
             return "".join(line)[: columns - 1] + "…"
         line.append(char)
     return "".join(line) + ("…" if len(text) > 2 * columns else "")
+
+
+def breadth(text: str) -> float:
+    """How wide a line is at most, in units of its font's size: the letters of DejaVu Sans, one of the widest fonts."""
+    return sum(map(_breadth, text))
+
+
+def fitted(text: str, most: float) -> str:
+    """`text` on one line that is no wider than `most` times its font's size, for a drawing, which breaks no lines."""
+    line = brief(text, int(most / _LEAST_BREADTH))
+    if breadth(line) <= most:
+        return line
+    kept = line.removesuffix("…")
+    while kept and breadth(kept) + _breadth("…") > most:
+        kept = kept[:-1]
+    return kept + "…"
+
+
+def _breadth(char: str) -> float:
+    if char in _NARROW:
+        return _LEAST_BREADTH
+    if char in _WIDE:
+        return 1.0
+    if char.isascii():
+        return 0.64 if char.islower() or char.isdigit() or char in "_*$?" else 0.84
+    return 1.3 if unicodedata.east_asian_width(char) in "WF" else 0.9
 
 
 def weight(value: float | None) -> str:

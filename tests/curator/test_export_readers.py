@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import importlib.util
 import json
+import sys
+import types
 
 import numpy as np
 import pyarrow as pa
@@ -62,6 +66,21 @@ def test_trl_mixes_by_it(lake, tmp_path, monkeypatch):
     assert token_shares(mixed[:]) == pytest.approx(LEARNED, abs=0.02)
 
 
+def test_axolotl_loads_what_it_keeps(lake, tmp_path, monkeypatch):
+    schema = pytest.importorskip("axolotl.utils.schemas.datasets")
+    from axolotl.utils.data.shared import datasets_with_name_generator, load_dataset_with_config, merge_datasets
+    from axolotl.utils.dict import DictDefault
+
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "c"))
+    run, folder = lake
+    export(run, "axolotl", tmp_path / "out.yaml", places=f"{folder}/{{domain}}")
+    settings = DictDefault(yaml.safe_load((tmp_path / "out.yaml").read_text()))
+    checked = [schema.SFTDataset(**each).model_dump(exclude_none=True) for each in settings.datasets]
+    settings = DictDefault({"datasets": checked})
+    parts = [load_dataset_with_config(each, False) for each in datasets_with_name_generator(settings.datasets)]
+    assert token_shares(merge_datasets(parts, settings)[:]) == pytest.approx(LEARNED, abs=0.02)
+
+
 def test_datasets_slices_by_what_axolotl_hands_to_it(lake, tmp_path):
     library = pytest.importorskip("datasets")
     run, folder = lake
@@ -117,3 +136,77 @@ def test_torchtitan_interleaves_by_it(lake, tmp_path):
     )
     drawn = [next(mixed) for _ in range(20_000)]
     assert {name: drawn.count(name) / len(drawn) for name in LEARNED} == pytest.approx(LEARNED, abs=0.02)
+
+
+def test_energon_blends_by_it(lake, tmp_path):
+    energon = pytest.importorskip("megatron.energon")
+    from megatron.energon.epathlib import EPath
+
+    run, folder = lake
+    lengths = {}
+    for domain in LEARNED:
+        lengths[domain] = pq.read_table(folder / domain / "train.parquet")["length"].to_pylist()
+        path = folder / f"{domain}.jsonl"
+        path.write_text("".join(json.dumps({"domain": domain, "row": n}) + "\n" for n in range(len(lengths[domain]))))
+        energon.CrudeJsonlDatasetFactory.prepare_dataset(EPath(path))
+    export(run, "energon", tmp_path / "out.yaml", places="{domain}.jsonl")
+
+    @energon.stateless
+    def cook(sample):
+        return energon.TextSample(**energon.basic_sample_keys(sample), text=json.dumps(sample["json"]))
+
+    class Encoder(energon.DefaultTaskEncoder):
+        cookers = [energon.Cooker(cook)]  # noqa: RUF012 - as its documentation has it
+
+    mixed = energon.get_train_dataset(
+        tmp_path / "out.yaml",
+        worker_config=energon.WorkerConfig(rank=0, world_size=1, num_workers=0),
+        batch_size=None,
+        shuffle_buffer_size=None,
+        max_samples_per_sequence=None,
+        task_encoder=Encoder(),
+    )
+    drawn = iter(energon.get_loader(mixed))
+    rows = [json.loads(next(drawn).text) for _ in range(20_000)]
+    domains = [row["domain"] for row in rows]
+    found = token_shares({"domain": domains, "length": [lengths[row["domain"]][row["row"]] for row in rows]})
+    assert found == pytest.approx(LEARNED, abs=0.05)
+
+
+@pytest.mark.parametrize("unit", ["sequences", "rows"])
+def test_streaming_chooses_by_it(lake, tmp_path, unit, monkeypatch):
+    if importlib.util.find_spec("torchvision") is None:  # its readers of images, which nothing here needs
+        monkeypatch.setitem(sys.modules, "streaming.vision", types.ModuleType("streaming.vision"))
+    streaming = pytest.importorskip("streaming")
+    run, folder = lake
+    for domain in LEARNED:
+        rows = pq.read_table(folder / domain / "train.parquet").to_pylist()
+        with streaming.MDSWriter(out=str(folder / f"mds-{domain}"), columns={"length": "int", "domain": "str"}) as out:
+            for row in rows:
+                out.write(row if unit == "rows" else row | {"length": 128})
+    export(run, "streaming", tmp_path / "out.yaml", places=f"{folder}/mds-{{domain}}", unit=unit)
+    streams = yaml.safe_load((tmp_path / "out.yaml").read_text())["streams"]
+    mixed = streaming.StreamingDataset(streams=[streaming.Stream(**each) for each in streams.values()], batch_size=1)
+    drawn = list(mixed)
+    columns = {name: [row[name] for row in drawn] for name in ("length", "domain")}
+    assert len(drawn) > 9000
+    assert token_shares(columns) == pytest.approx(LEARNED, abs=0.03 if unit == "rows" else 0.001)
+
+
+def test_levanter_mixes_by_it(lake, tmp_path):
+    text = pytest.importorskip("levanter.data.text")
+    import draccus
+    import haliax
+    import jax
+    from levanter.data import ListAsyncDataset
+    from levanter.data.text.datasets import DirectDatasetComponent
+    from levanter.schedule import BatchSchedule
+
+    export(lake[0], "levanter", tmp_path / "out.yaml")
+    values = yaml.safe_load((tmp_path / "out.yaml").read_text())["data"]
+    config = draccus.decode(text.LmDataConfig, values | {"components": {name: {} for name in LEARNED}})
+    parts = {name: DirectDatasetComponent(datasets={"train": ListAsyncDataset([name] * 100)}) for name in LEARNED}
+    config = dataclasses.replace(config, components=parts)
+    mixed = config.train_set(haliax.Axis("position", 8), BatchSchedule(4), key=jax.random.PRNGKey(0))
+    drawn = asyncio.run(mixed.dataset.get_batch(range(10 * config.mixture_block_size)))
+    assert {name: drawn.count(name) / len(drawn) for name in LEARNED} == pytest.approx(LEARNED, abs=0.001)

@@ -33,7 +33,7 @@ from curator.report.advice import Findings, advice
 from curator.report.charts import Line, lines_chart
 from curator.report.steps import read_steps
 from curator.report.svg import Axis
-from curator.report.text import brief, shown
+from curator.report.text import breadth, brief, fitted, shown
 
 HOSTILE = (
     "<script>document.title='taken'</script>",
@@ -487,6 +487,8 @@ def test_text_is_shown_whole_and_inert(text, columns):
     assert tree.text == "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     assert len(brief(text, columns)) <= columns
     assert brief(text, columns).isprintable()
+    assert breadth(fitted(text, columns)) <= columns
+    assert fitted(text, 2.0 * len(repr(text)) + 2) == brief(text, 10_000)
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=5), st.integers(2, 10))
