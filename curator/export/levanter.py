@@ -1,8 +1,8 @@
 """Levanter's and Marin's weights of training data.
 
 Shares of packed sequences, normalised; `restart` begins a domain anew when it ends. Every block of
-`mixture_block_size` (2,048) sequences has a whole number of each domain's, rounded down, and the heaviest gets the rest:
-a weight below 1/2048 draws nothing, with a warning. Source: marin-levanter 0.2.20, `data/text/datasets.py`
+`mixture_block_size` (2,048) sequences has a whole number of each domain's, rounded down, and the heaviest gets the
+rest: a weight below 1/2048 draws nothing, with a warning. Source: marin-levanter 0.2.20, `data/text/datasets.py`
 (LmDataConfig) and `data/mixture.py` (MixtureDataset).
 """
 
