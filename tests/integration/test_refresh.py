@@ -174,7 +174,7 @@ class Scheduled:
         )
 
     def refresh(self):
-        return values_of(outcome(self.start(), 200))
+        return values_of(outcome(self.start(), 280))
 
     def open(self):
         return sdk.open_lake(self.url, text="text", domain="domain", storage_options=self.options)
@@ -208,7 +208,7 @@ def test_of_two_processes_one_makes_the_version_and_the_other_is_told_so(schedul
     for version in (1, 2):
         if version == 2:
             scheduled.grow("more", "east", 10)
-        ended = [outcome(process, 200) for process in [scheduled.start(home) for home in homes]]
+        ended = [outcome(process, 280) for process in [scheduled.start(home) for home in homes]]
         codes = sorted(process.returncode for process in ended)
         assert codes in ([0, 75], [0, 0]), [process.stderr for process in ended]
         values = [json.loads(process.stdout.splitlines()[-1]) for process in ended if process.returncode == 0]
