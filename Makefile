@@ -56,8 +56,6 @@ contracts: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 # A file's tests stay together: they share lakes and runs that took long to make.
-# One thread each, since as many processes as there are cores have work already.
-test: export OMP_NUM_THREADS = 1
 test: lint types contracts
 	$(BIN)/pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
 
