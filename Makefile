@@ -55,11 +55,9 @@ types: $(VENV)/.dev
 contracts: $(VENV)/.dev
 	$(BIN)/lint-imports
 
-# Two SeaweedFS servers started at once did not both live, so what needs one stays in one process. A file's tests stay
-# together, too: they share lakes and runs that took long to make.
+# A file's tests stay together: they share lakes and runs that took long to make.
 test: lint types contracts
-	$(BIN)/pytest --numprocesses $(TEST_PROCESSES) --dist loadfile tests/optim
-	$(BIN)/pytest tests/connectors tests/curator tests/integration
+	$(BIN)/pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
 
 test-slow: $(VENV)/.dev
 	$(BIN)/pytest -m slow

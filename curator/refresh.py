@@ -125,7 +125,7 @@ def wanted(lake: Lake, target: TargetConfig, learn: LearnConfig) -> Wanted:
 def plan(
     lake: Lake, want: Wanted, settings: RefreshConfig, on_progress: ProgressCallback, *, force: bool = False
 ) -> Plan:
-    """Decide by the rules of `curator.rules`; only the local index is brought up to date.
+    """Decide by the rules of `curator.rules`; the work folder keeps only the index and the drift.
 
     Raises:
         InputError: the lake cannot be read.

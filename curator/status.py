@@ -43,7 +43,7 @@ class Status:
 def status(
     lake: Lake, target: TargetConfig | None, learn: LearnConfig, settings: RefreshConfig, on_progress: ProgressCallback
 ) -> Status:
-    """Look at the lake, its versions and its lock; only the local index is brought up to date.
+    """Look at the lake, its versions and its lock; the work folder keeps only the index and the drift.
 
     Raises:
         InputError: the lake or the target cannot be used.

@@ -27,7 +27,8 @@ from connectors.store import Store, open_store
 ACCESS_KEY = "test-access-key"
 SECRET_KEY = "test-secret-value"
 BUCKET = "lake"
-_PORTS = ("master", "volume", "filer", "s3", "master.grpc", "volume.grpc", "filer.grpc", "s3.grpc", "s3.iceberg")
+_SERVERS = ("master", "volume", "filer", "s3", "admin")
+_PORTS = (*_SERVERS, *(f"{name}.grpc" for name in _SERVERS), "s3.iceberg")
 _START_ATTEMPTS = 3
 
 
@@ -176,7 +177,8 @@ def _command(weed: str, folder: Path, ports: dict[str, int]) -> list[str]:
     (folder / "data").mkdir()
     command = [weed, "mini", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder / 'data'}", "-admin.ui=false"]
     command += [f"-s3.config={folder / 's3.json'}", "-s3.port.lance=0", f"-s3.port.iceberg={ports['s3.iceberg']}"]
-    for name in ("master", "volume", "filer", "s3"):
+    command += ["-webdav=false"]  # it has a port of its own, 7333, and ends the server that is not the first to take it
+    for name in _SERVERS:
         command += [f"-{name}.port={ports[name]}", f"-{name}.port.grpc={ports[name + '.grpc']}"]
     return command
 

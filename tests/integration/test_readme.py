@@ -44,7 +44,7 @@ def run_in_order(codes, folder):
         here = re.sub(r"steps=\d+", "steps=6", here)
         script = folder / "block.py"
         script.write_text(here)
-        done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=560, check=False)
+        done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, f"{here}\n{done.stderr}"
 
 
