@@ -83,8 +83,18 @@ def walk(root: Path, with_temporaries: bool = False) -> Iterator[tuple[str, os.s
             for entry in entries:
                 if entry.is_dir():
                     pending.append(folder / entry.name)
-                elif entry.is_file() and (with_temporaries or not entry.name.startswith(TEMPORARY_PREFIX)):
-                    yield (folder / entry.name).relative_to(root).as_posix(), entry.stat()
+                    continue
+                found = file_stat(entry) if with_temporaries or not entry.name.startswith(TEMPORARY_PREFIX) else None
+                if found is not None:
+                    yield (folder / entry.name).relative_to(root).as_posix(), found
+
+
+def file_stat(entry: os.DirEntry[str]) -> os.stat_result | None:
+    """Of a file in a folder that is listed; None if it is none, or has gone since."""
+    try:
+        return entry.stat() if entry.is_file() else None
+    except FileNotFoundError:
+        return None
 
 
 def _created(path: Path) -> BinaryIO:

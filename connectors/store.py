@@ -166,8 +166,8 @@ def list_folder(store: Store, prefix: str = "") -> list[ObjectInfo]:
     try:
         with object_errors(store, prefix, "list"):
             if store.is_local:
-                entries = [entry for entry in os.scandir(store.full_path(prefix)) if entry.is_file()]
-                found = [_local_info(_join(prefix, entry.name), entry.stat()) for entry in entries]
+                stats = ((entry.name, _local.file_stat(entry)) for entry in os.scandir(store.full_path(prefix)))
+                found = [_local_info(_join(prefix, name), stat) for name, stat in stats if stat is not None]
             else:
                 listed = store.fs.ls(store.full_path(prefix), detail=True)
                 start = len(store.path.rstrip("/")) + 1

@@ -4,6 +4,7 @@ import os
 import pickle
 import re
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
@@ -24,6 +25,7 @@ from connectors.store import (
     check_put_if_absent,
     delete,
     exists,
+    list_folder,
     list_objects,
     open_object,
     open_store,
@@ -524,3 +526,26 @@ def test_an_error_of_the_caller_passes_through_unchanged(store):
 
 def test_object_info_is_a_value():
     assert ObjectInfo("a", 1, "v") == ObjectInfo("a", 1, "v")
+
+
+@pytest.mark.parametrize("list_them", [list_objects, list_folder])
+def test_a_file_that_goes_while_its_folder_is_listed_is_not_there(tmp_path, list_them):
+    """What others write beside us appears under another name, and goes."""
+    store, done = open_store(str(tmp_path)), threading.Event()
+    (tmp_path / "kept").write_bytes(b"1")
+
+    def come_and_go():
+        while not done.is_set():
+            for number in range(50):
+                (tmp_path / f"{number}.part").touch()
+            for number in range(50):
+                (tmp_path / f"{number}.part").unlink()
+
+    with ThreadPoolExecutor(1) as pool:
+        going = pool.submit(come_and_go)
+        try:
+            for _ in range(300):
+                assert "kept" in [info.path for info in list_them(store)]
+        finally:
+            done.set()
+        going.result()

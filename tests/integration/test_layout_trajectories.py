@@ -79,7 +79,7 @@ def trajectory(caches, tmp_path_factory, parallel, learner=STEADY):
         micro_batch_tokens=60,
         branch_steps=7,
         granularity="sample",
-        rows=RowsConfig(pairs=3, steps=10),
+        rows=RowsConfig(pairs=3, steps=8),
         # At the presets' own rate of 2e-3 rounding is amplified from about the 16th step on (optim/README.md).
         learning_rate=5e-4,
         blocks=BlocksConfig(size=2, period=3, edges="sampled"),
