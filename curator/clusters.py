@@ -23,13 +23,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from connectors.store import Store, read_bytes
-from curator.errors import InputError, StorageError, translated
+from connectors.store import Store
+from curator.errors import InputError, StorageError
 from curator.features import content, unit_hashes
 from curator.files import appearing_whole
 from curator.progress import Progress, ProgressCallback
 from curator.row_gaps import CLUSTERS
-from curator.scorer import from_npz, places_in
+from curator.scorer import from_npz, places_in, read_npz
 from curator.tokens import TokenCache
 from curator.weights import DomainWeight
 
@@ -168,9 +168,7 @@ class Clusters:
             InputError: there is none.
             StorageError: it is damaged, or of another version of this package.
         """
-        with translated():
-            data = read_bytes(store, path)
-        return from_npz(data, store.describe(path), SCHEMA_VERSION, _from_arrays)
+        return read_npz(store, path, SCHEMA_VERSION, _from_arrays)
 
 
 def _from_arrays(values: dict[str, Any]) -> Clusters:

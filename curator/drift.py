@@ -30,12 +30,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from connectors.store import Store, read_bytes
-from curator.errors import translated
+from connectors.store import Store
 from curator.features import NUM_HASHED, content, text_hashes, unit_hashes
 from curator.files import write_atomically
 from curator.progress import Progress, ProgressCallback
-from curator.scorer import Scorer, from_npz, places_in
+from curator.scorer import Scorer, places_in, read_npz
 from curator.tokens import RowBatch
 
 if TYPE_CHECKING:
@@ -93,9 +92,7 @@ class Content:
             InputError: there is none.
             StorageError: it is damaged, or of another version of this package.
         """
-        with translated():
-            data = read_bytes(store, path)
-        return from_npz(data, store.describe(path), SCHEMA_VERSION, _from_arrays)
+        return read_npz(store, path, SCHEMA_VERSION, _from_arrays)
 
     def drift_of(self, texts: pa.Array, domain: str) -> Drift | None:
         """How far new rows of a domain lie from it; None if it has too few rows to tell chance."""

@@ -132,9 +132,19 @@ class Scorer:
             InputError: there is none.
             StorageError: it is damaged, or of another version of this package.
         """
-        with translated():
-            data = read_bytes(store, path)
-        return from_npz(data, store.describe(path), SCHEMA_VERSION, _from_arrays)
+        return read_npz(store, path, SCHEMA_VERSION, _from_arrays)
+
+
+def read_npz(store: Store, path: str, schema_version: int, make: Callable[[dict[str, Any]], Made]) -> Made:
+    """What `from_npz` makes of an object of a store.
+
+    Raises:
+        InputError: there is none.
+        StorageError: it is damaged, or of another version.
+    """
+    with translated():
+        data = read_bytes(store, path)
+    return from_npz(data, store.describe(path), schema_version, make)
 
 
 def from_npz(data: bytes, place: str, schema_version: int, make: Callable[[dict[str, Any]], Made]) -> Made:
