@@ -67,8 +67,9 @@ class LineSearch:
         """In words, with the figures."""
         interval = f"{100 * LEVEL:.0f} % interval [{self.difference_low:+.3f}, {self.difference_high:+.3f}]"
         if self.place:
+            far = "" if self.place == 1 else f", taken {self.place:g} times as far from the prior,"
             return (
-                f"models trained on the weights at {self.place:g} of the way beat the prior's on {self.num_rows} "
+                f"models trained on the learned weights{far} beat the prior's on {self.num_rows} "
                 f"target rows kept out: {self.difference:+.3f} nats per token, {interval}"
             )
         if self.difference:

@@ -49,7 +49,7 @@ def movement_section(source: Source) -> Section | None:
         told += f" Grey: the other {len(lines) - COLOURS} domains{all_}."
     search = source.record.get("line_search")
     if search:
-        told += f" What was taken lies {search['place']:g} of the way from the prior to their average."
+        told += f" What was taken lies {search['place']:g} times as far from the prior as their average."
     return Section(anchor="movement", heading="How the weights moved", blocks=[Figure(drawing=chart, caption=told)])
 
 
@@ -138,7 +138,7 @@ def line_search_section(search: Mapping[str, Any] | None) -> Section | None:
     chart = lines_chart(
         "search",
         "Loss of models trained between the prior and the learned weights",
-        "; ".join(f"at {place:g} of the way {decimal(loss)}" for place, loss in losses),
+        "; ".join(f"place {place:g}: {decimal(loss)}" for place, loss in losses),
         [
             Line(label="first seed", points=losses, colour="c0", dotted=True),
             Line(label="taken", points=[pair for pair in losses if pair[0] == taken], colour="c2", dotted=True),
