@@ -4,9 +4,10 @@ Run: python tests/bench/experiments/rows.py [--tasks noise,clickbait,spam,nl2bas
 [--penalty 1 --pair-steps 100 --pairs 4]
 
 Of every task a lake of one domain, a target of sound rows, and a label: the area under the curve (AUC) says how often a
-sound row scores above another one. Beside the learned weight: what needs no learning (length; low loss, u's own; DSIR's
-importance an n-gram). Rows that came after the run are scored by its scorer, if it may be used. Default settings
-throughout, but for what the command line says. Ends with one line for each thing that must be shown, and writes
+sound row scores above another one. Beside the learned weight: length; low loss, u's own; DSIR's importance an n-gram;
+low loss of a model of the target alone (validation loss, CCNet's filter); how far that is below u's (RHO-loss). Rows
+that came after the run are scored by its scorer, if it may be used. Default settings throughout, but for what the
+command line says. Ends with one line for each thing that must be shown, and writes
 `results/rows/TASK.json`; with other settings than the defaults it writes nothing.
 """
 
@@ -29,13 +30,19 @@ from run import Teller
 from scipy.stats import rankdata
 
 import curator
+from curator.begun import Begun
 from curator.dsir import ngram_buckets
+from curator.retrain import Training, training_config
 from curator.run import Run
+from curator.trainings import train_all
 from optim.learners.dsir import bucket_counts, log_importance, log_ratios
 
 RESULTS = Path(__file__).parent / "results" / "rows"
 LATER = 0.2
 """Share of the rows that come to the lake after the run."""
+
+VALIDATION_STEPS = 100
+"""Of 2,048 tokens, of the model of the target alone: as many as a pair of copies takes."""
 
 Score = NDArray[np.float64]
 
@@ -164,12 +171,34 @@ def _seed(task: Task, folder: Path, seed: int, over: Mapping[str, Any]) -> dict[
             scored = pl.read_parquet(str(folder / "scores" / "**" / "*.parquet"))
             predicted = later.join(scored, left_on="key", right_on="sample_id")
             found["scorer, on later rows"] = _aucs(task, predicted, predicted["row_weight"])
+        measured = measured.join(_validation_losses(lake, run, seed), on="key")
     texts = measured["text"].to_list()
     return found | {
         "low loss": _aucs(task, measured, -measured["loss"]),
+        "validation loss": _aucs(task, measured, -measured["validation"]),
+        "RHO": _aucs(task, measured, measured["loss"] - measured["validation"]),
         "DSIR": _aucs(task, measured, pl.Series(_importance(texts, task.target))),
         "length": _aucs(task, measured, measured["text"].str.len_chars()),
     }
+
+
+def _validation_losses(lake: curator.Lake, run: Run, seed: int) -> pl.DataFrame:
+    """Loss per token of every row of the lake under a model that is trained on the target alone."""
+    job = Begun.read(run.run_dir).job
+    config = training_config(job.learn, steps=VALIDATION_STEPS, tokens_per_step=2048, seeds=1)
+    training = Training(
+        corpus=job.target,
+        test=job.corpus,
+        weights=(1.0,),
+        seed=seed,
+        model=job.model,
+        config=config,
+        folder=lake.workdir / "trainings",
+    )
+    trained = train_all({("validation", seed): training}, config, "cpu", Teller("validation"))["validation", seed]
+    rows = training.open_test()
+    losses = np.array(trained.losses) / np.asarray(rows.num_targets)
+    return pl.DataFrame({"key": rows.sample_ids().to_pylist(), "validation": losses})
 
 
 def _aucs(task: Task, rows: pl.DataFrame, score: pl.Series) -> dict[str, float]:
