@@ -296,10 +296,10 @@ def test_missing_backend_names_the_extra(monkeypatch):
 
 
 def test_read_only_destination_says_so(tmp_path):
-    # root may write anywhere but in a directory marked immutable; /proc refuses everyone
+    # root may write anywhere but in a directory marked immutable; /sys refuses everyone
     with pytest.raises(ConnectorError) as caught:
-        write_object(open_store("/proc/nothing"), "a", b"x")
-    assert "/proc/nothing/a" in str(caught.value)
+        write_object(open_store("/sys/nothing"), "a", b"x")
+    assert "/sys/nothing/a" in str(caught.value)
 
 
 def test_what_this_machine_refuses_is_told_with_the_permissions_not_credentials(tmp_path, monkeypatch):

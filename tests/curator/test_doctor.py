@@ -60,7 +60,7 @@ def test_without_an_address_the_settings_here_name_it(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [settings]
 
 
-@pytest.mark.parametrize("place", ["/proc/nowhere", "file/below", "foo://bar"])
+@pytest.mark.parametrize("place", ["/sys/nowhere", "file/below", "foo://bar"])
 def test_a_destination_that_cannot_be_written_fails(tmp_path, monkeypatch, place):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("x")
@@ -182,7 +182,7 @@ def test_a_distribution_that_installs_our_names_is_an_intruder(tmp_path):
 
 def test_the_command_fails_when_a_check_does(tmp_path):
     assert curator(tmp_path, "doctor").returncode == 0
-    process = curator(tmp_path, "doctor", "/proc/nowhere", "--json")
+    process = curator(tmp_path, "doctor", "/sys/nowhere", "--json")
     assert process.returncode == 1
     (line,) = process.stdout.splitlines()
     values = json.loads(line)
