@@ -21,8 +21,8 @@ STEPS = 200
 """Steps of the demo's run."""
 SEQUENCE_LENGTH = 96
 """Target tokens of a sequence: the demo's rows are short."""
-LINE_SEARCH = {"steps": 60, "tokens_per_step": 1024}
-"""The trainings that judge the learned weights: shorter than the run, since a demo is not to take longer."""
+LINE_SEARCH = {"steps": 60, "tokens_per_step": 1024, "places": (1.0, 3.0), "seeds": 3}
+"""The trainings that judge the learned weights: fewer and shorter ones than usual, since a demo is not to take long."""
 MIN_RELATED_RATIO = 2.0
 """The related domain ends above this multiple of its natural share, in every seed tried."""
 MAX_CORRUPTED_RATIO = 0.2
