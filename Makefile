@@ -55,9 +55,10 @@ types: $(VENV)/.dev
 contracts: $(VENV)/.dev
 	$(BIN)/lint-imports
 
-# A file's tests stay together: they share lakes and runs that took long to make.
+# A file's tests stay together: they share lakes and runs that took long to make. Files come in their order: in that of
+# xdist, most tests first, files of few long tests are left to one process at the end.
 test: lint types contracts
-	$(BIN)/pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
+	$(BIN)/pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/.dev
 	$(BIN)/pytest -m slow

@@ -32,6 +32,17 @@ _PORTS = (*_SERVERS, *(f"{name}.grpc" for name in _SERVERS), "s3.iceberg")
 _START_ATTEMPTS = 3
 
 
+def pytest_configure() -> None:
+    """Each of several test processes has cores of its own, and what it starts takes as many workers as those."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker and hasattr(os, "sched_setaffinity"):
+        number, count = int(worker.removeprefix("gw")), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+        cores = sorted(os.sched_getaffinity(0))
+        if len(cores) >= count:
+            os.sched_setaffinity(0, cores[number::count])
+            os.environ["OMP_NUM_THREADS"] = str(len(cores[number::count]))
+
+
 @dataclass(frozen=True)
 class S3Server:
     """A running S3 server, the storage_options that reach it, and the bucket that anybody may read without any."""

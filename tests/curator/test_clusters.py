@@ -1,6 +1,7 @@
 """Domains split by content: the clusters, what a run makes of them, and what is refused."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,21 +21,30 @@ from curator.weights import DomainWeight
 pytest.importorskip("megatron.core", reason="needs the extra [train]")
 
 CLUSTER = FAST | {"granularity": "cluster", "clusters": {"per_domain": 3, "least_rows": 20}}
+IN_TWO = CLUSTER | {"clusters": {"per_domain": 2, "least_rows": 20}}
 MIXED = {"left": {"north": 90, "south": 60}, "right": {"east": 70, "north": 50}, "whole": {"south": 30}}
 """Domain → alphabet → rows. The alphabets share no letter, so the parts by content are known."""
 
 
-@pytest.fixture
-def here(tmp_path):
-    """A lake of three domains, two of which mix two kinds of sentences."""
+@pytest.fixture(scope="module")
+def learned_once(tmp_path_factory):
+    """(a lake of three domains, two of which mix two kinds of sentences, with one run; the run's id)."""
+    folder = tmp_path_factory.mktemp("learned")
     for seed, (domain, kinds) in enumerate(MIXED.items()):
         rows = [(text, kind) for kind, num in kinds.items() for text in sentences(kind, num, seed=seed)]
         order = np.random.default_rng(seed).permutation(len(rows))
         texts, kind = zip(*(rows[i] for i in order), strict=True)
-        path = tmp_path / "lake" / f"{domain}.parquet"
+        path = folder / "lake" / f"{domain}.parquet"
         write_rows(path, text=list(texts), domain=[domain] * len(rows), kind=list(kind))
-    write_target(tmp_path / "target.parquet")
-    return tmp_path
+    write_target(folder / "target.parquet")
+    with sdk.open_lake(str(folder / "lake"), text="text", domain="domain") as lake:
+        return folder, lake.learn(str(folder / "target.parquet"), **IN_TWO).run_id
+
+
+@pytest.fixture
+def here(learned_once, tmp_path):
+    """A copy, modification times kept."""
+    return shutil.copytree(learned_once[0], tmp_path, copy_function=shutil.copy2, dirs_exist_ok=True)
 
 
 @pytest.fixture
@@ -44,8 +54,8 @@ def lake(here):
 
 
 @pytest.fixture
-def run(here, lake):
-    return lake.learn(str(here / "target.parquet"), **CLUSTER | {"clusters": {"per_domain": 2, "least_rows": 20}})
+def run(learned_once, lake):
+    return lake.run(learned_once[1])
 
 
 def kinds(lake):
@@ -164,7 +174,7 @@ def test_the_command_line_and_the_report(here):
 @pytest.mark.slow
 def test_the_cluster_of_the_target_gains_within_its_domain(here):
     with sdk.open_lake(str(here / "lake"), text="text", domain="domain") as lake:
-        settings = CLUSTER | {"steps": 150, "clusters": {"per_domain": 2, "least_rows": 20}}
+        settings = IN_TWO | {"steps": 150}
         found = {row["cluster"]: row for row in lake.learn(str(here / "target.parquet"), **settings).record["clusters"]}
     assert found["left/0"]["ratio"] > 1 > found["left/1"]["ratio"]  # the target is of the first kind
 
@@ -259,5 +269,5 @@ def test_clusters_that_cannot_be_read_are_told(run, damage):
 def test_a_damaged_cache_is_made_again(here, lake, run):
     (cache,) = (lake.workdir / "tokens").glob("*/clusters-2-20")
     (cache / "clusters.npz").write_bytes(b"nothing")
-    again = lake.learn(str(here / "target.parquet"), **CLUSTER | {"clusters": {"per_domain": 2, "least_rows": 20}})
+    again = lake.learn(str(here / "target.parquet"), **IN_TWO)
     assert again.record["clusters"] == run.record["clusters"]

@@ -24,7 +24,7 @@ def run(name, *arguments):
 
 
 def test_the_examples_learn_publish_and_query(tmp_path):
-    learned = run("01_learn_and_publish.py", tmp_path / "demo", 12)
+    learned = run("01_learn_and_publish.py", tmp_path / "demo", 4)
     assert "version 1:" in learned
     assert "docstrings" in learned
     asked = run("02_sql.py", tmp_path / "demo" / "lake")
@@ -36,7 +36,7 @@ def test_the_examples_learn_publish_and_query(tmp_path):
 
 
 def test_the_example_weighs_rows(tmp_path):
-    said = run("04_weigh_rows.py", tmp_path / "demo", 30)
+    said = run("04_weigh_rows.py", tmp_path / "demo", 4)
     assert "rows weigh " in said
     assert re.search(r"\d+ rows, (19|20)\d{4} tokens in ", said)
 

@@ -41,7 +41,7 @@ def run_in_order(codes, folder):
     for code in codes:
         here = code.replace("s3://bucket/corpus/", str(corpus.lake)).replace("s3://bucket", str(folder))
         assert "s3://" not in here
-        here = re.sub(r"steps=\d+", "steps=6", here)
+        here = re.sub(r"steps=\d+", "steps=4", here)
         script = folder / "block.py"
         script.write_text(here)
         done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, check=False)
