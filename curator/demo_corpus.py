@@ -25,6 +25,7 @@ RELATED = "docstrings"
 CORRUPTED = "garbled"
 _ROWS = 1200
 """Rows of a domain at most."""
+_TARGET_ROWS = 600
 _MIN_CHARS, _MAX_CHARS = 120, 1600
 
 
@@ -43,20 +44,21 @@ def build(folder: Path, *, seed: int = 0) -> DemoCorpus:
     lake = folder / "lake"
     lake.mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed)  # noqa: S311 - not for secrets
-    docstrings = _sampled(_docstrings(), 2 * _ROWS, rng)
+    docstrings, functions = _python()
+    docstrings = _sampled(docstrings, 2 * _ROWS, rng)
     half = len(docstrings) // 2
     garbled = [(origin, _garble(text, rng)) for origin, text in docstrings[half:]]
     sources: dict[str, list[tuple[str, str]]] = {
         RELATED: docstrings[:half],
         CORRUPTED: garbled,
-        "python_code": _sampled(_python_code(), _ROWS, rng),
+        "python_code": _sampled(functions, _ROWS, rng),
         "c_headers": _sampled(_c_headers(), _ROWS, rng),
         "readmes": _sampled(_readmes(), _ROWS, rng),
         "licences": _sampled(_licences(), _ROWS, rng),
     }
     for domain, rows in sources.items():
         _write(lake / f"{domain}.parquet", rows, domain)
-    target = _sampled(_language_reference(), _ROWS, rng)
+    target = _sampled(_language_reference(), _TARGET_ROWS, rng)
     pq.write_table(pa.table({"text": [text for _, text in target]}), folder / "target.parquet")
     return DemoCorpus(
         lake=lake,
@@ -115,22 +117,20 @@ def _definitions(source: str) -> Iterator[ast.Module | ast.ClassDef | ast.Functi
             yield node
 
 
-def _docstrings() -> Iterator[tuple[str, str]]:
-    for path, source in _standard_library():
-        for node in _definitions(source):
-            docstring = ast.get_docstring(node)
-            if docstring and len(docstring) >= _MIN_CHARS:
-                yield str(path), docstring[:_MAX_CHARS]
-
-
-def _python_code() -> Iterator[tuple[str, str]]:
+def _python() -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Docstrings, and functions without one; a file is parsed once for both."""
+    docstrings, functions = [], []
     for path, source in _standard_library():
         lines = source.splitlines()
         for node in _definitions(source):
-            if isinstance(node, ast.FunctionDef) and ast.get_docstring(node) is None:
+            docstring = ast.get_docstring(node)
+            if docstring and len(docstring) >= _MIN_CHARS:
+                docstrings.append((str(path), docstring[:_MAX_CHARS]))
+            if docstring is None and isinstance(node, ast.FunctionDef):
                 code = "\n".join(lines[node.lineno - 1 : node.end_lineno])
                 if len(code) >= _MIN_CHARS:
-                    yield str(path), code[:_MAX_CHARS]
+                    functions.append((str(path), code[:_MAX_CHARS]))
+    return docstrings, functions
 
 
 def _c_headers() -> Iterator[tuple[str, str]]:

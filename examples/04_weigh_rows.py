@@ -23,7 +23,7 @@ EXTREMES = """
 def main(folder: Path, steps: int) -> None:
     corpus = demo_corpus.build(folder)
     with curator.open_lake(str(corpus.lake), text="text", domain="source") as lake:
-        run = lake.learn(str(corpus.target), steps=steps, granularity="sample", rows={"max_rows": 1000})
+        run = lake.learn(str(corpus.target), steps=steps, granularity="sample", rows={"max_rows": 500})
         print(run.verdict)
         lake.publish(run)
         print(lake.sql(EXTREMES.replace("$1", f"'{run.run_id}'")))
