@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from curator.publish import Publication
 
 _MARKER = ".made-by-curator-demo"
-STEPS = 200
+STEPS = 120
 """Steps of the demo's run."""
 SEQUENCE_LENGTH = 96
 """Target tokens of a sequence: the demo's rows are short."""
-LINE_SEARCH = {"steps": 60, "tokens_per_step": 1024, "places": (1.0, 3.0), "seeds": 3}
+LINE_SEARCH = {"steps": 60, "tokens_per_step": 1024, "places": (1.0, 3.0), "seeds": 4}
 """The trainings that judge the learned weights: fewer and shorter ones than usual, since a demo is not to take long."""
 MIN_RELATED_RATIO = 2.0
 """The related domain ends above this multiple of its natural share, in every seed tried."""
