@@ -15,12 +15,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from connectors import duck
-from connectors.store import Store, exists, open_object
 from curator import row_gaps
-from curator.catalog import RUN_FOLDER
-from curator.errors import InputError, StorageError, TryAgainError, one_line, translated
+from curator.errors import InputError, StorageError, TryAgainError, translated
 from curator.report.blocks import Block, Gallery, Paragraph, Section, Table
 from curator.report.charts import Bin, histogram
+from curator.report.kept import read_kept
 from curator.report.text import NOTHING, count, decimal, signed
 
 if TYPE_CHECKING:
@@ -78,7 +77,7 @@ def read_rows(lake: Lake, record: Mapping[str, Any]) -> Rows | None:
     figures = record.get("rows")
     if not figures:
         return None
-    table = _read_table(lake.destination, record["run_id"])
+    table = read_kept(lake.destination, record["run_id"], row_gaps.TABLE, _read, "rows")
     if table is None:
         return None
     table = table.sort_by([("row_weight", "descending"), ("sample_id", "ascending")])
@@ -108,19 +107,8 @@ def read_rows(lake: Lake, record: Mapping[str, Any]) -> Rows | None:
     )
 
 
-def _read_table(store: Store, run_id: str) -> pa.Table | None:
-    path = f"{RUN_FOLDER}/{run_id}/{row_gaps.TABLE}"
-    try:
-        with translated():
-            if not exists(store, path):
-                return None
-            with open_object(store, path) as source:
-                return pq.read_table(source, columns=_SCHEMA.names).cast(_SCHEMA)
-    except (pa.ArrowException, ValueError, KeyError) as error:
-        raise StorageError(
-            f"{store.describe(path)} is damaged ({one_line(error)})",
-            hint="restore it, or remove it to do without the rows",
-        ) from error
+def _read(file: pq.ParquetFile) -> pa.Table:
+    return file.read(columns=_SCHEMA.names).cast(_SCHEMA)
 
 
 def _texts(lake: Lake, sample_ids: Sequence[str]) -> tuple[dict[str, str], str]:

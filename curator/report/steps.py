@@ -11,10 +11,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from connectors.store import Store, exists, open_object
+from connectors.store import Store
 from curator import trajectory
-from curator.catalog import RUN_FOLDER
-from curator.errors import StorageError, one_line, translated
+from curator.report.kept import read_kept
 
 MOST_POINTS = 300
 _BATCH_VALUES = 1 << 20
@@ -46,18 +45,7 @@ def read_steps(store: Store, run_id: str, domains: Sequence[str], most: int = MO
     Raises:
         StorageError: the table is damaged, or cannot be read.
     """
-    path = f"{RUN_FOLDER}/{run_id}/{trajectory.TABLE}"
-    try:
-        with translated():
-            if not exists(store, path):
-                return None
-            with open_object(store, path) as source:
-                return _mean_steps(pq.ParquetFile(source), len(domains), most)
-    except (pa.ArrowException, ValueError, KeyError) as error:
-        raise StorageError(
-            f"{store.describe(path)} is damaged ({one_line(error)})",
-            hint="restore it, or remove it to do without the steps",
-        ) from error
+    return read_kept(store, run_id, trajectory.TABLE, lambda file: _mean_steps(file, len(domains), most), "steps")
 
 
 def _mean_steps(table: pq.ParquetFile, num_domains: int, most: int) -> Steps | None:
