@@ -109,7 +109,8 @@ def translated() -> Iterator[None]:
     except Exception as error:
         kind = _of_optim(error)
         if kind is not None:
-            raise kind(one_line(error)) from error
+            message, hint = getattr(error, "message", str(error)), getattr(error, "hint", None)
+            raise kind(" ".join(message.split()), hint=hint) from error
         if is_of_duckdb(error):
             raise StorageError(f"DuckDB failed: {one_line(error)}") from error
         if isinstance(error, RuntimeError) and str(error) == "Query interrupted":  # what DuckDB makes of Ctrl-C

@@ -83,8 +83,8 @@ class Checkpoints:
         except OSError as error:
             shutil.rmtree(place, ignore_errors=True)
             raise CheckpointError(
-                f"the checkpoint of step {state.step} cannot be written to {self._folder} "
-                f"({error.strerror or error}); free space there and resume, earlier checkpoints are intact"
+                f"the checkpoint of step {state.step} cannot be written to {self._folder} ({error.strerror or error})",
+                hint="free space there and resume, earlier checkpoints are intact",
             ) from error
 
     def newest(self) -> Checkpoint | None:
@@ -142,7 +142,7 @@ class Checkpoints:
             return name
         if names:
             raise CheckpointError(
-                f"every checkpoint in {self._folder} is damaged; remove that folder to start from the first step"
+                f"every checkpoint in {self._folder} is damaged", hint="remove that folder to start from the first step"
             )
         return None
 
@@ -153,7 +153,8 @@ class Checkpoints:
             key = changed[0]
             raise CheckpointError(
                 f"checkpoint {self._folder / name} was made with {key}={before.get(key)!r}, but this run has "
-                f"{now.get(key)!r}; a run is resumed with what it was begun with, but for the layout"
+                f"{now.get(key)!r}",
+                hint="a run is resumed with what it was begun with, but for the layout",
             )
 
 

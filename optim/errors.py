@@ -14,7 +14,17 @@ from __future__ import annotations
 
 
 class OptimError(Exception):
-    """Base of everything this package raises on purpose."""
+    """Base of everything this package raises on purpose; as text `message`, and after a semicolon the `hint`.
+
+    Args:
+        message: what is wrong and where.
+        hint: what to do about it, where the message does not say so already.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message if hint is None else f"{message}; {hint}")
+        self.message = message
+        self.hint = hint
 
 
 class LayoutError(OptimError):

@@ -19,6 +19,6 @@ def check_family(hf_config: Mapping[str, Any]) -> None:
     """
     family = hf_config.get("model_type")
     if family is None:
-        raise ModelError("the model's configuration has no model_type; pass the contents of a config.json")
+        raise ModelError("the model's configuration has no model_type", hint="pass the contents of a config.json")
     if family not in FAMILIES:
-        raise ModelError(f"models of type {family!r} are not supported; supported are {', '.join(FAMILIES)}")
+        raise ModelError(f"models of type {family!r} are not supported", hint=f"supported are {', '.join(FAMILIES)}")

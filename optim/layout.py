@@ -26,9 +26,11 @@ class Layout:
     def __post_init__(self) -> None:
         for name in ("tensor_parallel", "pipeline_parallel", "data_parallel"):
             if getattr(self, name) < 1:
-                raise LayoutError(f"{name}={getattr(self, name)} is not a number of workers; use 1 or more")
+                raise LayoutError(f"{name}={getattr(self, name)} is not a number of workers", hint="use 1 or more")
         if self.sequence_parallel and self.tensor_parallel == 1:
-            raise LayoutError("sequence_parallel shares positions over the tensor axis; set tensor_parallel above 1")
+            raise LayoutError(
+                "sequence_parallel shares positions over the tensor axis", hint="set tensor_parallel above 1"
+            )
 
     @property
     def world_size(self) -> int:
@@ -75,13 +77,14 @@ def check_layout_fits_model(layout: Layout, hf_config: Mapping[str, Any]) -> Non
     splits = [t for t in _divisors(math.gcd(heads, width)) if groups % t == 0 or t % groups == 0]
     if tensor not in splits:
         raise LayoutError(
-            f"tensor_parallel={tensor} cannot split a model with {heads} attention heads, {groups} key-value heads "
-            f"and a feed-forward width of {width}; this model allows {_listed(splits)}"
+            f"tensor_parallel={tensor} cannot split a model with {heads} attention heads, {groups} key-value "
+            f"heads and a feed-forward width of {width}",
+            hint=f"this model allows {_listed(splits)}",
         )
     if layers % pipeline:
         raise LayoutError(
-            f"pipeline_parallel={pipeline} cannot split {layers} layers into equal stages; "
-            f"this model allows {_listed(_divisors(layers))}"
+            f"pipeline_parallel={pipeline} cannot split {layers} layers into equal stages",
+            hint=f"this model allows {_listed(_divisors(layers))}",
         )
 
 
@@ -97,8 +100,8 @@ def check_layout_fits_machine(layout: Layout, *, num_devices: int, device: str) 
     if layout.world_size > limit:
         unit = f"{num_devices} GPUs" if device == "cuda" else f"{num_devices} CPU cores (at most 4 workers a core)"
         raise LayoutError(
-            f"{layout} needs {layout.world_size} workers, but this machine has {unit}; "
-            f"choose sizes whose product is at most {limit}"
+            f"{layout} needs {layout.world_size} workers, but this machine has {unit}",
+            hint=f"choose sizes whose product is at most {limit}",
         )
 
 

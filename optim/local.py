@@ -224,7 +224,7 @@ def _finite_norm(gradients: Iterable[Tensor], copy: Copy) -> float:
     squares = [float(torch.linalg.vector_norm(g, dtype=torch.float64)) ** 2 for g in gradients]
     norm = float(sum(squares) ** 0.5)
     if not math.isfinite(norm):
-        raise DivergedError(f"the gradient norm of {copy} is {norm}; lower its learning rate or the penalty")
+        raise DivergedError(f"the gradient norm of {copy} is {norm}", hint="lower its learning rate or the penalty")
     return norm
 
 
@@ -279,5 +279,7 @@ def _checked(loss_B: Tensor) -> Tensor:
     loss_B = loss_B.cpu()
     if not torch.isfinite(loss_B).all():
         row = int((~torch.isfinite(loss_B)).nonzero()[0])
-        raise DivergedError(f"the loss of row {row} is {float(loss_B[row])}; lower the learning rates or the penalty")
+        raise DivergedError(
+            f"the loss of row {row} is {float(loss_B[row])}", hint="lower the learning rates or the penalty"
+        )
     return loss_B

@@ -203,9 +203,9 @@ def check_fits(made: Plan) -> None:
     """
     if not made.fits:
         raise LayoutError(
-            f"{made.setup} needs {made.worst.total / GIB:.1f} GiB on stage {made.worst.stage}, but a device of "
-            f"{made.memory_gib:g} GiB has {made.room_gib:g} after a reserve of {made.setup.reserve_gib:g}; "
-            f"{_advice(made.setup)}"
+            f"{made.setup} needs {made.worst.total / GIB:.1f} GiB on stage {made.worst.stage}, but a device "
+            f"of {made.memory_gib:g} GiB has {made.room_gib:g} after a reserve of {made.setup.reserve_gib:g}",
+            hint=f"{_advice(made.setup)}",
         )
 
 
@@ -266,8 +266,9 @@ def propose(
     if closest is not None:
         check_fits(closest)
     raise LayoutError(
-        f"the weights of two copies of {size.num_parameters / 1e9:.1f} B parameters do not fit {num_devices} devices "
-        f"of {memory_gib:g} GiB in any layout that divides the model; use more devices or a smaller model"
+        f"the weights of two copies of {size.num_parameters / 1000000000.0:.1f} B parameters do not fit "
+        f"{num_devices} devices of {memory_gib:g} GiB in any layout that divides the model",
+        hint="use more devices or a smaller model",
     )
 
 

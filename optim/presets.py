@@ -53,7 +53,7 @@ def preset(name: str, *, vocab_size: int, sequence_length: int) -> dict[str, Any
         ModelError: no such preset.
     """
     if name not in PRESETS:
-        raise ModelError(f"no model preset {name!r}; presets are {', '.join(PRESETS)}")
+        raise ModelError(f"no model preset {name!r}", hint=f"presets are {', '.join(PRESETS)}")
     return PRESETS[name] | {
         "vocab_size": vocab_size,
         "max_position_embeddings": max(2048, sequence_length),

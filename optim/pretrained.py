@@ -38,7 +38,7 @@ def model_config(hf_config: Mapping[str, Any]) -> Any:
     settings = dict(hf_config)
     model_type = settings.pop("model_type", None)
     if model_type is None:
-        raise ModelError("the model's configuration has no model_type; pass the contents of a config.json")
+        raise ModelError("the model's configuration has no model_type", hint="pass the contents of a config.json")
     try:
         return AutoConfig.for_model(model_type, **settings)
     except (TypeError, ValueError, KeyError, StrictDataclassError) as error:
@@ -52,7 +52,7 @@ def torch_dtype(name: str, *, allowed: Iterable[str]) -> torch.dtype:
         ModelError: if it is not among `allowed`.
     """
     if name not in allowed:
-        raise ModelError(f"dtype {name!r} is not supported here; use one of {', '.join(allowed)}")
+        raise ModelError(f"dtype {name!r} is not supported here", hint=f"use one of {', '.join(allowed)}")
     return DTYPES[name]
 
 
@@ -79,14 +79,14 @@ def check_batch(batch: Batch, *, vocab_size: int, max_positions: int) -> None:
     if lowest < 0 or highest >= vocab_size:
         wrong = lowest if lowest < 0 else highest
         raise ModelError(
-            f"token id {wrong} is outside the model's vocabulary 0..{vocab_size - 1}; "
-            "were the texts tokenized with another model's tokenizer?"
+            f"token id {wrong} is outside the model's vocabulary 0..{vocab_size - 1}",
+            hint="were the texts tokenized with another model's tokenizer?",
         )
     length = tokens_BS.shape[1] - 1
     if length > max_positions:
         raise ModelError(
-            f"sequences of {length} tokens are longer than the model's {max_positions} positions; "
-            f"set sequence_length to {max_positions} or less"
+            f"sequences of {length} tokens are longer than the model's {max_positions} positions",
+            hint=f"set sequence_length to {max_positions} or less",
         )
 
 
@@ -131,8 +131,9 @@ class FolderTensors:
         if tensor.dtype not in _STORED_DTYPES:
             known = ", ".join(str(dtype).removeprefix("torch.") for dtype in _STORED_DTYPES)
             raise ModelError(
-                f"tensor {name!r} in {self._folder} is {str(tensor.dtype).removeprefix('torch.')}, which is not read "
-                f"({known} are); save the model unquantised"
+                f"tensor {name!r} in {self._folder} is {str(tensor.dtype).removeprefix('torch.')}, which is not "
+                f"read ({known} are)",
+                hint="save the model unquantised",
             )
         if not bool(tensor.isfinite().all()):
             raise ModelError(
@@ -187,10 +188,14 @@ def _files_of_tensors(folder: Path) -> dict[str, str]:
         try:
             return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ModelError(f"{index} is damaged ({type(error).__name__}: {error}); save the model again") from error
+            raise ModelError(
+                f"{index} is damaged ({type(error).__name__}: {error})", hint="save the model again"
+            ) from error
     single = folder / "model.safetensors"
     if not single.exists():
-        raise ModelError(f"{folder} has no model.safetensors; save the model there with transformers' save_pretrained")
+        raise ModelError(
+            f"{folder} has no model.safetensors", hint="save the model there with transformers' save_pretrained"
+        )
     with _open_safetensors(single) as file:
         return dict.fromkeys(file.keys(), single.name)
 

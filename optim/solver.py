@@ -223,4 +223,6 @@ def check_finite(step: int, result: StepResult) -> None:
     known = {name: loss for name, loss in losses.items() if loss is not None}
     if not np.isfinite([*known.values(), float(result.weight_grad_D.sum())]).all():
         figures = ", ".join(f"{name} {loss}" for name, loss in known.items())
-        raise DivergedError(f"step {step}: a loss became NaN or infinite ({figures}); lower learning_rate or penalty")
+        raise DivergedError(
+            f"step {step}: a loss became NaN or infinite ({figures})", hint="lower learning_rate or penalty"
+        )

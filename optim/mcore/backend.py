@@ -307,7 +307,7 @@ class McoreBackend:
         )
         norm = parallel.global_norm(counted, self._groups)
         if not math.isfinite(norm):
-            raise DivergedError(f"the gradient norm of {copy} is {norm}; lower its learning rate or the penalty")
+            raise DivergedError(f"the gradient norm of {copy} is {norm}", hint="lower its learning rate or the penalty")
         return norm
 
     def _run(self, terms: Sequence[Term], *, forward_only: bool) -> list[Tensor]:
@@ -351,6 +351,6 @@ def _check_finite(loss_N: Tensor, terms: Sequence[Term]) -> None:
     for term in terms:
         if row < term.batch.num_rows:
             raise DivergedError(
-                f"the loss of row {row} under {term.copy} is {value}; lower the learning rates or the penalty"
+                f"the loss of row {row} under {term.copy} is {value}", hint="lower the learning rates or the penalty"
             )
         row -= term.batch.num_rows

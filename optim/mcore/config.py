@@ -88,7 +88,9 @@ def decoder_config(hf: Any, layout: Layout, dtype: torch.dtype, *, recompute: bo
     for name, allowed in _REQUIRED[family].items():
         value = getattr(hf, name, allowed[0])
         if value not in allowed:
-            raise ModelError(f"{family} models with {name}={value!r} are not supported; it must be {allowed[0]!r}")
+            raise ModelError(
+                f"{family} models with {name}={value!r} are not supported", hint=f"it must be {allowed[0]!r}"
+            )
     specific = _gpt2(hf) if family == "gpt2" else _llama_like(hf)
     with megatron_warnings_dropped():
         config = DecoderConfig(**_common(hf, layout, dtype), **specific, recompute=recompute)
@@ -200,8 +202,8 @@ def _rotary(hf: Any, head_width: int) -> tuple[tuple[float, ...], float]:
     kind = parameters.get("rope_type", "default")
     if kind not in _FIXED_ROTARY or parameters.get("partial_rotary_factor", 1.0) != 1.0:
         raise ModelError(
-            f"rotary embeddings {dict(parameters)} are not supported; "
-            f"rope_type must be one of {', '.join(_FIXED_ROTARY)}, over the whole head"
+            f"rotary embeddings {dict(parameters)} are not supported",
+            hint=f"rope_type must be one of {', '.join(_FIXED_ROTARY)}, over the whole head",
         )
     if kind == "default":
         exponents = torch.arange(0, head_width, 2, dtype=torch.float32) / head_width

@@ -233,7 +233,9 @@ def _pack(copy: Copy, setup: Setup) -> MicroBatch:
 def _fake_world(layout: Layout, *, rank: int, device: str) -> Iterator[ProcessGroups]:
     """Be `rank` of `layout` for the time being, every tensor made within being fake."""
     if dist.is_initialized():
-        raise LayoutError("a plan needs a process without a torch.distributed world; make it before the run starts")
+        raise LayoutError(
+            "a plan needs a process without a torch.distributed world", hint="make it before the run starts"
+        )
     import_megatron()
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=layout.world_size)
     try:

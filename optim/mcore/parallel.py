@@ -107,7 +107,7 @@ def model_parallel(layout: Layout) -> Iterator[ProcessGroups]:
     if dist.get_world_size() != layout.world_size:
         raise LayoutError(f"{layout} needs {layout.world_size} workers, but there are {dist.get_world_size()}")
     if parallel_state.model_parallel_is_initialized():
-        raise LayoutError("this process runs a Megatron model already; close it before opening another")
+        raise LayoutError("this process runs a Megatron model already", hint="close it before opening another")
     parallel_state.initialize_model_parallel(
         layout.tensor_parallel,
         layout.pipeline_parallel,

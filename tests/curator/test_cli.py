@@ -192,6 +192,12 @@ def test_sql_answers_as_csv_json_and_parquet(learned, call, tmp_path):
         (("sql", "gone"), "usage", "Missing argument 'query'", "see `curator sql --help`"),
         (("materialize", "gone"), "config", "no place was named", "pass --out FOLDER"),
         (("ingest", "nope://x"), "input", "unknown storage nope://", "a lake may be a local path or one of "),
+        (
+            ("plan", "--model", "tiny", "--pipeline-parallel", 3),
+            "input",
+            "pipeline_parallel=3 cannot split 4 layers into equal stages",
+            "this model allows 1, 2, 4",
+        ),
     ],
 )
 def test_an_error_in_json_says_apart_what_is_wrong_and_what_to_do(call, tmp_path, arguments, code, message, hint):

@@ -77,8 +77,11 @@ def test_every_error_of_the_optimizer_becomes_one_of_ours():
 
 
 def test_what_to_do_is_told_apart_from_what_is_wrong_and_survives_translation_and_processes():
+    from optim import errors as optim_errors
+
     error = leaving(below.SchemaError("what\n is wrong", hint="what to do"))
-    for each in (error, pickle.loads(pickle.dumps(error))):
+    of_worker = pickle.loads(pickle.dumps(optim_errors.ModelError("what is wrong", hint="what to do")))
+    for each in (error, pickle.loads(pickle.dumps(error)), leaving(of_worker)):
         assert (str(each), each.message, each.hint) == ("what is wrong; what to do", "what is wrong", "what to do")
         assert type(each) is errors.InputError
     alone = errors.UsageError("what is wrong")
