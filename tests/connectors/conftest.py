@@ -38,3 +38,15 @@ def connection():
     """A catalog in memory."""
     with duck.connect() as opened:
         yield opened
+
+
+@pytest.fixture
+def local(table_class, tmp_path):
+    """A table, not made yet, of the format that the module's `table_class` says."""
+    return table_class(tmp_path)
+
+
+@pytest.fixture(params=["local", "s3"])
+def table(request, table_class, tmp_path):
+    """As `local`, and on S3."""
+    return table_class(tmp_path, request.getfixturevalue("s3_place") if request.param == "s3" else None)

@@ -66,7 +66,7 @@ def test_who_has_no_name_is_not_let_in_elsewhere(s3_server, s3_place, public, pu
 
 def test_a_public_delta_table_is_read_without_credentials(s3_server):
     deltalake = pytest.importorskip("deltalake", reason="needs the extra [delta]")
-    from delta_writer import connect
+    from table_cases import connect
 
     from connectors._delta_log import delta_options
 
@@ -74,7 +74,7 @@ def test_a_public_delta_table_is_read_without_credentials(s3_server):
     options = delta_options(open_store(url, s3_server.options))
     deltalake.write_deltalake(url, pa.table({"text": ["a", "b"], "source": ["x", "x"]}), storage_options=options)
     anybody = {"anon": True, "endpoint_url": s3_server.endpoint, "client_kwargs": {"region_name": "us-east-1"}}
-    assert connect(url, anybody).read_corpus().num_rows == 2
+    assert connect(f"delta:{url}", anybody).read_corpus().num_rows == 2
 
 
 @pytest.mark.parametrize("style", ["options", "environment"])
