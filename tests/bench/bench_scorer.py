@@ -13,9 +13,10 @@ import argparse
 import importlib
 import pkgutil
 import random
+import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -91,14 +92,15 @@ def trained(path: Path) -> tuple[Scorer, Frequencies]:
     return scorer, frequencies
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """Processor time, the best of three."""
-    taken = []
-    for _ in range(3):
-        started = time.process_time()
-        work()
-        taken.append(time.process_time() - started)
-    return min(taken)
+def seconds(works: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+    """Processor time of each, the median of nine rounds in which they take turns: the machine's speed drifts."""
+    taken: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(9):
+        for name, work in works.items():
+            started = time.process_time()
+            work()
+            taken[name].append(time.process_time() - started)
+    return {name: statistics.median(each) for name, each in taken.items()}
 
 
 def scan(path: Path) -> None:
@@ -163,7 +165,7 @@ def main() -> None:
             "scan + DSIR's words and pairs (curator/dsir.py)": lambda: words_of_dsir(path),
             "fastText prediction, text in memory": fasttext_prediction(path, Path(folder)),
         }
-        taken = {name: seconds(work) for name, work in works.items() if work is not None}
+        taken = seconds({name: work for name, work in works.items() if work is not None})
     base = taken["scan + xxh3 of every row"]
     print(f"{size:.1f} MB of text, one core\n\n| | MB/s | time × scan + xxh3 |\n|---|---|---|")
     for name, each in taken.items():
