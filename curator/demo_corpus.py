@@ -26,6 +26,7 @@ CORRUPTED = "garbled"
 _ROWS = 1200
 """Rows of a domain at most."""
 _TARGET_ROWS = 600
+"""Fewer: a quarter of them is what every training that judges is measured on."""
 _MIN_CHARS, _MAX_CHARS = 120, 1600
 
 

@@ -107,10 +107,9 @@ def translated() -> Iterator[None]:
         said = error.strerror or one_line(error)
         raise StorageError(f"{place}{said}", hint="free or mend the disk and try again") from error
     except Exception as error:
-        kind = _of_optim(error)
-        if kind is not None:
-            message, hint = getattr(error, "message", str(error)), getattr(error, "hint", None)
-            raise kind(" ".join(message.split()), hint=hint) from error
+        ours = _of_optim(error)
+        if ours is not None:
+            raise ours from error
         if is_of_duckdb(error):
             raise StorageError(f"DuckDB failed: {one_line(error)}") from error
         if isinstance(error, RuntimeError) and str(error) == "Query interrupted":  # what DuckDB makes of Ctrl-C
@@ -140,8 +139,8 @@ def _of_connectors(error: connector_errors.ConnectorError) -> type[CuratorError]
     return next((kind for base, kind in table.items() if isinstance(error, base)), StorageError)
 
 
-def _of_optim(error: Exception) -> type[CuratorError] | None:
-    """The class for an error of `optim`, which is imported only where torch is: compare by name, not by import."""
+def _of_optim(error: Exception) -> CuratorError | None:
+    """What an error of `optim` becomes; it is imported only where torch is, so classes are compared by name."""
     table: dict[str, type[CuratorError]] = {
         "LayoutError": InputError,
         "ModelError": InputError,
@@ -150,4 +149,8 @@ def _of_optim(error: Exception) -> type[CuratorError] | None:
         "OptimError": LearningError,
     }
     names = [base.__name__ for base in type(error).__mro__ if base.__module__ == "optim.errors"]
-    return next((table[name] for name in names if name in table), None)
+    kind = next((table[name] for name in names if name in table), None)
+    if kind is None:
+        return None
+    said = vars(error)  # every OptimError has both
+    return kind(" ".join(said["message"].split()), hint=said["hint"])

@@ -16,6 +16,8 @@ from __future__ import annotations
 class OptimError(Exception):
     """Base of everything this package raises on purpose; as text `message`, and after a semicolon the `hint`.
 
+    As `connectors.errors.Hinted`, which this package may not know.
+
     Args:
         message: what is wrong and where.
         hint: what to do about it, where the message does not say so already.

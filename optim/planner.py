@@ -205,7 +205,7 @@ def check_fits(made: Plan) -> None:
         raise LayoutError(
             f"{made.setup} needs {made.worst.total / GIB:.1f} GiB on stage {made.worst.stage}, but a device "
             f"of {made.memory_gib:g} GiB has {made.room_gib:g} after a reserve of {made.setup.reserve_gib:g}",
-            hint=f"{_advice(made.setup)}",
+            hint=_advice(made.setup),
         )
 
 
@@ -266,7 +266,7 @@ def propose(
     if closest is not None:
         check_fits(closest)
     raise LayoutError(
-        f"the weights of two copies of {size.num_parameters / 1000000000.0:.1f} B parameters do not fit "
+        f"the weights of two copies of {size.num_parameters / 1e9:.1f} B parameters do not fit "
         f"{num_devices} devices of {memory_gib:g} GiB in any layout that divides the model",
         hint="use more devices or a smaller model",
     )

@@ -33,7 +33,6 @@ STEPS = 24
 GAP_TOLERANCE = 1e-5
 STEADY = {"penalty": 1.0, "weights": WeightsConfig(optimizer="eg", learning_rate=0.02, warmup_share=0.1)}
 """Of α and λ: what leaves rounding as it is."""
-RECOMPUTING = "TP=2 SP, recomputing"
 PRELOAD = ("optim.mcore.backend",)
 LAYOUTS = {
     "one process": {},
@@ -41,7 +40,7 @@ LAYOUTS = {
     "PP=2": {"pipeline_parallel": 2},
     "TP=2 PP=2": {"tensor_parallel": 2, "pipeline_parallel": 2},
     "DP=2": {"data_parallel": 2},
-    RECOMPUTING: {"tensor_parallel": 2, "sequence_parallel": True, "recompute": True},
+    "TP=2 SP, recomputing": {"tensor_parallel": 2, "sequence_parallel": True, "recompute": True},
 }
 
 
@@ -124,7 +123,7 @@ def test_one_process_learns_something_that_could_differ(one_process):
 
 @pytest.mark.parametrize(
     "layout",
-    ["TP=2 PP=2", "DP=2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("TP=2", "PP=2", RECOMPUTING))],
+    ["TP=2", "PP=2", "TP=2 PP=2", "DP=2", pytest.param("TP=2 SP, recomputing", marks=pytest.mark.slow)],
 )
 def test_trajectory_is_that_of_one_process(layout, one_process, caches, tmp_path_factory):
     expected, _, expected_rows = one_process
@@ -139,15 +138,15 @@ def test_trajectory_is_that_of_one_process(layout, one_process, caches, tmp_path
     np.testing.assert_allclose(rows.gaps.mean_R, expected_rows.gaps.mean_R, rtol=0, atol=GAP_TOLERANCE)
 
 
-@pytest.mark.parametrize("layout", ["TP=2 PP=2", pytest.param("DP=2", marks=pytest.mark.slow)])
-def test_the_defaults_learn_the_same_in_other_layouts(layout, caches, tmp_path_factory):
+def test_the_defaults_learn_the_same_in_other_layouts(caches, tmp_path_factory):
     expected, _, _ = trajectory(caches, tmp_path_factory, {}, learner={})
     weights = column(expected, "weights")
     assert np.abs(weights[-1] - 1 / 3).max() > 0.05
-    records, _, _ = trajectory(caches, tmp_path_factory, LAYOUTS[layout], learner={})
-    np.testing.assert_allclose(column(records, "weights"), weights, rtol=0, atol=5e-4)
-    for name in ("val_loss", "train_loss", "aux_train_loss"):
-        np.testing.assert_allclose(column(records, name), column(expected, name), rtol=5e-5, err_msg=name)
+    for layout in ("TP=2 PP=2", "DP=2"):
+        records, _, _ = trajectory(caches, tmp_path_factory, LAYOUTS[layout], learner={})
+        np.testing.assert_allclose(column(records, "weights"), weights, rtol=0, atol=5e-4, err_msg=layout)
+        for name in ("val_loss", "train_loss", "aux_train_loss"):
+            np.testing.assert_allclose(column(records, name), column(expected, name), rtol=5e-5, err_msg=name)
 
 
 def test_a_run_repeats_bit_for_bit(one_process, caches, tmp_path_factory):

@@ -32,6 +32,7 @@ from scipy.stats import rankdata
 import curator
 from curator.begun import Begun
 from curator.dsir import ngram_buckets
+from curator.prepare import check_machine
 from curator.retrain import Training, training_config
 from curator.run import Run
 from curator.trainings import train_all
@@ -195,7 +196,8 @@ def _validation_losses(lake: curator.Lake, run: Run, seed: int) -> pl.DataFrame:
         config=config,
         folder=lake.workdir / "trainings",
     )
-    trained = train_all({("validation", seed): training}, config, "cpu", Teller("validation"))["validation", seed]
+    name = ("validation", seed)
+    trained = train_all({name: training}, config, check_machine(config), Teller("validation"))[name]
     rows = training.open_test()
     losses = np.array(trained.losses) / np.asarray(rows.num_targets)
     return pl.DataFrame({"key": rows.sample_ids().to_pylist(), "validation": losses})
