@@ -281,6 +281,8 @@ def _skip_map(data: bytes, at: int, depth: int) -> int:
     kinds = data[at]
     at += 1
     for _ in range(num_entries):
+        if at >= len(data):  # keys and values of fixed width are passed over unread
+            raise ThriftError("ends in the middle of a value")
         at = _skip_values(data, at, kinds >> 4, 1, depth)
         at = _skip_values(data, at, kinds & 15, 1, depth)
     return at

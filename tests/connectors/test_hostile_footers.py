@@ -1,9 +1,10 @@
 """Footers that claim more than they have, or have more than anybody reads: one sentence, in little time and memory."""
 
-import time
 import tracemalloc
+from functools import partial
 
 import pytest
+from steps import num_steps
 
 from connectors._parquet_file import read_parquet_info
 from connectors._thrift import ThriftError, list_length
@@ -68,15 +69,13 @@ def test_what_a_footer_claims_costs_nothing(url, data):
     """Either it is refused, or what is read of it is no more than it has."""
     store = open_store(url)
     listed = put(store, data)
-    started = time.process_time()
-    said, num_columns = "", 0
+    said, columns = "", []
     try:
-        num_columns = len(read_parquet_info(store, listed).schema)
+        num_steps(lambda: columns.extend(read_parquet_info(store, listed).schema), limit=10 * len(data) + 20_000)
     except InputError as error:
         said = str(error)
-    assert time.process_time() - started < 5
-    assert num_columns <= 2
-    assert num_columns or ("a.parquet" in said and "\n" not in said)
+    assert len(columns) <= 2
+    assert columns or ("a.parquet" in said and "\n" not in said)
 
 
 @pytest.mark.parametrize("num_columns", [100_000, 1_000_000])
@@ -85,12 +84,10 @@ def test_a_footer_of_very_many_columns_is_refused_before_it_is_taken_apart(url, 
     data = footer(group(num_columns) + leaf() * num_columns, num_columns + 1)
     listed = put(store, data)
     tracemalloc.start()
-    started = time.process_time()
     with pytest.raises(UnsupportedError, match=rf"a\.parquet has {num_columns + 1:,} columns .* at most 100,000 are"):
-        read_parquet_info(store, listed)
+        num_steps(partial(read_parquet_info, store, listed), limit=20_000)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert time.process_time() - started < 1
     assert peak < 3 * len(data) + 1_000_000
 
 

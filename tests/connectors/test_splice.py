@@ -4,8 +4,6 @@ import errno
 import io
 import json
 import os
-import sys
-from collections import Counter
 from functools import partial
 
 import pyarrow as pa
@@ -16,6 +14,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from s3fs import S3FileSystem
 from splice_cases import ADDED, TABLE, arrow, check_contents, footer_start, new_columns, put, spliced
+from steps import num_steps
 
 from connectors import _s3_extend
 from connectors._footer import OLD_SHAPE
@@ -101,17 +100,6 @@ def test_a_spliced_file_can_be_spliced_again(folder):
     check_contents(once, spliced(folder, once, more), more)
 
 
-def num_calls(work):
-    """Calls of functions, of Python and of C, that `work` makes."""
-    calls = Counter()
-    sys.setprofile(lambda _frame, event, _argument: calls.update([event]))
-    try:
-        work()
-    finally:
-        sys.setprofile(None)
-    return calls["call"] + calls["c_call"]
-
-
 def one_weight(*_):
     return pa.table({"w": [1.0]})
 
@@ -121,7 +109,7 @@ def test_many_row_groups_and_columns_are_spliced_in_steps_in_proportion(folder):
     for num_groups in (50, 200):
         table = pa.table({f"column {number}": range(num_groups) for number in range(20)})
         file = put(folder, "a.parquet", arrow(table, row_group_size=1))
-        counts[num_groups] = num_calls(partial(add_columns, folder, file, folder, "b.parquet", one_weight))
+        counts[num_groups] = num_steps(partial(add_columns, folder, file, folder, "b.parquet", one_weight))
         assert pq.read_table(io.BytesIO(read_bytes(folder, "b.parquet")))["w"].to_pylist() == [1.0] * num_groups
     assert counts[200] > 200 * 20  # it is the work that was counted
     assert counts[200] < 5 * counts[50]  # in proportion: 4; each row group looking at all the others: 16

@@ -4,12 +4,14 @@ import io
 import random
 import struct
 import time
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from steps import num_steps
 
 from connectors._thrift import (
     BINARY,
@@ -171,7 +173,8 @@ HUGE = b"\xff\xff\xff\xff\xff\xff\xff\xff\x7f"
         (b"\x19\xf1" + HUGE + b"\0", "ends in the middle"),  # … of booleans
         (b"\x19\xf7" + HUGE + b"\0", "ends in the middle"),  # … of doubles
         (b"\x19\xf0" + HUGE + b"\0", "unknown type 0"),  # … of values without bytes
-        (b"\x1b" + HUGE + b"\x88" + b"\0" * 50, "ends in the middle"),  # a map
+        (b"\x1b" + HUGE + b"\x88" + b"\0" * 50, "ends in the middle"),  # a map of strings
+        (b"\x1b" + HUGE + b"\x13" + b"\0" * 50, "ends in the middle"),  # … of booleans to bytes
         (b"\x1e\0", "unknown type 14"),
         (b"\x18" + b"\x80" * 5000 + b"\0", "more than 10 bytes"),  # a length without end
         (b"\x05" + b"\x80" * 5000 + b"\0", "more than 10 bytes"),  # a field number without end
@@ -183,10 +186,8 @@ HUGE = b"\xff\xff\xff\xff\xff\xff\xff\xff\x7f"
 )
 def test_what_lies_or_never_ends_is_an_error(data, message):
     for shape in ({}, {2: {}}):
-        started = time.process_time()
         with pytest.raises(ThriftError, match=message):
-            loads(data, shape)
-        assert time.process_time() - started < 1
+            num_steps(partial(loads, data, shape), limit=20 * len(data) + 200)
 
 
 @pytest.mark.parametrize(
@@ -256,11 +257,14 @@ def test_a_real_footer_says_what_arrow_reads_in_it():
             assert chunk.struct(3).integer(7) == seen.total_compressed_size
 
 
-def test_a_footer_of_many_columns_takes_time_in_proportion():
-    footer, _ = footer_of(pa.table({f"column {number}": [number] for number in range(5000)}))
-    started = time.process_time()
-    assert dumps(loads(footer, FOOTER_SHAPE)) == footer
-    assert time.process_time() - started < 2
+def test_a_footer_of_many_columns_is_read_and_written_in_steps_in_proportion():
+    counts = {}
+    for num_columns in (500, 2000):
+        footer, _ = footer_of(pa.table({f"column {number}": [number] for number in range(num_columns)}))
+        written = []
+        counts[num_columns] = num_steps(lambda: written.append(dumps(loads(footer, FOOTER_SHAPE))))  # noqa: B023
+        assert written == [footer]
+    assert 10 * 2000 < counts[2000] < 5 * counts[500]
 
 
 @pytest.mark.slow
@@ -270,7 +274,7 @@ def test_damaged_footers_are_read_or_refused():
     footers = [footer_of(table, row_group_size=size)[0] for size in (1, 3)]
     source = random.Random(0)
     deadline = time.monotonic() + 60
-    slowest, num_read, num_refused = 0.0, 0, 0
+    num_read, num_refused = 0, 0
     while time.monotonic() < deadline:
         data = bytearray(source.choice(footers))
         for _ in range(source.randint(1, 4)):
@@ -287,13 +291,10 @@ def test_damaged_footers_are_read_or_refused():
                 case 4:
                     data[at:] = data[to:]
             data = data or bytearray(b"\0")
-        started = time.process_time()
         try:
-            loads(bytes(data), FOOTER_SHAPE)
+            num_steps(partial(loads, bytes(data), FOOTER_SHAPE), limit=20 * len(data) + 200)
             num_read += 1
         except ThriftError:
             num_refused += 1
-        slowest = max(slowest, time.process_time() - started)
-    assert slowest < 1
     assert num_read > 100
     assert num_refused > 100
