@@ -31,6 +31,9 @@ ENV_PREFIX = "CURATOR__"
 DEFAULT_FILE = "curator.toml"
 PRIORS = ("uniform", "natural")
 """Where data weights may start, besides at a file's mixture."""
+_SEARCH_TOKENS_PER_STEP = 2048
+_LEAST_SEARCH_TOKENS_PER_STEP = 256
+_JUDGING_ROWS = 100  # fewer tell two mixtures apart by large differences only
 
 
 class _Told(ModelMetaclass):
@@ -129,19 +132,36 @@ class LineSearchConfig(_Section):
     """How learned weights are judged on target rows that learning has not seen; off without places.
 
     A mixture that helps a short training may harm a longer one, and the other way round, so unless told otherwise these
-    are as long as the run, or as what the weights are meant to train (`weights.budget_tokens`) if that is shorter.
+    have as many steps as the run, and no more tokens than what the weights are meant to train
+    (`weights.budget_tokens`).
     """
 
     places: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        (0.5, 1.0, 2.0, 3.0),
+        (1.0, 2.0, 3.0, 5.0),
         description="places on the line from the prior (0) through the learned weights (1); []: off",
     )
-    validation_share: float = Field(0.25, gt=0, lt=1, description="share of the target's rows kept out of learning")
-    steps: int | None = Field(
-        None, ge=1, description="steps of each training; by default learn.steps, or fewer to end at the token budget"
+    validation_share: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="share of the target's rows kept out of learning; by default a quarter, or of a small target as "
+        "many as make 100 rows, up to half",
     )
-    tokens_per_step: int = Field(2048, ge=8, description="target tokens of a step")
+    steps: int | None = Field(None, ge=1, description="steps of each training; by default learn.steps")
+    tokens_per_step: int | None = Field(
+        None, ge=8, description="target tokens of a step; by default 2048, or fewer to end at the token budget"
+    )
     seeds: int = Field(5, ge=2, description="trainings of the best place and of the prior")
+
+    @property
+    def num_choosing_seeds(self) -> int:
+        """Trainings of each of the two places that did best with the first seed, before one of them is chosen."""
+        return math.ceil(self.seeds / 2)
+
+    @property
+    def num_contenders(self) -> int:
+        """Places that go on after the first seed."""
+        return min(2, len(set(self.places)))
 
 
 class BlocksConfig(_Section):
@@ -243,16 +263,29 @@ class LearnConfig(_Section):
         return self.method == "scalebio" and bool(self.line_search.places) and num_domains > 1
 
     @property
-    def num_search_steps(self) -> int:
-        """Steps of each training of the line search: those asked for, else the run's, or the budget's if fewer."""
-        if self.line_search.steps or not self.weights.budget_tokens:
-            return self.line_search.steps or self.steps
-        return min(self.steps, math.ceil(self.weights.budget_tokens / self.line_search.tokens_per_step))
+    def search_size(self) -> tuple[int, int]:
+        """(Steps, tokens per step) of each training of the line search.
+
+        A token budget below steps × tokens makes the steps smaller, since a model that took fewer of them is trained
+        less; what was asked for stays as it is, and no step is made smaller than some sequences.
+        """
+        search, budget = self.line_search, self.weights.budget_tokens
+        steps, tokens = search.steps or self.steps, search.tokens_per_step or _SEARCH_TOKENS_PER_STEP
+        if budget and not search.tokens_per_step:
+            tokens = min(tokens, max(_LEAST_SEARCH_TOKENS_PER_STEP, self.sequence_length, math.ceil(budget / steps)))
+        if budget and not search.steps:
+            steps = min(steps, math.ceil(budget / tokens))
+        return steps, tokens
 
     def num_fit_rows(self, num_rows: int, num_domains: int) -> int:
         """Of `num_rows` target rows, how many learning sees: the first ones, in the order of their hashes."""
-        num_judging = max(2, round(self.line_search.validation_share * num_rows))
-        return num_rows - num_judging if self.is_judged(num_domains) else num_rows
+        if not self.is_judged(num_domains):
+            return num_rows
+        share = self.line_search.validation_share
+        num_judging = (
+            round(share * num_rows) if share else max(round(0.25 * num_rows), min(_JUDGING_ROWS, num_rows // 2))
+        )
+        return num_rows - max(2, num_judging)
 
     @property
     def num_pair_steps(self) -> int:

@@ -304,8 +304,10 @@ def _trainings(config: LearnConfig, num_domains: int) -> tuple[int, int]:
     """Models that the line search trains, at least and at most: with the other seeds unless the prior does best."""
     if not config.is_judged(num_domains):
         return 0, 0
-    first = len({0.0, *config.line_search.places})
-    return first, first + 2 * (config.line_search.seeds - 1)
+    search = config.line_search
+    first = len({0.0, *search.places})
+    chosen = first + (search.num_contenders + 1) * (search.num_choosing_seeds - 1)
+    return chosen, chosen + 2 * (search.seeds - search.num_choosing_seeds)
 
 
 def _parts(
@@ -328,7 +330,7 @@ def _parts(
         trained = config.num_pair_steps * made.step_compute_tokens
         parts["rows"] = made.seconds_of(num_pairs * (trained + measured))
     if trainings[1]:
-        each = made.seconds_of(config.num_search_steps * config.line_search.tokens_per_step)
+        each = made.seconds_of(math.prod(config.search_size))
         few, many = trainings
         parts["judge"] = Estimate(mean=many * each.mean, low=few * each.low, high=many * each.high)
     return parts

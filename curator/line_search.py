@@ -9,8 +9,9 @@ worse than the prior, within its interval, for trainings of that length: what he
 Where a token budget is named, each training has only so many of the lake's rows that it repeats them as often as the
 budget will repeat them all: the more a domain is repeated, the less its weight helps.
 
-All places are tried with one seed, then the best one and the prior with the others. Finished trainings are kept, so a
-run that was stopped goes on with them.
+All places are tried with one seed, the two best and the prior with half of the seeds, then the better one and the prior
+with the others: between places near each other one seed tells little. Finished trainings are kept, so a run that was
+stopped goes on with them.
 
 A refresh asks one more question, of two sides: whether models trained on what was taken are worse than models trained
 on the weights that the lake has (`against_last`). Both are trained with all seeds in the same way on the lake as it is
@@ -20,7 +21,7 @@ now and measured on the same rows, so that no loss of an earlier run, on other r
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,12 +49,15 @@ class LineSearch:
     """What was tried and taken.
 
     `place` is the s that was taken, 0 for the prior; `val_losses` the mean token loss on the rows kept out at each of
-    `places`, by the first seed. `difference` is that of the best place to the prior, nats per token, with the ends of
-    its 90 % interval over all seeds; 0 where the prior itself was best.
+    `places`, by the first seed, and `differences` those to the prior in nats per token, each over the first
+    `num_seeds` seeds, those of its place. `difference` is that of the best place, with the ends of its 90 % interval
+    over all seeds; 0 where the prior itself was best.
     """
 
     places: list[float]
     val_losses: list[float]
+    differences: list[float]
+    num_seeds: list[int]
     place: float
     difference: float
     difference_low: float
@@ -154,10 +158,9 @@ class _Judge:
 
     def train(self, mixtures: Mapping[str, torch.Tensor], seeds: Sequence[int]) -> dict[Name, Trained]:
         """One model for each mixture (D,), by its name, and seed."""
-        learn, settings = self.job.learn, self.job.learn.line_search
-        config = training_config(
-            learn, steps=learn.num_search_steps, tokens_per_step=settings.tokens_per_step, seeds=settings.seeds
-        )
+        learn = self.job.learn
+        steps, tokens_per_step = learn.search_size
+        config = training_config(learn, steps=steps, tokens_per_step=tokens_per_step, seeds=learn.line_search.seeds)
         data_share = _data_share(learn.weights.budget_tokens, config.steps * config.tokens_per_step)
         trainings = {
             (name, seed): Training(
@@ -226,17 +229,35 @@ def line_search(
     prior_D, learned_D = torch.tensor(job.prior), torch.tensor(learned, dtype=torch.float64)
     cap_D = share_caps(job.learn, TokenCache.open(job.corpus))
     mixtures = {s: capped(on_path(prior_D, learned_D, s), cap_D) for s in sorted({0.0, *job.learn.line_search.places})}
-    trained = judge.train({str(place): mixtures[place] for place in mixtures}, seeds[:1])
-    val_losses = [sum(trained[str(place), seeds[0]].losses) / float(tokens_N.sum()) for place in mixtures]
-    best = list(mixtures)[int(np.argmin(val_losses))]
+    trained: dict[Name, Trained] = {}
+
+    def train(places: Iterable[float], of_seeds: Sequence[int]) -> None:
+        trained.update(judge.train({str(place): mixtures[place] for place in places}, of_seeds))
+
+    def against_prior(place: float) -> tuple[float, int]:
+        """(Mean difference over the seeds that the place was trained with, their number)."""
+        losses = [
+            sum(trained[str(place), seed].losses) - sum(trained["0.0", seed].losses)
+            for seed in seeds
+            if (str(place), seed) in trained
+        ]
+        return sum(losses) / len(losses) / float(tokens_N.sum()), len(losses)
+
+    train(mixtures, seeds[:1])
+    search = job.learn.line_search
+    contenders = sorted((place for place in mixtures if place), key=against_prior)[: search.num_contenders]
+    train((0.0, *contenders), seeds[1 : search.num_choosing_seeds])
+    best = min(contenders, key=against_prior)
     difference = Estimate(mean=0.0, low=0.0, high=0.0)
-    if best:
-        trained |= judge.train({str(place): mixtures[place] for place in (0.0, best)}, seeds[1:])
+    if against_prior(best)[0] < 0:
+        train((0.0, best), seeds[search.num_choosing_seeds :])
         difference = _difference(trained, str(best), "0.0", seeds, tokens_N)
     taken = best if difference.high < 0 else 0.0
     return LineSearch(
         places=list(mixtures),
-        val_losses=val_losses,
+        val_losses=[sum(trained[str(place), seeds[0]].losses) / float(tokens_N.sum()) for place in mixtures],
+        differences=[against_prior(place)[0] for place in mixtures],
+        num_seeds=[against_prior(place)[1] for place in mixtures],
         place=taken,
         difference=difference.mean,
         difference_low=difference.low,

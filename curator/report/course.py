@@ -135,6 +135,8 @@ def line_search_section(search: Mapping[str, Any] | None) -> Section | None:
         return None
     taken = search["place"]
     losses = list(zip(search["places"], search["val_losses"], strict=True))
+    differences = search.get("differences", [loss - losses[0][1] for _, loss in losses])
+    seeds = search.get("num_seeds", [1] * len(losses))  # earlier records have the first seed alone
     chart = lines_chart(
         "search",
         "Loss of models trained between the prior and the learned weights",
@@ -148,20 +150,22 @@ def line_search_section(search: Mapping[str, Any] | None) -> Section | None:
     )
     table = Table(
         caption="What was tried",
-        columns=["place", "loss, first seed", "against the prior", "taken"],
+        columns=["place", "loss, first seed", "seeds", "against the prior", "taken"],
         rows=[
             [
                 f"{place:g} (prior)" if place == 0 else f"{place:g}",
                 decimal(loss),
-                "" if place == 0 else signed(loss - losses[0][1]),
+                str(num_seeds),
+                "" if place == 0 else signed(difference),
                 "taken" if place == taken else "",
             ]
-            for place, loss in losses
+            for (place, loss), difference, num_seeds in zip(losses, differences, seeds, strict=True)
         ],
     )
     told = (
         f"Fresh models were trained on mixtures on the way from the prior to the learned weights, and beyond, and "
-        f"measured on {search['num_rows']:,} rows of the target that learning did not see."
+        f"measured on {search['num_rows']:,} rows of the target that learning did not see, "
+        "those that did best with more seeds."
     )
     if search["difference"]:
         told += (

@@ -85,6 +85,8 @@ def a_record(names: Sequence[str] = ("news", "code", "mail"), **changes: Any) ->
         "line_search": {
             "places": [0.0, 0.5, 1.0],
             "val_losses": [6.1881, 6.0832, 6.1597],
+            "differences": [0.0, -0.1688, -0.0412],
+            "num_seeds": [5, 5, 3],
             "place": 0.5,
             "difference": -0.1688,
             "difference_low": -0.2687,

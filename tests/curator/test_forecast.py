@@ -41,17 +41,28 @@ def test_the_interval_holds_the_tokens_of_the_whole_lake():
 
 def test_the_line_search_trains_as_many_models_as_are_told():
     usual = LearnConfig()
-    assert _trainings(usual, 2) == (5, 13)
+    assert _trainings(usual, 2) == (11, 15)
     assert _trainings(LearnConfig(line_search={"places": []}), 2) == (0, 0)
-    assert LearnConfig(steps=70).num_search_steps == 70  # judged by trainings as long as the run
-    assert LearnConfig(steps=70, line_search={"steps": 30}).num_search_steps == 30
-    assert [
-        LearnConfig(steps=70, weights={"budget_tokens": budget}, line_search={"tokens_per_step": 100}).num_search_steps
-        for budget in (1, 100, 101, 7_000, 10**9)
-    ] == [1, 1, 2, 70, 70]
-    asked = {"steps": 30, "tokens_per_step": 100}
-    assert LearnConfig(steps=70, weights={"budget_tokens": 100}, line_search=asked).num_search_steps == 30
+    assert _trainings(LearnConfig(line_search={"places": [1.0], "seeds": 2}), 2) == (2, 4)
     assert _trainings(LearnConfig(method="doge"), 2) == _trainings(usual, 1) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("budget", "asked", "size"),
+    [
+        (None, {}, (300, 2048)),  # as long as the run
+        (10**12, {}, (300, 2048)),
+        (307_200, {}, (300, 1024)),  # as many steps, each smaller
+        (307_201, {}, (300, 1025)),
+        (25_600, {}, (100, 256)),  # no smaller than this
+        (1, {}, (1, 256)),
+        (307_200, {"steps": 600}, (600, 512)),
+        (307_200, {"tokens_per_step": 2048}, (150, 2048)),
+        (10, {"steps": 30, "tokens_per_step": 100}, (30, 100)),  # as asked
+    ],
+)
+def test_the_line_search_trains_no_longer_than_the_budget(budget, asked, size):
+    assert LearnConfig(weights={"budget_tokens": budget}, line_search=asked).search_size == size
 
 
 def test_a_plan_is_what_the_run_then_is(learned, tmp_path):
@@ -95,7 +106,7 @@ def test_a_plan_says_its_uncertainty_and_refuses_what_learn_would(learned, tmp_p
     settings = write_settings(tmp_path / "fast.toml")
     with sdk.open_lake(str(learned.lake)) as lake:
         found = lake.forecast(str(learned.target), calibration_steps=0, **FAST | {"line_search": {"places": [1.0]}})
-        assert (found.search_trainings, found.seconds, found.parts) == ((2, 10), None, {})
+        assert (found.search_trainings, found.seconds, found.parts) == ((6, 10), None, {})
         with pytest.raises(InputError, match="has no column"):
             lake.forecast(str(learned.target), target_text="txt", **FAST)
     call = ("plan", learned.lake, "--target", learned.target, "--config", settings)

@@ -26,7 +26,7 @@ pytest.importorskip("megatron.core", reason="needs the extra [train]")
 
 from curator import open_lake
 from curator.begun import Begun
-from curator.config import override
+from curator.config import LearnConfig, override
 from curator.line_search import against_last, line_search
 from curator.tokens import TokenCache
 from curator.worker import WorkerResult
@@ -63,7 +63,7 @@ def test_weights_that_win_are_taken_and_said_to(judge):
     assert found.place == 1.0
     assert found.weights == pytest.approx(GOOD)
     assert found.difference_low < found.difference < found.difference_high < 0
-    assert "beat the prior's on 10 target rows kept out" in found.verdict
+    assert "beat the prior's on 20 target rows kept out" in found.verdict
     # two places with each of five seeds
     assert found.compute_tokens == pytest.approx(10 * 40 * 256, rel=0.02)
     assert search(GOOD) == found
@@ -76,6 +76,41 @@ def test_weights_that_win_are_taken_and_said_to(judge):
     assert result.compute_tokens == before.compute_tokens + found.compute_tokens
     for low, weight, high in zip(result.summary.ci_low, result.weights, result.summary.ci_high, strict=True):
         assert low <= weight <= high
+
+
+def test_the_two_places_that_did_best_with_one_seed_go_on_and_the_better_of_them_is_taken(judge):
+    _, job = judge
+    search = override(job.learn.line_search, places=[0.25, 0.5, 1.0, 1.5])
+    job = dataclasses.replace(job, learn=override(job.learn, line_search=search.model_dump()))
+    found = line_search(job, GOOD, job.corpus.parents[2], "cpu", lambda _: None)
+    assert found.num_seeds[0] == 5
+    assert sorted(found.num_seeds[1:]) == [1, 1, 3, 5]
+    by_first_seed = sorted(range(1, 5), key=found.val_losses.__getitem__)
+    assert {at for at in range(1, 5) if found.num_seeds[at] > 1} == set(by_first_seed[:2])
+    for at in by_first_seed[2:]:
+        assert found.differences[at] == pytest.approx(found.val_losses[at] - found.val_losses[0])
+    taken = found.places.index(found.place)
+    assert found.num_seeds[taken] == 5
+    assert found.differences[taken] == pytest.approx(found.difference)
+    assert found.compute_tokens == pytest.approx(15 * 40 * 256, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "share", "num_judging"),
+    [
+        (8, None, 4),
+        (40, None, 20),
+        (105, None, 52),
+        (300, None, 100),
+        (399, None, 100),
+        (600, None, 150),
+        (40, 0.25, 10),
+    ],
+)
+def test_a_quarter_of_the_target_judges_and_of_a_small_one_up_to_half(num_rows, share, num_judging):
+    config = LearnConfig(line_search={"validation_share": share})
+    assert num_rows - config.num_fit_rows(num_rows, 2) == num_judging
+    assert config.num_fit_rows(num_rows, 1) == num_rows  # one domain has one mixture: there is nothing to judge
 
 
 def test_weights_are_compared_with_those_of_the_last_version(judge):
@@ -94,7 +129,7 @@ def test_weights_are_compared_with_those_of_the_last_version(judge):
     assert (worse.difference, worse.difference_low) == pytest.approx((-found.difference, -found.difference_high))
     assert worse.difference_low > 0.01  # what the gate refuses
     same = against(GOOD, GOOD)
-    assert (same.difference, same.difference_high, same.num_rows) == (0, 0, 10)
+    assert (same.difference, same.difference_high, same.num_rows) == (0, 0, 20)
 
 
 def test_weights_that_lose_give_way_to_the_prior(judge):
@@ -104,6 +139,8 @@ def test_weights_that_lose_give_way_to_the_prior(judge):
     assert found.place == 0
     assert found.weights == pytest.approx([1 / 3] * 3)
     assert found.val_losses[1] > found.val_losses[0]
+    assert found.differences[1] > 0
+    assert found.num_seeds == [3, 3]  # what loses with three seeds gets no more
     assert result.verdict.status == "no gain"
     assert "so it is kept" in result.verdict.reason
     assert result.weights == found.weights
@@ -125,19 +162,19 @@ def test_a_budget_has_the_trainings_repeat_rows_as_it_will(judge):
 
 
 def test_the_rows_that_judge_take_no_part_in_learning(judge):
-    """Learning sees the first three quarters of the target cache, the trainings are measured on the rest."""
+    """Learning sees the first half of so small a target cache, the trainings are measured on the rest."""
     search, job = judge
     search(BAD)
     target = TokenCache.open(job.target)
     first = job.learn.num_fit_rows(target.num_rows, 2)
-    assert (first, target.num_rows) == (30, 40)
+    assert (first, target.num_rows) == (20, 40)
     assert override(job.learn, method="doge").num_fit_rows(40, 2) == job.learn.num_fit_rows(40, 1) == 40
     kept = [json.loads(path.read_text()) for path in (job.corpus.parents[2] / "trainings").glob("*.json")]
-    assert {len(training["losses"]) for training in kept} == {10}
+    assert {len(training["losses"]) for training in kept} == {20}
     fit, rest = target.rows(0, first), target.rows(first, 40)
     assert fit.sample_ids().to_pylist() + rest.sample_ids().to_pylist() == target.sample_ids().to_pylist()
-    assert rest.start.tolist() == target.start[30:].tolist()
-    assert rest.rows(2, 4).first_row == 32
+    assert rest.start.tolist() == target.start[20:].tolist()
+    assert rest.rows(2, 4).first_row == 22
 
 
 def test_a_run_prepared_for_other_machines_is_not_judged_here(here):
@@ -183,7 +220,7 @@ def test_the_command_says_what_the_judgement_rests_on(here):
     with open_lake(str(here / "lake")) as lake:
         found = lake.run("latest").record["line_search"]
     assert found["places"] == [0.0, 1.0]
-    assert found["num_rows"] == 10
+    assert found["num_rows"] == 20
 
 
 @pytest.mark.slow

@@ -118,9 +118,9 @@ def test_verdict_line_search_leaks_and_provenance_are_those_of_the_record(whole)
     assert record["verdict"]["reason"] in said
     assert "-0.169 nats per token, 90 % interval -0.269 … -0.069, which excludes 0: it is taken" in said
     assert table(tree, "What was tried")[1:] == [
-        ["0 (prior)", "6.188", "", ""],
-        ["0.5", "6.083", "-0.105", "taken"],
-        ["1", "6.160", "-0.028", ""],
+        ["0 (prior)", "6.188", "5", "", ""],
+        ["0.5", "6.083", "5", "-0.169", "taken"],
+        ["1", "6.160", "3", "-0.041", ""],
     ]
     assert "Of 9,009 rows that were looked at: 5 rows of the lake (0.06%) also stand in the target" in said
     assert table(tree, "Leaking rows by domain")[1:] == [["news", "5"]]
