@@ -15,6 +15,8 @@ EXPERIMENTS = ROOT / "tests" / "bench" / "experiments"
 RECORDS = sorted((EXPERIMENTS / "results").glob("*.json"))
 ROW_RECORDS = [path for path in sorted((EXPERIMENTS / "results" / "rows").glob("*.json")) if path.stem != "gain"]
 
+ABLATIONS = sorted((EXPERIMENTS / "results" / "ablations").glob("*.json"))
+
 spec = importlib.util.spec_from_file_location("results", EXPERIMENTS / "results.py")
 results = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(results)
@@ -24,6 +26,21 @@ spec.loader.exec_module(results)
 def test_the_documented_table_is_the_recorded_one(record):
     values = json.loads(record.read_text(encoding="utf-8"))
     assert results.table(values) in (ROOT / "optim" / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda path: path.stem)
+def test_the_first_page_has_the_recorded_differences(record):
+    values = json.loads(record.read_text(encoding="utf-8"))
+    page = (ROOT / "README.md").read_text(encoding="utf-8").replace("**", "")
+    for result in values["results"]:
+        if result["mixture"] in ("scalebio", "dsir"):
+            assert f"{results.short(result['difference'])} {results.interval(result)}" in page
+
+
+@pytest.mark.parametrize("record", ABLATIONS, ids=lambda path: path.stem)
+def test_the_documented_ablation_is_the_recorded_one(record):
+    values = json.loads(record.read_text(encoding="utf-8"))
+    assert results.ablation_table(values) in (ROOT / "optim" / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("record", ROW_RECORDS, ids=lambda path: path.stem)

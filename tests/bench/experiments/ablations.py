@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import results
 from checks import RELATED, TRANSFER_TO_CATALAN, weights
 from lakes import Parts, instruct, is_ready, multilingual_hard, with_noise
 from run import DEFAULT_TOKENS_PER_STEP, TOKENS_PER_STEP, Teller
@@ -40,17 +41,23 @@ class Study:
 
 
 def main() -> int:
-    """Print a table for every lake of the study."""
+    """Print the study's table, and record it."""
     arguments = _arguments()
     if not is_ready(arguments.work):
         return 2
-    for name, study in STUDIES[arguments.study].items():
-        print(f"\n{name}, {arguments.seeds} seeds\n")
-        _show(study, arguments.work.resolve() / "ablations" / name, arguments.seeds)
+    studies = STUDIES[arguments.study]
+    rows: list[dict[str, Any]] = []
+    for lake_name, study in studies.items():
+        found = _found(study, arguments.work.resolve() / "ablations" / lake_name, arguments.seeds)
+        rows += [{"setting": lake_name if len(studies) > 1 else setting, **values} for setting, values in found.items()]
+    place = results.write_ablation(arguments.study, rows, arguments.seeds)
+    print(results.ablation_table({"rows": rows}))
+    print(f"\nrecorded in {place}")
     return 0
 
 
-def _show(study: Study, folder: Path, seeds: int) -> None:
+def _found(study: Study, folder: Path, seeds: int) -> dict[str, dict[str, Any]]:
+    """What each setting of a study brought, by its name."""
     if not folder.exists():
         study.build().write(folder)
     target, test = (str(folder / f"{part}.parquet") for part in ("target", "test"))
@@ -61,10 +68,7 @@ def _show(study: Study, folder: Path, seeds: int) -> None:
         compared = lake.compare(
             *named, target=target, test=test, seeds=seeds, tokens_per_step=study.tokens_per_step, on_progress=tell
         )
-    print("| setting | weight of the helpful | test loss | difference to uniform | verdicts | M tokens | seconds |")
-    print("|---|---|---|---|---|---|---|")
-    for name, found in runs.items():
-        print(_row(name, found, compared[name], study))
+    return {name: _row(found, compared[name], study) for name, found in runs.items()}
 
 
 def _learned(lake: curator.Lake, target: str, over: Mapping[str, Any], seeds: int) -> list[Run]:
@@ -89,19 +93,24 @@ def _has(run: Run, wanted: Mapping[str, Any]) -> bool:
     return all(settings[name] == value for name, value in usual.items() if name not in free)
 
 
-def _row(name: str, runs: Sequence[Run], result: MixtureResult, study: Study) -> str:
+def _row(runs: Sequence[Run], result: MixtureResult, study: Study) -> dict[str, Any]:
     found = weights(runs)
-    helpful = f"{sum(found[domain] for domain in study.helpful):.3f}"
-    if study.build is multilingual_hard:
-        rho = -spearmanr([found[domain] for domain in TRANSFER_TO_CATALAN], list(TRANSFER_TO_CATALAN.values()))[0]
-        helpful += f", Spearman with transfer {rho:.2f}"
     statuses = [run.record["verdict"]["status"] for run in runs]
-    verdicts = ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses))
-    tokens = sum(run.record["compute_tokens"] for run in runs) / len(runs) / 1e6
-    return (
-        f"| {name} | {helpful} | {result.test_loss:.3f} | {result.difference:+.3f} [{result.difference_low:+.3f}, "
-        f"{result.difference_high:+.3f}] | {verdicts} | {tokens:.2f} | {result.learn_seconds:.0f} |"
-    )
+    values = {
+        "helpful": {domain: found[domain] for domain in study.helpful},
+        "test_loss": result.test_loss,
+        "difference": result.difference,
+        "difference_low": result.difference_low,
+        "difference_high": result.difference_high,
+        "statuses": {status: statuses.count(status) for status in dict.fromkeys(statuses)},
+        "learn_tokens": sum(run.record["compute_tokens"] for run in runs) / len(runs),
+        "learn_seconds": result.learn_seconds,
+        "weights": found,
+    }
+    if study.build is multilingual_hard:
+        transfer = list(TRANSFER_TO_CATALAN.values())
+        values["spearman"] = -float(spearmanr([found[domain] for domain in TRANSFER_TO_CATALAN], transfer)[0])
+    return values
 
 
 _LANGUAGES = partial(

@@ -100,6 +100,31 @@ def table(values: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def write_ablation(study: str, rows: Sequence[Mapping[str, Any]], seeds: int) -> Path:
+    """Write the record of one ablation, and say where it is."""
+    values = {"study": study, **provenance(), "seeds": seeds, "rows": list(rows)}
+    place = FOLDER / "ablations" / f"{study}.json"
+    place.parent.mkdir(exist_ok=True)
+    place.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return place
+
+
+def ablation_table(values: Mapping[str, Any]) -> str:
+    """A setting a row: what the domains that should gain weigh together, and what models are worth on the weights."""
+    has_order = any("spearman" in row for row in values["rows"])
+    head = ["", "helpful domains weigh", *(["Spearman with transfer"] if has_order else []), "test loss"]
+    head += ["difference to uniform, 95 % interval", "runs say", "M tokens to learn"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for row in values["rows"]:
+        cells = [row["setting"], short(sum(row["helpful"].values()))[1:]]
+        cells += [short(row["spearman"]).lstrip("+")] if has_order else []
+        cells += [f"{row['test_loss']:.3f}", f"{short(row['difference'])} {interval(row)}"]
+        cells.append(", ".join(f"{count} {status}" for status, count in row["statuses"].items()))
+        cells.append(f"{row['learn_tokens'] / 1e6:.2f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def mean_weights(values: Mapping[str, Any], method: str = "scalebio") -> dict[str, float]:
     """Over the seeds, largest first."""
     runs = [run["weights"] for run in values["runs"][method]]
