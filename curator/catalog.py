@@ -18,9 +18,10 @@ import pyarrow as pa
 from connectors import duck
 from connectors.commit import restored_number
 from connectors.connector import Connector
+from connectors.garbage import DATA_FOLDER
 from connectors.manifest import Manifest
 from connectors.plain import Corpus
-from connectors.store import ObjectInfo, Store, list_objects, read_bytes
+from connectors.store import ObjectInfo, Store, exists, list_objects, read_bytes
 from curator import macros, row_gaps, trajectory
 from curator.errors import StorageError
 from curator.weights import WEIGHTS
@@ -224,7 +225,7 @@ def create_samples(connection: duck.Connection, corpus: Corpus, connector: Conne
     """
     manifest = connector.current(corpus)
     _create_samples(connection, corpus, connector, manifest)
-    create_selections(connection, destination, manifest.run_id if manifest else None)
+    create_selections(connection, destination, (manifest.run_id, manifest.snapshot_id) if manifest else None)
 
 
 def _create_samples(
@@ -249,20 +250,26 @@ def _create_samples(
     )
 
 
-def create_selections(connection: duck.Connection, destination: Store, run_id: str | None) -> None:
-    """Make the view `sample_tokens` and the macros of `curator.macros`, over `samples` with the weights of a run.
+def create_selections(connection: duck.Connection, destination: Store, weighted: tuple[str, str] | None) -> None:
+    """Make the view `sample_tokens` and the macros of `curator.macros`, over `samples` with published weights.
 
-    `sample_tokens` can be made and fails when it is read if no run was published, or its record of tokens is gone.
+    `sample_tokens` can be made and fails when it is read if nothing was published, or its record of tokens is gone.
+
+    Args:
+        connection: has `samples`.
+        destination: has the records of tokens.
+        weighted: the run and the snapshot of the lake that the weights are of; None if nothing was published.
     """
     name = macros.TOKENS
-    if run_id is None:
+    if weighted is None:
         _create_failing_tokens(connection, "no run was published yet, so that rows have no weights")
     else:
         duck.register_store(connection, destination)
+        path = tokens_path(destination, *weighted)
         try:
-            connection.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS {tokens_query(destination, run_id)}")
+            connection.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS {tokens_query(destination, path)}")
         except (duck.Error, OSError):
-            place = destination.describe(weights_path(run_id))
+            place = destination.describe(path)
             _create_failing_tokens(connection, f"{place}, with the tokens of every row, cannot be read; restore it")
     macros.create_macros(connection)
     connection.execute(
@@ -270,10 +277,24 @@ def create_selections(connection: duck.Connection, destination: Store, run_id: s
     )
 
 
-def tokens_query(destination: Store, run_id: str) -> str:
-    """A SELECT of the target tokens (sample_id, num_tokens) that a run counted in every row it weighed."""
-    place = duck.quote_literal(duck.duck_path(destination, weights_path(run_id)))
+def tokens_query(destination: Store, path: str) -> str:
+    """A SELECT of the target tokens (sample_id, num_tokens) of every row with a weight, out of such a record."""
+    place = duck.quote_literal(duck.duck_path(destination, path))
     return f"SELECT sample_id, num_tokens FROM read_parquet({place}, hive_partitioning = false)"
+
+
+def tokens_path(destination: Store, run_id: str, snapshot_id: str) -> str:
+    """In the destination: the tokens of the rows that a run's weights were published for, in a snapshot of the lake.
+
+    Those that the run counted, unless rows came since and got weights (`carried_tokens_path`).
+    """
+    carried = carried_tokens_path(run_id, snapshot_id)
+    return carried if exists(destination, carried) else weights_path(run_id)
+
+
+def carried_tokens_path(run_id: str, snapshot_id: str) -> str:
+    """In the destination: the tokens of the rows of a snapshot that a run has not seen, some of them estimated."""
+    return f"{DATA_FOLDER}/{run_id}-tokens-{snapshot_id}/tokens.parquet"
 
 
 def weights_path(run_id: str) -> str:

@@ -1,7 +1,7 @@
-"""Garbage collection: removing what crashed publications left in a lake's destination.
+"""Garbage collection: removing what crashed publications left in a lake's destination, and old versions on request.
 
-Versions are kept for good. An entry of the log cannot go, since the numbers have no gaps, and an entry whose files are
-gone would be a version that history lists and nobody can read. So there is no `keep=N`.
+An entry of the log cannot go, since the numbers have no gaps. So versions are let go by one more entry that says so:
+history lists them still, nobody can read them, and their files are garbage from then on.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 from connectors.commit import beyond
 from connectors.commit import collect as let_go
 from connectors.garbage import DATA_FOLDER, Garbage, find_garbage, remove_garbage
+from curator.catalog import carried_tokens_path
 from curator.errors import UsageError
 
 if TYPE_CHECKING:
     from curator.lake import Lake
 
 _STAGED = re.compile(rf"{DATA_FOLDER}/[^/]+-[0-9a-f]{{12}}/.+", re.DOTALL)
-"""Paths of what `curator.publish` stages: a folder for a run and a snapshot; nothing else below data/ is ours."""
+"""Paths of what `curator.publish` stages: folders for a run and a snapshot; nothing else below data/ is ours."""
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -61,6 +62,9 @@ def collect(lake: Lake, grace: str | timedelta, keep: int | None, *, dry_run: bo
             versions = let_go(lake.destination, keep)
         lake.forget_views()
     found = find_garbage(lake.destination, _STAGED, grace_seconds=seconds, without=versions)
+    kept = [v for v in lake.connector.read_log() if v.collected_by is None and v.number not in versions]
+    tokens = {carried_tokens_path(version.run_id, version.snapshot_id) for version in kept}
+    found = [item for item in found if item.path not in tokens]
     if not dry_run:
         found = [item for item in found if remove_garbage(lake.destination, item)]
     return Removal(items=tuple(found), versions=versions, dry_run=dry_run)

@@ -8,19 +8,21 @@ appears whole or not at all.
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from connectors.commit import Version
 from connectors.errors import NotFoundError
 from connectors.manifest import Manifest, PublishedFile
 from connectors.parquet import ParquetFile, add_columns
-from connectors.store import stat_object
-from curator.catalog import WEIGHT_COLUMNS, check_published_files
+from connectors.store import stat_object, write_object
+from curator.catalog import WEIGHT_COLUMNS, carried_tokens_path, check_published_files
 from curator.config import LakeConfig
 from curator.errors import InputError, TryAgainError
 from curator.progress import Progress, ProgressCallback
@@ -111,6 +113,8 @@ def publish(
         return _publication(lake, run, weights, folder, files, version=known.number if known else None, created=False)
     lake.check_destination()
     with lake.writing():
+        if weights_now and weights_now.is_carried:
+            _write_tokens(lake, run, weights_now)
         files = _stage(lake, run, weights, folder, on_progress, mode)
     domains = list(weights_now.domains) if weights_now else run.record["domains"]
     manifest = Manifest(
@@ -235,6 +239,13 @@ def _stage(
         done += file.num_rows
         on_progress(Progress(stage="publish", done=done, total=total, detail=file.path))
     return tuple(staged)
+
+
+def _write_tokens(lake: Lake, run: Run, weights: LakeWeights) -> None:
+    """Keep the tokens of all rows that get a weight: the run knows those alone that it has seen."""
+    sink = io.BytesIO()
+    pq.write_table(weights.samples.select(["sample_id", "num_tokens"]), sink, compression="zstd")
+    write_object(lake.destination, carried_tokens_path(run.run_id, weights.snapshot_id), sink.getvalue())
 
 
 def _is_staged(lake: Lake, path: str) -> bool:

@@ -184,7 +184,7 @@ class Session:
             session = self.connection.cursor()
             self._register_records(session)
             create_samples_at(session, lake, found)
-            catalog.create_selections(session, self._destination, found.run_id)
+            catalog.create_selections(session, self._destination, (found.run_id, found.snapshot_id))
             self._past[found.number] = session
         return self._past[found.number]
 

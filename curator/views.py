@@ -55,24 +55,25 @@ def write_views(lake: Lake, out: Path) -> int:
                 key=lake.config.key,
             )
             connection.execute(f"CREATE VIEW samples AS {rows}")
-            _create_macros(connection, lake, manifest.run_id)
+            _create_macros(connection, lake, manifest.run_id, manifest.snapshot_id)
         made.replace(out)
     finally:
         made.unlink(missing_ok=True)
     return version.number
 
 
-def _create_macros(connection: duck.Connection, lake: Lake, run_id: str) -> None:
+def _create_macros(connection: duck.Connection, lake: Lake, run_id: str, snapshot_id: str) -> None:
     """The selections of `curator.macros`, in the file.
 
     Ids that are no column of the files are made of their content anew, and not those of the lake; without the lake's
     ids the tokens that a run counted cannot be found, and no macro counts them.
     """
     has_ids = lake.config.key is not None
-    has_tokens = has_ids and exists(lake.destination, catalog.weights_path(run_id))
+    path = catalog.tokens_path(lake.destination, run_id, snapshot_id)
+    has_tokens = has_ids and exists(lake.destination, path)
     if has_tokens:
         duck.register_store(connection, lake.destination)
-        tokens = catalog.tokens_query(lake.destination, run_id)
+        tokens = catalog.tokens_query(lake.destination, path)
         connection.execute(f"CREATE VIEW {macros.TOKENS} AS {tokens}")
     content = f"md5(s.domain || chr(0) || s.{duck.quote_identifier(lake.text_name)})"
     sample_id = "s.sample_id" if has_ids else content

@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import duckdb
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,8 +21,10 @@ from selection_cases import DOMAINS, Row, record_run
 
 import curator
 from connectors.store import list_objects, open_store, read_bytes
+from curator.carry import weights_now
 from curator.errors import InputError, NotFoundError, StorageError, UsageError
 from curator.materialize import MANIFEST
+from curator.publish import publish
 from curator.selection import (
     Curated,
     MixtureBudget,
@@ -126,6 +129,50 @@ def test_an_unpublished_lake_selects_nothing_and_says_why_it_counts_nothing(tmp_
             lake.fetch("FROM sample_tokens")
         with pytest.raises(NotFoundError, match="no published version"):
             lake.materialize(Curated(threshold=0), tmp_path / "out")
+
+
+@pytest.fixture
+def carried(lake, folder):
+    """The lake with rows that came since the run, and a version in which they have weights."""
+    rows = {"text": sentences("a", 400, 9), "domain": [DOMAINS[0]] * 400, "key": [f"new-{i}" for i in range(400)]}
+    write_rows(folder / "lake" / "new.parquet", **rows, repeats=[0] * 400, copy=[""] * 400)
+    lake.ingest()
+    run = lake.run("latest")
+    weights = weights_now(lake, run, (), lambda _: None)
+    publish(lake, run, lambda _: None, weights_now=weights, label="carried")
+    return lake, weights.samples.to_pylist()
+
+
+def test_rows_that_came_since_the_run_are_chosen_as_all_others(carried, folder):
+    lake, weights = carried
+    num_rows, num_tokens = len(weights), sum(row["num_tokens"] for row in weights)
+    assert num_rows == 3 * NUM_ROWS + 400
+    for selection in (Curated(threshold=-1.0), TokenBudget(tokens=10**9, max_repeats=1)):
+        done = lake.materialize(selection, folder / selection.macro)
+        assert (done.num_rows, done.num_tokens) == (num_rows, num_tokens)
+        assert read_all(folder / selection.macro).num_rows == num_rows
+    assert sum(bucket["num_samples"] for bucket in bucket_domains(lake.run("latest"), 2)) == num_rows
+    budget = "FROM token_budget(1000000000, 1)"
+    assert len(lake.fetch(budget, confined=True)[1]) == num_rows
+    assert len(lake.sql(budget, version=1).fetchall()) == 3 * NUM_ROWS
+    lake.write_views(folder / "views.duckdb")
+    with duckdb.connect(str(folder / "views.duckdb"), read_only=True) as connection:
+        assert len(connection.sql(budget).fetchall()) == num_rows
+
+
+def test_tokens_of_such_rows_stay_as_long_as_their_version(carried, folder):
+    lake, weights = carried
+    (kept,) = (folder / "lake" / "_curator" / "data").glob("*-tokens-*/tokens.parquet")
+    assert lake.gc("0s").items == ()
+    lake.publish(record_run(lake, folder / "second", seed=1, run_id="second"))
+    assert lake.gc("0s").items == ()
+    assert len(lake.sql("FROM token_budget(1000000000, 1)", version=2).fetchall()) == len(weights)
+    assert kept.exists()
+    planned = lake.gc("0s", keep=1, dry_run=True)
+    removed = lake.gc("0s", keep=1)
+    name = kept.relative_to(folder / "lake" / "_curator").as_posix()
+    assert name in {item.path for item in planned.items} & {item.path for item in removed.items}
+    assert not kept.exists()
 
 
 def test_tokens_that_are_gone_fail_where_they_are_counted_alone(lake, folder):

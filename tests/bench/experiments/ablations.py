@@ -130,7 +130,7 @@ STUDIES: dict[str, dict[str, Study]] = {
         )
     },
     "aux": {"languages": _LANGUAGES({"with u": DEFAULTS, "without u (seal)": {"method": "seal"}})},
-    "penalty": {"languages": _LANGUAGES({f"α = {alpha:g}": {"penalty": alpha} for alpha in (1.0, 3.0, 10.0, 30.0)})},
+    "penalty": {"languages": _LANGUAGES({f"α {alpha:g}": {"penalty": alpha} for alpha in (1.0, 3.0, 10.0, 30.0)})},
     "optimizer": {
         "languages": _LANGUAGES(
             {
