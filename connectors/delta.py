@@ -59,16 +59,23 @@ class DeltaConnector(TableConnector[FileAction]):
 
     def restore(self, number: int) -> Version:
         """See `restore_snapshot`; of a version of ours."""
-        made = self.restore_snapshot(number)
-        return next(version for version in self.read_log() if version.number == made)
+        made = self._restore(number)
+        return next(version for version in self.read_log() if version.commit_id == made)
 
     def restore_snapshot(self, number: int) -> int:
-        """Atomic: one more commit, whose snapshot and schema are those of version `number` of the table; its number.
+        """Atomic: one more commit, whose snapshot and schema are those of version `number` of the table.
+
+        Returns the number of the newest version, which is that commit's unless another writer has followed.
 
         Raises:
             NotFoundError: the log no longer has that version, or VACUUM took its files.
             ConflictError: another writer was first; look at what it did, then try again.
         """
+        self._restore(number)
+        return int(self._open().version())
+
+    def _restore(self, number: int) -> str:
+        """Commit, and say the id by which the log knows the commit if it is a version of ours."""
         log = self.read_log()
         target = next((version for version in log if version.number == number), None)
         self._open(number)
@@ -77,7 +84,7 @@ class DeltaConnector(TableConnector[FileAction]):
         if target:
             metadata = version_metadata(replace(target, commit_id=commit_id, idempotency_key=f"restore {commit_id}"))
         delta_log.restore_table(self.data, self._open(), number, metadata)
-        return int(self._open().version())
+        return commit_id
 
     def _open(self, version: int | None = None) -> Table:
         newest = delta_log.open_table(self.data, self._options)

@@ -144,7 +144,7 @@ def _how_to_go_on(lake: Lake, folder: Path) -> str:
     """What to add to a message where there is something to go on from: a checkpoint, or what the workers found."""
     if not any((folder / CHECKPOINTS).glob("step-*")) and not (folder / RESULT).exists():
         return ""
-    return f"; go on with `curator learn {shlex.quote(lake.address)} --resume {shlex.quote(str(folder))}`"
+    return f"; go on with `curator learn {lake.command_address} --resume {shlex.quote(str(folder))}`"
 
 
 def _remove_if_empty(folder: Path) -> None:

@@ -172,6 +172,10 @@ class BlocksConfig(_Section):
     edges: Literal["always", "sampled", "frozen"] = Field("always", description="embedding, final norm and head")
     moments: Literal["drop", "keep", "offload"] = Field("drop", description="Adam moments of a block that is left")
 
+    def schedule(self, num_layers: int, seed: int) -> BlockSchedule:
+        """Which layers train at which step, of a model with so many."""
+        return BlockSchedule(num_layers=num_layers, size=self.size, period=self.period, edges=self.edges, seed=seed)
+
 
 class RowsConfig(_Section):
     """How rows get weights within their domains; for granularity "sample"."""
@@ -318,10 +322,7 @@ class LearnConfig(_Section):
 
     def block_schedule(self, num_layers: int) -> BlockSchedule:
         """Which layers train at which step, of a model with so many."""
-        blocks = self.blocks
-        return BlockSchedule(
-            num_layers=num_layers, size=blocks.size, period=blocks.period, edges=blocks.edges, seed=self.seed
-        )
+        return self.blocks.schedule(num_layers, self.seed)
 
     @property
     def layout(self) -> Layout:
@@ -390,7 +391,7 @@ class RefreshConfig(_Section):
         0.01,
         ge=0,
         description="nats per token by which models trained on the new domain weights may be worse than those trained "
-        "on the last version's, at the lower end of a 90 % interval, before nothing is published",
+        "on the last version's, at the lower end of a 95 % interval, before nothing is published",
     )
     warm_start: bool = Field(
         False, description="begin learning at the last version's domain weights instead of the prior"
@@ -422,7 +423,9 @@ class CompareConfig(_Section):
     tensor_parallel: int = Field(1, ge=1, description="workers that share each layer")
     pipeline_parallel: int = Field(1, ge=1, description="workers that share the layers")
     data_parallel: int = Field(1, ge=1, description="workers that share the batch")
+    sequence_parallel: bool = Field(False, description="share positions over the tensor axis, too")
     recompute: bool = Field(False, description="run layers again in the backward pass to save memory")
+    blocks: BlocksConfig = Field(default_factory=lambda: BlocksConfig())
     at_once: int | None = Field(
         None, ge=1, description="trainings side by side; by default one a core for presets on CPUs, else 1"
     )
@@ -439,6 +442,7 @@ class CompareConfig(_Section):
             tensor_parallel=self.tensor_parallel,
             pipeline_parallel=self.pipeline_parallel,
             data_parallel=self.data_parallel,
+            sequence_parallel=self.sequence_parallel,
         )
 
 

@@ -181,6 +181,13 @@ class Lake:
         """What the lake was opened by and commands name it by, without credentials."""
         return redact_url(self.config.url)
 
+    @property
+    def command_address(self) -> str:
+        """What follows a command's name to reach this lake: its address, and its destination if that was named."""
+        given = self.config.destination
+        place = f" --destination {shlex.quote(redact_url(given))}" if given else ""
+        return f"{shlex.quote(self.address)}{place}"
+
     def __enter__(self) -> Lake:
         return self
 
@@ -259,7 +266,7 @@ class Lake:
             begun = self.workdir / "runs" / run_id
             if run_id and (begun / JOB).is_file():
                 hint = (
-                    f"one of that name was begun and has not ended: `curator learn {shlex.quote(self.address)} "
+                    f"one of that name was begun and has not ended: `curator learn {self.command_address} "
                     f"--resume {shlex.quote(str(begun))}` goes on with it"
                 )
             raise NotFoundError(f"{self.url} has no run {run_id!r}", hint=hint)

@@ -168,9 +168,9 @@ def _judged(lake: Lake, begun: Begun, watch: Stopwatch) -> tuple[WorkerResult, L
 
     result = WorkerResult.read(begun.folder)
     if not begun.job.learn.is_judged(len(begun.job.prior)):
-        return dataclasses.replace(result, weights=_capped(begun.job, result.weights)), None
+        return result.at(_capped(begun.job, result.weights), 1), None
     if result.verdict.status == "no gain":  # nothing to judge: what was learned is noise
-        return dataclasses.replace(result, weights=_capped(begun.job, begun.job.prior)), None
+        return result.at(_capped(begun.job, begun.job.prior), 0), None
     search = _judge(lake, begun, result, watch)
     return search.applied_to(result), search
 
@@ -379,9 +379,11 @@ def _weight_table(corpus: TokenCache, result: WorkerResult, row_weights: NDArray
     found = result.summary
     if found is None:
         return table
+    unknown = [None] * len(table.domains)
+    ends = zip(found.ci_low or unknown, found.ci_high or unknown, found.tokens, strict=True)
     domains = (
         dataclasses.replace(domain, ci_low=low, ci_high=high, tokens_seen=round(tokens))
-        for domain, low, high, tokens in zip(table.domains, found.ci_low, found.ci_high, found.tokens, strict=True)
+        for domain, (low, high, tokens) in zip(table.domains, ends, strict=True)
     )
     return dataclasses.replace(table, domains=tuple(domains))
 

@@ -171,11 +171,16 @@ def _check_line_search(config: LearnConfig, caches: Tokenized, goal: Goal) -> No
             hint=f"to judge the weights on rows kept out it "
             f"needs at least {_LEAST_JUDGED_ROWS}: add rows, or set learn.line_search.places = []",
         )
-    share, num_fit = config.line_search.validation_share, config.num_fit_rows(caches.target.num_rows, num_domains)
+    num_rows = caches.target.num_rows
+    if num_rows < _LEAST_FIT_ROWS:
+        raise InputError(
+            f"target {goal.url} has {num_rows} distinct rows", hint=f"at least {_LEAST_FIT_ROWS} are needed: add rows"
+        )
+    num_fit = config.num_fit_rows(num_rows, num_domains)
     if num_fit < _LEAST_FIT_ROWS:
         raise ConfigError(
-            f"learn.line_search.validation_share={share:g} leaves {max(num_fit, 0)} of the {caches.target.num_rows} "
-            f"distinct rows of {goal.url} to learn from",
+            f"learn.line_search.validation_share={config.line_search.validation_share} leaves {max(num_fit, 0)} of the "
+            f"{num_rows} distinct rows of {goal.url} to learn from",
             hint=f"at least {_LEAST_FIT_ROWS} are needed: lower it, or add rows",
         )
     budget, epochs = config.weights.budget_tokens, config.weights.max_epochs

@@ -20,6 +20,7 @@ from connectors.manifest import Manifest
 from curator.begun import Begun, LastVersion
 from curator.carry import LakeWeights, weights_now
 from curator.changes import Changes, find_changes
+from curator.clusters import Clusters
 from curator.config import LearnConfig, RefreshConfig, TargetConfig
 from curator.errors import ConfigError
 from curator.learn import RECORD
@@ -336,6 +337,15 @@ def _label(lake: Lake, run: Run, weights: LakeWeights, found: Plan, settings: Re
     return f"{label}{'-' if label else ''}after-{found.newest.number}"
 
 
+def _prior_of(begun: Begun) -> dict[str, float]:
+    """The mixture that a run began at, by domain."""
+    corpus, prior = TokenCache.open(begun.job.corpus), begun.job.prior
+    if begun.job.learn.granularity == "cluster":
+        clusters = Clusters.of(corpus)
+        return dict(zip(clusters.domains, clusters.fold(prior), strict=True))
+    return dict(zip(corpus.domains, prior, strict=True))
+
+
 def _unfinished(lake: Lake, want: Wanted) -> Path | None:
     """The newest run of this snapshot, target and settings that the lake does not know to be finished."""
     known = {run.run_id for run in lake.runs()}
@@ -353,6 +363,7 @@ def _unfinished(lake: Lake, want: Wanted) -> Path | None:
             "lake": lake.config.model_dump(include={"text", "domain", "key", "id_hash", "skip_bad_rows"}),
             "leaks": begun.leaks.to_json(),
             "target": {"fingerprint": fingerprint(TokenCache.open(begun.job.target).sample_ids())},
+            "prior": _prior_of(begun),
         }
         if want.is_met_by(lake, record):
             return job.parent

@@ -45,7 +45,7 @@ def find_weights(job: WorkerJob, workdir: Path, device: launch.Device, on_progre
     num_mixtures = max(LEAST_MIXTURES, MIXTURES_PER_DOMAIN * len(corpus.domains))
     mixtures_ND = random_mixtures(prior_D, num_mixtures, seed=seed)
     wanted = {
-        ("mixture", place): Training(
+        (f"random mixture {place}", seed): Training(
             corpus=job.corpus,
             test=job.target,
             weights=tuple(mixture_D.tolist()),

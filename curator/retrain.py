@@ -24,7 +24,16 @@ from optim.schedules import LearningRate
 
 # What may differ without the result being another one.
 _EXECUTION_FIELDS = frozenset(
-    ("tensor_parallel", "pipeline_parallel", "data_parallel", "recompute", "micro_batch_tokens", "seeds", "at_once")
+    (
+        "tensor_parallel",
+        "pipeline_parallel",
+        "data_parallel",
+        "sequence_parallel",
+        "recompute",
+        "micro_batch_tokens",
+        "seeds",
+        "at_once",
+    )
 )
 _STEPS_BETWEEN_NOTES = 5
 _VERSION = 2
@@ -115,7 +124,7 @@ class Trained:
 
 
 def training_config(learn: LearnConfig, *, steps: int, tokens_per_step: int, seeds: int) -> CompareConfig:
-    """Trainings of a learning run's model in its layout."""
+    """Trainings of a learning run's model in its layout, by its blocks: they fit where the run does."""
     shared = CompareConfig.model_fields.keys() & LearnConfig.model_fields.keys()
     values = learn.model_dump(include=set(shared)) | {
         "data_parallel": learn.data_parallel or 1,
@@ -165,12 +174,13 @@ def run_training(training: Training) -> Trained:
     with mcore_backend(
         training.model,
         layout=config.layout,
-        optimizer=AdamWSettings(weight_decay=config.weight_decay),
+        optimizer=AdamWSettings(weight_decay=config.weight_decay, moments_on_switch=config.blocks.moments),
         micro_batch_tokens=config.micro_batch_tokens,
         dtype=config.dtype,
         recompute=config.recompute,
     ) as backend:
-        last = train(backend, sampler.batches(config.steps), schedule, note)
+        blocks = config.blocks.schedule(backend.info.num_layers, training.seed)
+        last = train(backend, sampler.batches(config.steps), blocks, schedule, note)
         losses = rows.by_row(summed_losses(backend, rows.batches()).numpy())
     return Trained(losses=losses.tolist(), train_loss=last.loss, tokens=last.tokens, seconds=last.seconds)
 

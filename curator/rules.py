@@ -224,7 +224,7 @@ def _validation_gate(run: Run, before: Manifest, settings: RefreshConfig) -> Gat
         return Gate(name="validation", passed=True, said=said)
     said = (
         f"models trained on the new domain weights differ from those of version {found['version']} by "
-        f"{found['difference']:+.3f} nats per token on {found['num_rows']} target rows kept out, 90 % interval "
+        f"{found['difference']:+.3f} nats per token on {found['num_rows']} target rows kept out, 95 % interval "
         f"[{found['difference_low']:+.3f}, {found['difference_high']:+.3f}]; refresh.max_val_rise="
         f"{settings.max_val_rise:g}"
     )

@@ -48,11 +48,6 @@ class Sampler:
         """Names of the domains, in the order of every (D,) tensor."""
         return self._domains
 
-    def epochs_at(self, step: int) -> NDArray[np.float64]:
-        """Passes over each domain's windows after `step` steps, (D,), were every domain in every step."""
-        draws = step * self._settings.rows_per_domain
-        return draws / self._corpus.num_windows
-
     def at(self, step: int) -> StepData:
         """The data of `step`."""
         chosen, inclusion = self._domains_at(step)

@@ -16,7 +16,7 @@ from optim.errors import OptimError
 from optim.presets import PRESETS
 
 Name = tuple[str, int]
-"""A mixture and a seed."""
+"""What a model is trained on, in words, and a seed."""
 
 _POLL_SECONDS = 0.5
 
@@ -79,7 +79,7 @@ def _train(share: Sequence[tuple[Name, Training]], device: launch.Device, thread
         first.log.unlink(missing_ok=True)
     except OptimError as error:
         (mixture, seed), _ = next((each for each in share if Trained.read(each[1]) is None), share[-1])
-        raise LearningError(f"training {mixture!r} with seed {seed} failed: {one_line(error)}") from error
+        raise LearningError(f"the training on {mixture} with seed {seed} failed: {one_line(error)}") from error
     finally:
         for _, training in share:
             training.progress.unlink(missing_ok=True)

@@ -18,15 +18,18 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
+from scipy.special import expit, logit
 
 from curator.config import EXECUTION_FIELDS, LearnConfig
 from curator.errors import CuratorError, StorageError, TryAgainError, one_line
@@ -127,6 +130,24 @@ class WorkerResult:
     backend: BackendInfo | None
     compute_tokens: float
 
+    def at(self, weights: list[float], place: float) -> WorkerResult:
+        """With the weights at a place between the prior (0) and those learned (1), and beyond; intervals go along.
+
+        An interval's way from the weight, in log-odds, is multiplied by the place. Weights of the prior were not
+        learned and have none.
+        """
+        summary = self.summary
+        if summary is None or summary.ci_low is None or summary.ci_high is None:
+            return dataclasses.replace(self, weights=weights)
+        learned_D, taken_D = _log_odds(self.weights), _log_odds(weights)
+
+        def moved(ends: list[float]) -> list[float] | None:
+            found: list[float] = expit(taken_D + place * (_log_odds(ends) - learned_D)).tolist()
+            return found if place else None
+
+        summary = dataclasses.replace(summary, ci_low=moved(summary.ci_low), ci_high=moved(summary.ci_high))
+        return dataclasses.replace(self, weights=weights, summary=summary)
+
     def write(self, run_dir: Path) -> None:
         """Write it as `result.json`, wholly or not at all."""
         write_atomically(run_dir / RESULT, json.dumps(dataclasses.asdict(self), indent=1))
@@ -142,6 +163,12 @@ class WorkerResult:
             backend=values["backend"] and BackendInfo(**values["backend"]),
             compute_tokens=values["compute_tokens"],
         )
+
+
+def _log_odds(share_D: Sequence[float]) -> NDArray[np.float64]:
+    """log(p/(1 − p)), finite for shares of 0 and 1, too."""
+    found_D: NDArray[np.float64] = logit(np.clip(share_D, np.finfo(float).tiny, 1 - np.finfo(float).eps))
+    return found_D
 
 
 def solver_settings(learn: LearnConfig, num_layers: int) -> SolverSettings:
@@ -167,7 +194,7 @@ def solver_settings(learn: LearnConfig, num_layers: int) -> SolverSettings:
             restart=learner.reference_steps,
         ),
         data_weights=DataWeightSettings(
-            optimizer="scaled_eg" if learn.weights.optimizer == "eg" else learn.weights.optimizer,
+            optimizer=learn.weights.optimizer,
             learning_rate=learn.weights.usual_rate,
             prior_pull=learn.weights.prior_pull,
             floor=learn.weights.floor,

@@ -127,7 +127,10 @@ class Checkpoints:
         shutil.rmtree(final, ignore_errors=True)
         place.rename(final)
         _sync_folder(self._folder)
-        for name in self._names()[self._keep :]:
+        # Those of later steps were passed over as damaged when this run went on from before them.
+        abandoned = [name for name in self._names() if name > final.name]
+        kept = [name for name in self._names() if name <= final.name]
+        for name in [*abandoned, *kept[self._keep :]]:
             shutil.rmtree(self._folder / name, ignore_errors=True)
 
     def _find(self) -> str | None:

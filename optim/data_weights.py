@@ -19,20 +19,22 @@ SHRINKAGE = 25
 """Gradients that dual averaging starts from: of 0, or those that would have tilted the prior to where it starts."""
 _LEAST_ABOVE_FLOOR = 1e-3
 """Of its share in the prior, what a weight has above the floor at the start: at 0 no gradient would move it."""
+_ROUNDING = 1e-9
+"""By which caps that leave no more than one mixture may miss a sum of 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataWeightSettings:
     """How λ moves.
 
-    `optimizer`: `eg`, exponentiated gradient (mirror descent on the simplex: λ ← λ − lr·g_p); `scaled_eg`, the same in
-    units of the usual gradient, the root mean square over domains and updates so far; `dual_averaging`, the prior
+    `optimizer`: `unscaled_eg`, exponentiated gradient (mirror descent on the simplex: λ ← λ − lr·g_p); `eg`, the same
+    in units of the usual gradient, the root mean square over domains and updates so far; `dual_averaging`, the prior
     tilted by the mean of all gradients so far in the same units (λ ← log(prior) − lr·ḡ_p/σ); or `adam` on the logits
     (what the ScaleBiO paper uses). `prior_pull` in [0, 1) is the share of λ − log(prior) that every update takes
     away, a KL proximal term. `floor` is the least weight a domain can have; D·floor < 1.
     """
 
-    optimizer: Literal["eg", "scaled_eg", "dual_averaging", "adam"] = "eg"
+    optimizer: Literal["unscaled_eg", "eg", "dual_averaging", "adam"] = "unscaled_eg"
     learning_rate: float = 0.1
     prior_pull: float = 0.0
     floor: float = 0.0
@@ -95,13 +97,13 @@ def capped(weights_D: Tensor, cap_D: Tensor) -> Tensor:
     Raises:
         ValueError: the caps add up to less than 1.
     """
-    if float(cap_D.sum()) < 1:
+    if float(cap_D.sum()) < 1 - _ROUNDING:
         raise ValueError(f"the caps add up to {float(cap_D.sum()):.3f}, which leaves a part of the mixture empty")
     result_D, full_D = weights_D.double(), torch.zeros_like(weights_D, dtype=torch.bool)
     while bool((result_D > cap_D * (1 + 1e-12)).any()):
         full_D = full_D | (result_D >= cap_D)
         rest = weights_D[~full_D].sum().clamp_min(torch.finfo(torch.float64).tiny)
-        scaled_D = weights_D.double() * (1 - cap_D[full_D].sum()) / rest
+        scaled_D = weights_D.double() * (1 - cap_D[full_D].sum()).clamp_min(0) / rest
         result_D = torch.where(full_D, cap_D.double(), scaled_D)
     return result_D
 
@@ -167,7 +169,7 @@ def _dual_averaging(
     """λ = log(prior) − lr·Σg/((k + k₀)·σ) after k gradients, relative to their mean over the domains.
 
     Nesterov's dual averaging (2009; Xiao 2010 with a regularizer, here KL(p‖prior)/lr): every gradient counts alike,
-    whenever it was seen. σ as in `scaled_eg`, so mere noise tilts the prior by lr/√k. The k₀ = `SHRINKAGE` gradients
+    whenever it was seen. σ as in `eg`, so mere noise tilts the prior by lr/√k. The k₀ = `SHRINKAGE` gradients
     of 0 keep the first few looks from deciding what the next ones see. Where the weights start elsewhere, at λ₀, the
     k₀ gradients are those that lead there: k₀/(k + k₀)·(λ₀ − log(prior)) is left of it, 8 % after 300.
     """
@@ -195,8 +197,8 @@ def _adam(state: DataWeightState, grad_D: Tensor, _: Tensor, settings: DataWeigh
 
 
 _MOVES: Mapping[str, Callable[[DataWeightState, Tensor, Tensor, DataWeightSettings], DataWeightState]] = {
-    "eg": _exponentiated,
-    "scaled_eg": _scaled,
+    "unscaled_eg": _exponentiated,
+    "eg": _scaled,
     "dual_averaging": _dual_averaging,
     "adam": _adam,
 }

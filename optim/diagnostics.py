@@ -34,6 +34,8 @@ CHANCE = 0.05
 """Share of runs without any signal whose `signal_to_noise` may exceed `chance_signal`."""
 INTERVAL_LEVEL = 0.95
 """Nominal coverage of `ci_low` … `ci_high`."""
+_LEAST_STRETCH = 3
+"""Measured target losses in a tenth of a run from which on their noise is known well enough to speak of a rise."""
 RISE_ERRORS = 4.0
 """A rise of the target loss counts if it is also this many standard errors of the difference of the two stretches."""
 MIN_UPDATES = 40
@@ -102,8 +104,8 @@ class Summary:
     runs.
 
     Of each domain: `ci_low` … `ci_high`, the interval of its reported weight (see `weight_intervals` and
-    `tilt_intervals`), and `tokens`, its target tokens that the run drew. `compute_tokens` is what the steps took,
-    measurements apart (see `learners.learner.StepResult`).
+    `tilt_intervals`; None for weights that were not learned), and `tokens`, its target tokens that the run drew.
+    `compute_tokens` is what the steps took, measurements apart (see `learners.learner.StepResult`).
     """
 
     val_loss_first: float
@@ -126,8 +128,8 @@ class Summary:
     num_updates: int
     settling_updates: float
     compute_tokens: float
-    ci_low: list[float]
-    ci_high: list[float]
+    ci_low: list[float] | None
+    ci_high: list[float] | None
     tokens: list[float]
 
 
@@ -392,11 +394,16 @@ def _movement(weights_TD: Floats) -> float:
 
 
 def _rise(losses_T: Floats) -> float:
-    """Relative rise of the last stretch's mean over the best stretch's; 0 if the noise of the steps explains it."""
-    window = max(1, len(losses_T) // 10)
+    """Relative rise of the last stretch's mean over the best stretch's; 0 if the noise of the steps explains it.
+
+    Stretches too short to show their noise say nothing.
+    """
+    window = len(losses_T) // 10
+    if window < _LEAST_STRETCH:
+        return 0.0
     smooth = np.convolve(losses_T, np.full(window, 1 / window), mode="valid")
     best = int(smooth.argmin())
-    error = math.sqrt((losses_T[-window:].var() + losses_T[best : best + window].var()) / window)
+    error = math.sqrt((losses_T[-window:].var(ddof=1) + losses_T[best : best + window].var(ddof=1)) / window)
     rise = float(smooth[-1] - smooth[best])
     return rise / float(smooth[best]) if rise > RISE_ERRORS * error and smooth[best] > 0 else 0.0
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from optim.backend import Backend, Copy, Term
 from optim.batch import Batch
+from optim.blocks import BlockSchedule
 from optim.objective import target_token_weights
 from optim.schedules import LearningRate
 
@@ -32,10 +33,11 @@ class TrainRecord:
 def train(
     backend: Backend,
     batches: Iterable[Batch],
+    blocks: BlockSchedule,
     learning_rate: LearningRate,
     on_step: Callable[[TrainRecord], None] = lambda _: None,
 ) -> TrainRecord:
-    """Take one AdamW step down the mean token loss of each batch; returns the last record.
+    """Take one AdamW step of the active block down the mean token loss of each batch; returns the last record.
 
     Collective: every rank, with equal arguments.
 
@@ -47,6 +49,7 @@ def train(
     tokens = 0
     record = None
     for step, batch in enumerate(batches):
+        backend.set_block(blocks.at(step))
         weight_B = target_token_weights(batch)
         (loss_B,) = backend.forward_backward(
             [Term(copy=Copy.MODEL, batch=batch, token_weight_B=weight_B.float())],

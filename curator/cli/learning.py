@@ -141,8 +141,7 @@ def learn(
         if num_duplicates := run.record["duplicates"].get("num_duplicates"):
             share = run.record["duplicates"]["share"]
             console.out().print(f"Repeated  {num_duplicates:,} rows ({share:.2%}) repeat another of their domain")
-        place = f" --destination {shlex.quote(lake.config.destination)}" if lake.config.destination else ""
-        named = f"{shlex.quote(lake.address)}{place} --run {run.run_id}"
+        named = f"{lake.command_address} --run {run.run_id}"
         print_next(f"curator report {named}", f"curator publish {named}")
 
 
@@ -158,10 +157,11 @@ def _prepare(lake: Lake, goal: TargetConfig, chosen: LearnConfig, run_dir: Path 
     workers = chosen.layout.world_size
     torchrun = f"torchrun --nproc-per-node {workers} -m curator.worker {shlex.quote(str(folder))}"
     if as_json:
-        console.print_json({"run_dir": str(folder), "workers": workers, "command": torchrun})
+        console.print_json({"status": "ok", "run_dir": str(folder), "workers": workers, "command": torchrun})
         return
-    place = shlex.quote(lake.address)
-    print_next(torchrun, f"sbatch {folder / 'slurm.sh'}", f"curator learn {place} --resume {shlex.quote(str(folder))}")
+    script = shlex.quote(str(folder / "slurm.sh"))
+    go_on = f"curator learn {lake.command_address} --resume {shlex.quote(str(folder))}"
+    print_next(torchrun, f"sbatch {script}", go_on)
 
 
 def _check_resumed_alone(begun_with: Mapping[str, object]) -> None:

@@ -53,7 +53,6 @@ def refresh(
     as_json: JsonOption = False,
 ) -> None:
     """Bring the published weights up to date, learning again if a rule says so: the command of a scheduled job."""
-    import shlex
 
     from curator import console
     from curator.config import override
@@ -67,8 +66,7 @@ def refresh(
             goal, learn=settings.learn, config=settings.refresh, force=force, dry_run=dry_run, on_progress=tell
         )
         tell_dagster(done)
-        place = f" --destination {shlex.quote(lake.config.destination)}" if lake.config.destination else ""
-        named = f"{shlex.quote(lake.address)}{place}"
+        named = lake.command_address
     if as_json:
         console.print_json(refresh_values(done))
     else:

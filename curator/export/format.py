@@ -56,6 +56,11 @@ def commented(heading: str, lines: Sequence[str]) -> str:
 
 
 def summing_to_one(entries: Sequence[Entry]) -> list[float]:
-    """Weights of nine digits with the sum 1: numpy's choice, which readers use, refuses a sum off by more than 1e-8."""
+    """Weights of nine digits with the sum 1: numpy's choice, which readers use, refuses a sum off by more than 1e-8.
+
+    What rounding leaves goes to the largest: a small one could end below 0.
+    """
     rounded = [float(number(entry.weight)) for entry in entries]
-    return [*rounded[:-1], 1.0 - sum(rounded[:-1])] if len(rounded) > 1 else [1.0]
+    largest = max(range(len(rounded)), key=rounded.__getitem__)
+    rounded[largest] = 1.0 - sum(rounded[:largest] + rounded[largest + 1 :])
+    return rounded

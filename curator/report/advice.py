@@ -135,7 +135,7 @@ def _of_verdict(found: Findings) -> str:
     remedy = {
         "not converged": f"learn again with more steps (this run took {found.steps:,})",
         "unstable": f"learn again with a learning rate of the data weights below {found.weights_rate:g} "
-        "(learn.weights.learning_rate)",
+        "(learn.weights.learning_rate), or with a lower learn.penalty",
     }.get(found.status)
     if found.is_useful:
         more = f"; {remedy}, which may find better ones" if remedy else ""

@@ -43,7 +43,7 @@ def tiles(source: Source) -> list[Tile]:
     summary, search = record["summary"] or {}, record.get("line_search")
     found = []
     if search and search["difference"]:
-        ends = f"90 % interval {signed(search['difference_low'])} … {signed(search['difference_high'])}"
+        ends = f"95 % interval {signed(search['difference_low'])} … {signed(search['difference_high'])}"
         found.append(Tile(name="Nats per token against the prior", figure=signed(search["difference"]), beside=ends))
     if summary.get("val_loss_last") is not None:
         begun = f"{decimal(summary.get('val_loss_first'))} at the start"

@@ -170,7 +170,7 @@ def line_search_section(search: Mapping[str, Any] | None) -> Section | None:
     if search["difference"]:
         told += (
             f" Over all seeds the best place differs from the prior by {signed(search['difference'])} nats per token, "
-            f"90 % interval {signed(search['difference_low'])} … {signed(search['difference_high'])}"
+            f"95 % interval {signed(search['difference_low'])} … {signed(search['difference_high'])}"
             f"{', which excludes 0: it is taken' if taken else ', which includes 0: the prior is kept'}."
         )
     else:

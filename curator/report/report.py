@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from connectors.store import redact_url
 from curator import __version__
 from curator.config import LearnConfig, WeightsConfig
 from curator.files import write_result
@@ -82,8 +81,6 @@ def report(run: Run, path: str | Path, *, overwrite: bool = False, dry_run: bool
 
 def _findings(run: Run, source: Source) -> Findings:
     record, leaks, learn = run.record, run.leaks, run.record["learn"]
-    given = run.lake.config.destination
-    place = f" --destination {shlex.quote(redact_url(given))}" if given else ""
     search = record.get("line_search")
     weights = learn.get("weights", {})
     return Findings(
@@ -97,7 +94,7 @@ def _findings(run: Run, source: Source) -> Findings:
         weights_rate=WeightsConfig(**weights).usual_rate,
         budget_tokens=weights.get("budget_tokens"),
         versions=tuple(version.version for version in source.versions),
-        lake=shlex.quote(source.lake_url) + place,
+        lake=run.lake.command_address,
         run_id=shlex.quote(run.run_id),
         target=shlex.quote(record["target"]["url"]),
         options="".join(f" --{name} {shlex.quote(str(value))}" for name, value in _options(record).items()),

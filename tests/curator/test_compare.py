@@ -182,7 +182,7 @@ def test_a_training_that_fails_names_itself_and_leaves_its_log(compared):
     given = compared.given | {"learning_rate": 1e30, "seeds": 1, "at_once": 1}
     with compared.open() as lake, pytest.raises(LearningError) as caught:
         lake.compare("natural", **given)
-    assert str(caught.value).startswith("training 'uniform' with seed 0 failed: the ")
+    assert str(caught.value).startswith("the training on uniform with seed 0 failed: the ")
     folder = compared.folder / "lake" / "_curator"
     assert len(list((folder / "comparisons").iterdir())) == 1
     assert sorted(path.suffix for path in (folder / "trainings").iterdir()) == [".json"] * 9 + [".log"]

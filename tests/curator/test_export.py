@@ -201,6 +201,15 @@ def test_probabilities_are_ones_that_numpy_takes(tmp_path_factory, counts):
     assert sum(probabilities) == pytest.approx(1, abs=1e-8)
 
 
+def test_no_probability_is_below_zero_where_a_weight_is_next_to_nothing(tmp_path):
+    """Six of nine digits rounded up leave less than nothing to the last."""
+    shares = [0.16666666683] * 5 + [1 - 5 * 0.16666666683 - 5e-10, 5e-10]
+    _, text = written(tmp_path, "datasets", a_run(**{f"d{i}": share for i, share in enumerate(shares)}))
+    probabilities = json.loads(text)["probabilities"]
+    assert min(probabilities) > 0
+    assert sum(probabilities) == pytest.approx(1, abs=1e-12)
+
+
 def test_a_budget_tells_how_often_a_domain_is_repeated(tmp_path):
     done, _ = written(tmp_path, "megatron", budget_tokens=1000)
     assert done.epochs["news"] == pytest.approx(0.25 * 1000 / 70)

@@ -434,7 +434,7 @@ def test_weights_that_train_worse_models_than_the_last_ones_are_refused(learned)
     assert gate.name == "validation"
     assert gate.said == (
         "models trained on the new domain weights differ from those of version 1 by +0.050 nats per token on 10 target "
-        "rows kept out, 90 % interval [+0.020, +0.080]; refresh.max_val_rise=0.01"
+        "rows kept out, 95 % interval [+0.020, +0.080]; refresh.max_val_rise=0.01"
     )
     for last, said in (
         ({"run_id": "another", "version": 1} | figures, "not compared: run"),

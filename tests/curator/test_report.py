@@ -116,7 +116,7 @@ def test_verdict_line_search_leaks_and_provenance_are_those_of_the_record(whole)
     tree = parsed(page)
     said = tree.text
     assert record["verdict"]["reason"] in said
-    assert "-0.169 nats per token, 90 % interval -0.269 … -0.069, which excludes 0: it is taken" in said
+    assert "-0.169 nats per token, 95 % interval -0.269 … -0.069, which excludes 0: it is taken" in said
     assert table(tree, "What was tried")[1:] == [
         ["0 (prior)", "6.188", "5", "", ""],
         ["0.5", "6.083", "5", "-0.169", "taken"],

@@ -152,11 +152,6 @@ def test_a_subset_of_the_domains_is_unbiased(caches):
     assert all(abs(count - 1000) < 90 for count in times.values())
 
 
-def test_epochs_count_passes_over_each_domain(caches):
-    expected = [10 * 2 / len(found) for found in all_windows()]
-    np.testing.assert_allclose(sampler(caches).epochs_at(10), expected)
-
-
 def test_the_target_goes_through_its_windows_too(caches):
     source = sampler(caches, target_rows=1)
     expected = all_windows()[0] + expected_windows(40, 15)

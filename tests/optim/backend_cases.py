@@ -283,7 +283,11 @@ def retrain(backend: Backend, num_steps: int) -> tuple[list[float], Tensor]:
     """Losses of the steps of `optim.retrain.train`, and of held-out rows under the model that it leaves."""
     records: list[TrainRecord] = []
     train_fresh(
-        backend, fresh_batches(num_steps), LearningRate(peak=3e-3, num_steps=num_steps, warmup_steps=2), records.append
+        backend,
+        fresh_batches(num_steps),
+        BlockSchedule(num_layers=backend.info.num_layers),
+        LearningRate(peak=3e-3, num_steps=num_steps, warmup_steps=2),
+        records.append,
     )
     held_out = [make_batch(n, 17, torch.Generator().manual_seed(n)) for n in (3, 1, 5)]
     return [record.loss for record in records], summed_losses(backend, held_out)

@@ -106,6 +106,22 @@ def test_a_damaged_checkpoint_is_passed_over(checkpoints, damage):
         checkpoints.newest()
 
 
+@pytest.mark.parametrize("keep", [1, 2])
+def test_those_that_were_passed_over_go_when_the_run_has_gone_on(tmp_path, keep):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", identity=IDENTITY, keep=keep)
+    checkpoints.save(OneFile(3), state_at(3), {})
+    if keep == 1:
+        Checkpoints(tmp_path / "checkpoints", identity=IDENTITY, keep=2).save(OneFile(9), state_at(9), {})
+    else:
+        checkpoints.save(OneFile(9), state_at(9), {})
+    (newest_folder(checkpoints, 9) / "state.json").write_text("[]")
+    checkpoints.save(OneFile(6), state_at(6), {})
+    assert newest(checkpoints).state.step == 6
+    assert sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*")) == [
+        f"step-{step:09d}" for step in (3, 6)[-keep:]
+    ]
+
+
 def newest_folder(checkpoints, step):
     return next(path for path in Path(checkpoints._folder).iterdir() if path.name == f"step-{step:09d}")
 

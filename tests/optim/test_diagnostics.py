@@ -7,7 +7,17 @@ import math
 import numpy as np
 import pytest
 
-from optim.diagnostics import StepRecord, _uncertainty, entropy, judge, summarize, tilt_intervals, weight_intervals
+from optim.diagnostics import (
+    MAX_LOSS_RISE,
+    StepRecord,
+    _rise,
+    _uncertainty,
+    entropy,
+    judge,
+    summarize,
+    tilt_intervals,
+    weight_intervals,
+)
 
 
 def make_records(weights_TD, val_loss_T):
@@ -181,6 +191,21 @@ def test_a_tilt_is_judged_by_its_noise(mean_D, tilt, status):
 def test_a_rise_of_the_target_loss_that_noise_explains_is_not_one():
     noisy = 0.1 + 0.1 * np.random.default_rng(0).random(100)
     assert verdict_of(SETTLED, noisy)[0].status == "converged"
+
+
+@pytest.mark.parametrize("num_losses", [5, 12, 16, 19, 29])
+def test_few_measured_losses_are_not_said_to_rise(num_losses):
+    """DoReMi's target loss, say, is measured sixteen times in a run."""
+    rng = np.random.default_rng(3)
+    assert not any(_rise(1 + 0.05 * rng.standard_normal(num_losses)) for _ in range(200))
+
+
+def test_noise_about_a_loss_that_falls_is_no_rise_and_a_rise_is_one():
+    rng = np.random.default_rng(4)
+    falling = 1 + 2 * np.exp(-np.arange(100) / 25)
+    assert not any(_rise(falling + 0.03 * rng.standard_normal(100)) > MAX_LOSS_RISE for _ in range(200))
+    turned = falling + np.linspace(-1, 1, 100).clip(min=0)
+    assert all(_rise(turned + 0.03 * rng.standard_normal(100)) > MAX_LOSS_RISE for _ in range(200))
 
 
 def test_weights_that_turn_back_and_forth_swing_and_weights_that_only_travel_do_not():

@@ -11,6 +11,7 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from optim.backend import Copy, ModelSource
+from optim.blocks import BlockSchedule
 from optim.errors import DivergedError
 from optim.launch import launch
 from optim.layout import Layout
@@ -19,6 +20,11 @@ from optim.retrain import TrainRecord, summed_losses, train
 from optim.schedules import LearningRate
 
 STEPS, PEAK, WARMUP = 8, 3e-3, 2
+
+
+def whole(backend):
+    """All layers train."""
+    return BlockSchedule(num_layers=backend.info.num_layers)
 
 
 def learning_rates():
@@ -69,6 +75,17 @@ def test_a_fresh_model_is_trained_like_by_a_loop_in_plain_torch():
     assert all(torch.equal(tensor, untouched[name]) for name, tensor in backend.parameters(Copy.AUX))
 
 
+def test_of_blocks_only_those_that_were_drawn_train():
+    backend = LocalBackend(ModelSource(hf_config=CONFIGS["llama"], seed=3), optimizer=OPTIMIZER)
+    start = {name: tensor.clone() for name, tensor in backend.parameters(Copy.MODEL)}
+    blocks = BlockSchedule(num_layers=backend.info.num_layers, size=1, period=STEPS, edges="frozen")
+    train(backend, fresh_batches(STEPS), blocks, LearningRate(peak=1e-3, num_steps=STEPS))
+    (layer,) = blocks.at(0).layers
+    moved = {name for name, tensor in backend.parameters(Copy.MODEL) if not torch.equal(tensor, start[name])}
+    assert moved
+    assert all(f".layers.{layer}." in name for name in moved)
+
+
 def test_layouts_of_two_workers_train_like_one_process_in_plain_torch():
     source = ModelSource(hf_config=CONFIGS["llama"], seed=3)
     losses, held_out = retrain(LocalBackend(source, optimizer=OPTIMIZER), STEPS)
@@ -86,7 +103,7 @@ def test_every_step_is_told_with_its_tokens():
     backend = LocalBackend(ModelSource(hf_config=CONFIGS["llama"]), optimizer=OPTIMIZER)
     told: list[TrainRecord] = []
     batches = fresh_batches(3)
-    last = train(backend, batches, LearningRate(peak=1e-3, num_steps=3), told.append)
+    last = train(backend, batches, whole(backend), LearningRate(peak=1e-3, num_steps=3), told.append)
     assert [record.step for record in told] == [0, 1, 2]
     sizes = [int(batch.mask_BS.sum()) for batch in batches]
     assert [record.tokens for record in told] == [sizes[0], sizes[0] + sizes[1], sum(sizes)]
@@ -107,6 +124,6 @@ def test_held_out_rows_are_measured_in_their_order_and_without_training():
 def test_no_batch_and_a_divergence_are_errors():
     backend = LocalBackend(ModelSource(hf_config=CONFIGS["llama"]), optimizer=OPTIMIZER)
     with pytest.raises(ValueError, match="there is no batch to train on"):
-        train(backend, [], LearningRate(peak=1e-3, num_steps=1))
+        train(backend, [], whole(backend), LearningRate(peak=1e-3, num_steps=1))
     with pytest.raises(DivergedError):
-        train(backend, fresh_batches(4), LearningRate(peak=1e30, num_steps=4, shape="constant"))
+        train(backend, fresh_batches(4), whole(backend), LearningRate(peak=1e30, num_steps=4, shape="constant"))

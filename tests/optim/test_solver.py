@@ -53,7 +53,7 @@ def test_finds_the_known_optimum(inner_steps):
     torch.testing.assert_close(solution.weights_D, expected, atol=0.01, rtol=0)
 
 
-@pytest.mark.parametrize(("optimizer", "begin"), [("eg", (0.02, 0.02, 0.96)), ("adam", (0.96, 0.02, 0.02))])
+@pytest.mark.parametrize(("optimizer", "begin"), [("unscaled_eg", (0.02, 0.02, 0.96)), ("adam", (0.96, 0.02, 0.02))])
 def test_finds_the_known_optimum_from_wrong_weights(optimizer, begin):
     """A last version that was wrong costs steps and not the result."""
     start = SolverState.initial(UNIFORM, torch.tensor(begin, dtype=torch.float64))
