@@ -77,7 +77,7 @@ def logical_type(type_: pa.DataType) -> pa.DataType:
 def _check_column(file: ParquetFile, name: str, role: str, allowed: Callable[[pa.DataType], bool]) -> None:
     if name not in file.schema.names:
         hint = suggest(name, [*file.schema.names, *file.partition])
-        raise SchemaError(f"{file.path} has no column {name!r}, configured as the {role} column{hint}")
+        raise SchemaError(f"{file.path} has no column {name!r}, which is to be the {role} column{hint}")
     found = file.schema.field(name).type
     if not allowed(found):
         raise SchemaError(

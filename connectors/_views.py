@@ -190,7 +190,7 @@ def version_rows(
     partitions = sorted({key for each in values for key in each if key.casefold() not in folded})
     if domain not in {*physical, *partitions}:
         raise SchemaError(
-            f"the published files have no column {domain!r}, configured as the domain"
+            f"the published files have no column {domain!r}, which is to be the domain"
             f"{suggest(domain, [*physical, *partitions])}"
         )
     own_domain = f"CAST({'p' if domain in physical else 'f'}.{quote_identifier(domain)} AS VARCHAR)"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from curator import demo_corpus
+from curator.config import DEFAULT_FILE, load_config
 from curator.errors import ConfigError, StorageError
 from curator.lake import open_lake
 from curator.progress import ProgressCallback, silent
@@ -66,15 +68,36 @@ def run_demo(folder: Path, *, seed: int = 0, steps: int = STEPS, on_progress: Pr
         corpus = demo_corpus.build(folder, seed=seed)
     except OSError as error:
         raise StorageError(f"the demo lake cannot be written to {folder}: {error.strerror}") from error
-    with open_lake(str(corpus.lake), text="text", domain="source") as lake:
-        run = lake.learn(
-            str(corpus.target),
-            steps=steps,
-            seed=seed,
-            sequence_length=SEQUENCE_LENGTH,
-            line_search=LINE_SEARCH,
-            on_progress=on_progress,
-        )
+    settings = load_config(_write_settings(folder, corpus, seed=seed, steps=steps), environ={})
+    with open_lake(settings.lake.url, config=settings.lake) as lake:
+        run = lake.learn(str(corpus.target), config=settings.learn, on_progress=on_progress)
         publication = lake.publish(run, on_progress=on_progress)
         report = Path(run.report(folder / "report.html").path)
     return DemoResult(lake=corpus.lake, target=corpus.target, run=run, publication=publication, report=report)
+
+
+def _write_settings(folder: Path, corpus: demo_corpus.DemoCorpus, *, seed: int, steps: int) -> Path:
+    """The settings file of the demo's lake, for the commands that come after it."""
+    search = ", ".join(f"{name} = {json.dumps(value)}" for name, value in LINE_SEARCH.items())
+    path = folder / DEFAULT_FILE
+    path.write_text(
+        f"""\
+# What the demo learned with. In this folder commands read it by themselves, elsewhere with --config.
+
+[lake]
+url = {json.dumps(str(corpus.lake.absolute()), ensure_ascii=False)}
+text = "text"
+domain = "source"
+
+[target]
+url = {json.dumps(str(corpus.target.absolute()), ensure_ascii=False)}
+
+[learn]
+steps = {steps}
+seed = {seed}
+sequence_length = {SEQUENCE_LENGTH}
+line_search = {{ {search} }}        # fewer and shorter trainings than usual
+""",
+        encoding="utf-8",
+    )
+    return path

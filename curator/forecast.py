@@ -125,6 +125,7 @@ def forecast(
     lake.ingest(on_progress)
     domains = prepare.usable_domains(lake, config)
     texts = prepare.distinct_texts(goal, "target")
+    prepare.check_target_size(config, len(texts), len(domains), goal)
     with tempfile.TemporaryDirectory(prefix="lake-curator-plan-") as folder:
         sample = _sample(lake, [name for name, _ in domains], texts, config, Path(folder))
         prior, num_parts = prepare.starting_weights(config.weights.prior, sample.corpus), len(domains)

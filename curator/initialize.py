@@ -184,6 +184,9 @@ seed = 0
 # tensor_parallel = 2
 # pipeline_parallel = 2
 
+# [learn.weights]
+# budget_tokens = 10_000_000_000        # what you will train on: no domain is then repeated more than four times
+
 # [learn.line_search]
 # places = []        # publish what was learned without judging it on target rows kept out
 

@@ -130,7 +130,8 @@ def prepare(
             clusters, tokens_K = Clusters.of(corpus), corpus.domain_tokens()
             prior, start = clusters.spread(prior, tokens_K), start and clusters.spread(start, tokens_K)
             caches = dataclasses.replace(caches, corpus=corpus)
-        _check_line_search(config, caches, goal)
+        check_target_size(config, caches.target.num_rows, len(caches.corpus.domains), goal)
+        _check_budget(config, caches)
         begun = Begun(
             run_id=run_id,
             snapshot_id=lake.snapshot_id,
@@ -162,16 +163,21 @@ def _open(folder: Path) -> Tokenized:
     )
 
 
-def _check_line_search(config: LearnConfig, caches: Tokenized, goal: Goal) -> None:
-    """Refuse a target too small to keep rows out of, and a token budget that no mixture of the lake fills."""
-    num_domains = len(caches.corpus.domains)
-    if config.is_judged(num_domains) and caches.target.num_rows < _LEAST_JUDGED_ROWS:
+def check_target_size(config: LearnConfig, num_rows: int, num_domains: int, goal: Goal) -> None:
+    """Refuse a target that is too small to learn from, or to keep rows out of.
+
+    Args:
+        config: says how many are kept out.
+        num_rows: distinct rows of the target.
+        num_domains: of the lake.
+        goal: the target.
+    """
+    if config.is_judged(num_domains) and num_rows < _LEAST_JUDGED_ROWS:
         raise InputError(
-            f"target {goal.url} has {caches.target.num_rows} distinct rows",
+            f"target {goal.url} has {num_rows} distinct rows",
             hint=f"to judge the weights on rows kept out it "
             f"needs at least {_LEAST_JUDGED_ROWS}: add rows, or set learn.line_search.places = []",
         )
-    num_rows = caches.target.num_rows
     if num_rows < _LEAST_FIT_ROWS:
         raise InputError(
             f"target {goal.url} has {num_rows} distinct rows", hint=f"at least {_LEAST_FIT_ROWS} are needed: add rows"
@@ -183,6 +189,10 @@ def _check_line_search(config: LearnConfig, caches: Tokenized, goal: Goal) -> No
             f"{num_rows} distinct rows of {goal.url} to learn from",
             hint=f"at least {_LEAST_FIT_ROWS} are needed: lower it, or add rows",
         )
+
+
+def _check_budget(config: LearnConfig, caches: Tokenized) -> None:
+    """Refuse a token budget that no mixture of the lake fills."""
     budget, epochs = config.weights.budget_tokens, config.weights.max_epochs
     total = int(caches.corpus.domain_tokens().sum())
     if budget is not None and budget > epochs * total:

@@ -18,18 +18,18 @@ from pathlib import Path
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- first session -->", "<!-- end of the first session -->"
 COMMANDS = (
-    "curator demo --dir demo > demo.txt   # prints what is shown above, with figures of its own",
-    "curator doctor demo/lake",
-    "curator init demo/lake",
-    "curator plan demo/lake --target demo/target.parquet --calibration-steps 0",
-    """curator sql demo/lake \\
+    "curator demo > demo.txt   # prints what is shown above, with figures of its own",
+    "curator doctor curator-demo/lake",
+    "curator init curator-demo/lake",
+    "curator plan curator-demo/lake --target curator-demo/target.parquet --calibration-steps 0",
+    """curator sql curator-demo/lake \\
     "SELECT domain, avg(sample_weight) AS weight, count(*) AS rows FROM samples GROUP BY ALL ORDER BY weight DESC\"""",
-    'curator sql demo/lake "SELECT domain, left(text, 50) AS beginning FROM weighted_sample(3, 0)"',
-    "curator history demo/lake",
-    "curator materialize demo/lake --token-budget 500000 --out train --dry-run",
-    "curator export demo/lake --format datasets --out mixture.json --dry-run",
-    "curator report demo/lake",
-    "curator refresh demo/lake --target demo/target.parquet --dry-run",
+    'curator sql curator-demo/lake "SELECT domain, left(text, 50) AS beginning FROM weighted_sample(3, 0)"',
+    "curator history curator-demo/lake",
+    "curator materialize curator-demo/lake --token-budget 500000 --out train --dry-run",
+    "curator export curator-demo/lake --format datasets --out mixture.json --dry-run",
+    "curator report curator-demo/lake",
+    "curator refresh --config curator-demo/curator.toml",
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -85,6 +86,9 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     signal.signal(signal.SIGTERM, _interrupt)
+    if not debug:  # what they log of a failure comes in one sentence
+        for name in ("aiohttp", "asyncio", "azure", "fsspec", "gcsfs", "s3fs"):
+            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     try:
         sys.exit(app(arguments or ["--help"], standalone_mode=False))
     except BrokenPipeError:  # the reader of our output is gone, as in `curator history LAKE | head -1`
@@ -119,7 +123,12 @@ def _told(error: Exception, arguments: list[str]) -> _Failure:
     if hasattr(error, "format_message"):  # an option or argument that typer refuses
         known = {command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands}
         command = next((f" {argument}" for argument in arguments if argument in known), "")
-        return _Failure("usage", error.format_message().rstrip("."), f"see `curator{command} --help`", 2)
+        return _Failure(
+            "usage",
+            error.format_message().replace("Value error, ", "").rstrip("."),
+            f"see `curator{command} --help`",
+            2,
+        )
     hint = "this is a defect of ours, --debug shows where"
     return _Failure("internal", f"{type(error).__name__}: {error}", hint, 1)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,9 +19,13 @@ from curator.cli.options import (
     SkipOption,
     TextOption,
     VersionOption,
+    lake_and,
     open_given,
     read_settings,
 )
+
+if TYPE_CHECKING:
+    from curator.lake import Lake
 
 
 def ingest(
@@ -72,14 +77,18 @@ def ingest(
 
 
 def sql(
-    lake_url: Annotated[str, typer.Argument(metavar="LAKE_URL", help="The lake to ask.")],
-    query: Annotated[
-        str,
-        typer.Argument(
-            help="SQL over samples, domain_weights, runs, diagnostics, row_gaps, clusters, comparisons, versions, "
-            "duplicates."
-        ),
+    lake_url: Annotated[
+        str, typer.Argument(metavar="[LAKE_URL]", help="The lake to ask; default: that of ./curator.toml.")
     ],
+    query: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="QUERY",
+            show_default=False,
+            help="SQL over samples, domain_weights, runs, diagnostics, row_gaps, clusters, comparisons, versions, "
+            "duplicates.",
+        ),
+    ] = None,
     destination: DestinationOption = None,
     version: VersionOption = None,
     as_of: AsOfOption = None,
@@ -107,7 +116,9 @@ def sql(
     from curator import answers, console
 
     shown = answers.shown_format(format_, out, as_json=as_json)
-    with open_given(read_settings(lake_url, None), destination=destination) as lake:
+    lake_named, query = lake_and("QUERY", lake_url, query)
+    with open_given(read_settings(lake_named, None), destination=destination) as lake:
+        _note_unpublished(lake, query)
         if out is not None:
             saved = lake.save(
                 query, out, format=shown, version=version, as_of=as_of, confined=True, overwrite=overwrite
@@ -129,3 +140,16 @@ def sql(
         console.print_json({"status": "ok", "columns": names, "rows": [list(row) for row in rows]})
     else:
         console.print_rows(names, rows)
+
+
+_OF_WEIGHTS = re.compile(
+    r"\b(sample_weight|curated|top_k|weighted_sample|repeats|token_budget|mixture|quantiles)\b", re.IGNORECASE
+)
+
+
+def _note_unpublished(lake: Lake, query: str) -> None:
+    """Say so where a question about the weights of rows will find none."""
+    from curator import console
+
+    if _OF_WEIGHTS.search(query) and not lake.history():
+        console.err().print("note: nothing was published yet, so that no row has a weight; see `curator publish`")

@@ -24,6 +24,7 @@ from curator.cli.options import (
     MinRowsOption,
     ModelOption,
     SkipOption,
+    TargetTextOption,
     TextOption,
     given_layout,
     open_given,
@@ -45,10 +46,7 @@ def learn(
     text: TextOption = None,
     domain: DomainOption = None,
     key: KeyOption = None,
-    target_text: Annotated[
-        str | None,
-        typer.Option("--target-text", help="The target's text column; default: the lake's.", show_default=False),
-    ] = None,
+    target_text: TargetTextOption = None,
     method: Annotated[
         str | None,
         typer.Option(
@@ -267,6 +265,7 @@ def plan(
     text: TextOption = None,
     domain: DomainOption = None,
     key: KeyOption = None,
+    target_text: TargetTextOption = None,
     model: Annotated[
         str | None,
         typer.Option("--model", help="Preset, model folder, llama-3-8b, qwen2.5-32b or yi-34b.", show_default=False),
@@ -354,7 +353,12 @@ def plan(
         "blocks": {name: value for name, value in blocks.items() if value is not None},
     }
     given = {name: value for name, value in values.items() if value is not None}
-    of_lake = {"target": target, "granularity": granularity, "calibration-steps": calibration_steps}
+    of_lake = {
+        "target": target,
+        "target-text": target_text,
+        "granularity": granularity,
+        "calibration-steps": calibration_steps,
+    }
     of_devices = {"devices": devices, "flops": flops, "device": device}
     if lake_url is None and config is None and Path(DEFAULT_FILE).exists():
         asked = any(value is not None for value in of_lake.values())
@@ -366,7 +370,8 @@ def plan(
         return
     _check_lake(of_devices)
     settings = read_settings(lake_url, config)
-    goal, learn = override(settings.target, url=target), override(settings.learn, **given)
+    goal = override(settings.target, url=target, text=target_text)
+    learn = override(settings.learn, **given)
     if granularity is not None:
         learn = override(learn, granularity=granularity)
     with open_given(settings, text=text, domain=domain, key=key) as lake:

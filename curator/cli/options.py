@@ -17,10 +17,16 @@ LakeArgument = Annotated[
         metavar="[LAKE_URL]", help="Folder, file or glob of Parquet files; any fsspec URL.", show_default=False
     ),
 ]
+TargetTextOption = Annotated[
+    str | None,
+    typer.Option("--target-text", help="The target's text column; default: the lake's.", show_default=False),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 ConfigOption = Annotated[
     Path | None,
-    typer.Option("--config", help="TOML or YAML settings; by default ./curator.toml when no LAKE_URL is given."),
+    typer.Option(
+        "--config", help="TOML or YAML settings; default: ./curator.toml, if LAKE_URL is left out or its own."
+    ),
 ]
 TextOption = Annotated[str | None, typer.Option("--text", help="Column with the text.", show_default=False)]
 DomainOption = Annotated[
@@ -76,7 +82,7 @@ GranularityOption = Annotated[
 
 
 def read_settings(lake_url: str | None, path: Path | None) -> Config:
-    """The settings of the file that was named, or of ./curator.toml when no lake was."""
+    """The settings of the file that was named, else of ./curator.toml, if no lake was named or it is that file's."""
     from curator.config import DEFAULT_FILE, load_config, override
     from curator.errors import ConfigError
 
@@ -86,8 +92,40 @@ def read_settings(lake_url: str | None, path: Path | None) -> Config:
                 f"no LAKE_URL was given and there is no {DEFAULT_FILE} here", hint="`curator init LAKE_URL` writes one"
             )
         path = Path(DEFAULT_FILE)
+    elif path is None and lake_url and _is_of(Path(DEFAULT_FILE), lake_url):
+        path = Path(DEFAULT_FILE)
     config = load_config(path)
     return override(config, lake={"url": lake_url} if lake_url else None)
+
+
+def _is_of(path: Path, lake_url: str) -> bool:
+    """Whether a settings file names this lake; what is wrong with a file that nobody named is not looked at."""
+    import tomllib
+
+    try:
+        url = tomllib.loads(path.read_text(encoding="utf-8"))["lake"]["url"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+    return isinstance(url, str) and _normal(url) == _normal(lake_url)
+
+
+def _normal(url: str) -> str:
+    return url.rstrip("/") if "://" in url else str(Path(url).absolute())
+
+
+def lake_and(what: str, first: str, second: str | None) -> tuple[str | None, str]:
+    """(LAKE_URL, what is asked of it) of two arguments; of one alone, None for the lake of ./curator.toml."""
+    from curator.config import DEFAULT_FILE
+    from curator.errors import UsageError
+
+    if second is not None:
+        return first, second
+    if not Path(DEFAULT_FILE).exists():
+        raise UsageError(
+            f"{first!r} was given alone",
+            hint=f"name the lake, too: LAKE_URL {what}, or go to the folder of its {DEFAULT_FILE}",
+        )
+    return None, first
 
 
 def open_given(settings: Config, **given: Any) -> Lake:

@@ -14,6 +14,7 @@ from curator.cli.options import (
     JsonOption,
     KeyOption,
     LakeArgument,
+    TargetTextOption,
     TextOption,
     open_given,
     print_next,
@@ -40,6 +41,7 @@ def refresh(
     text: TextOption = None,
     domain: DomainOption = None,
     key: KeyOption = None,
+    target_text: TargetTextOption = None,
     destination: DestinationOption = None,
     config: ConfigOption = None,
     *,
@@ -59,7 +61,7 @@ def refresh(
     from curator.integrations.pipes import told_to_dagster
 
     settings = read_settings(lake_url, config)
-    goal = override(settings.target, url=target)
+    goal = override(settings.target, url=target, text=target_text)
     columns = {"text": text, "domain": domain, "key": key, "destination": destination}
     with told_to_dagster() as tell_dagster, open_given(settings, **columns) as lake, console.progress() as tell:
         done = lake.refresh(
@@ -80,6 +82,7 @@ def refresh(
 def status(
     lake_url: LakeArgument = None,
     target: TargetOption = None,
+    target_text: TargetTextOption = None,
     destination: DestinationOption = None,
     config: ConfigOption = None,
     *,
@@ -92,7 +95,7 @@ def status(
     from curator.config import override
 
     settings = read_settings(lake_url, config)
-    goal = override(settings.target, url=target)
+    goal = override(settings.target, url=target, text=target_text)
     with open_given(settings, destination=destination) as lake, console.progress() as tell:
         found = lake.status(goal if goal.url else None, learn=settings.learn, config=settings.refresh, on_progress=tell)
         url = lake.url

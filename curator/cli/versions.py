@@ -17,6 +17,7 @@ from curator.cli.options import (
     JsonOption,
     LakeArgument,
     VersionOption,
+    lake_and,
     open_given,
     print_next,
     read_settings,
@@ -103,8 +104,11 @@ def history(
 
 
 def rollback(
-    lake_url: Annotated[str, typer.Argument(metavar="LAKE_URL", help="The lake.")],
-    version: Annotated[int, typer.Argument(metavar="VERSION", help="Number of the version to go back to.")],
+    lake_url: Annotated[str, typer.Argument(metavar="[LAKE_URL]", help="The lake; default: that of ./curator.toml.")],
+    version: Annotated[
+        str | None,
+        typer.Argument(metavar="VERSION", help="Number of the version to go back to.", show_default=False),
+    ] = None,
     destination: DestinationOption = None,
     *,
     dry_run: DryRunOption = False,
@@ -114,9 +118,13 @@ def rollback(
     import dataclasses
 
     from curator import console
+    from curator.errors import UsageError
 
-    with open_given(read_settings(lake_url, None), destination=destination) as lake:
-        done = lake.rollback(version, dry_run=dry_run)
+    lake_named, number = lake_and("VERSION", lake_url, version)
+    if not number.isdecimal():
+        raise UsageError(f"{number!r} is no number of a version", hint="`curator history` lists them")
+    with open_given(read_settings(lake_named, None), destination=destination) as lake:
+        done = lake.rollback(int(number), dry_run=dry_run)
     if as_json:
         console.print_json({"status": "ok", "dry_run": dry_run, **dataclasses.asdict(done)})
         return

@@ -224,7 +224,7 @@ def test_a_domain_missing_from_one_path_is_named(memory):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"text": "content", "domain": "source"}, "a.parquet has no column 'content', configured as the text column"),
+        ({"text": "content", "domain": "source"}, "a.parquet has no column 'content', which is to be the text column"),
         ({"text": "Text", "domain": "source"}, r"no column 'Text'.*did you mean 'text'\?"),
         ({"text": "text", "domain": "sauce"}, r"no column 'sauce'.*did you mean 'source'\?"),
         ({"text": "n", "domain": "source"}, "'n' of a.parquet is int64, which cannot be the text column"),
@@ -233,7 +233,7 @@ def test_a_domain_missing_from_one_path_is_named(memory):
             {"text": "text", "domain": "source", "key": "f"},
             "'f' of .* is double, which cannot be the key column",
         ),
-        ({"text": "text", "domain": "source", "key": "id"}, "no column 'id', configured as the key column"),
+        ({"text": "text", "domain": "source", "key": "id"}, "no column 'id', which is to be the key column"),
     ],
 )
 def test_unusable_columns_are_named(memory, columns, message):

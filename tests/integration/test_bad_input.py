@@ -56,14 +56,14 @@ def ingest(here, *arguments):
 def test_a_missing_column(here):
     message = learn_lake(here, "--text", "txt")
     assert message == (
-        "target.parquet has no column 'txt', configured as the text column; did you mean 'text'? (a target's by "
+        "target.parquet has no column 'txt', which is to be the text column; did you mean 'text'? (a target's by "
         "--target-text or target.text)"
     )
     message = ingest(here, "--domain", "domian")
-    assert message == "east.parquet has no column 'domian', configured as the domain column; did you mean 'domain'?"
+    assert message == "east.parquet has no column 'domian', which is to be the domain column; did you mean 'domain'?"
     message = ingest(here, "--key", "uuid")
     assert message == (
-        "east.parquet has no column 'uuid', configured as the key column; there is 'domain', 'score', 'text': "
+        "east.parquet has no column 'uuid', which is to be the key column; there is 'domain', 'score', 'text': "
         "name one of these"
     )
 
@@ -237,7 +237,7 @@ def test_a_target_with_another_column(here):
     write_rows(here / "other.parquet", body=sentences("north", 9))
     message = learn(here, "lake", "--target", "other.parquet")
     assert message == (
-        "other.parquet has no column 'text', configured as the text column; there is 'body': name one of these "
+        "other.parquet has no column 'text', which is to be the text column; there is 'body': name one of these "
         "(a target's by --target-text or target.text)"
     )
     message = learn(here, "lake", "--target", "other.parquet", "--target-text", "bodi")

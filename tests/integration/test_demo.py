@@ -40,6 +40,8 @@ def test_the_demo_keeps_its_promise_and_says_where_everything_lies(tmp_path):
     query = shlex.split(commands[0])[-1]
     rows = json.loads(curator("sql", lake, query, "--json"))["rows"]
     assert [rows[0][0], rows[-1][0]] == [CORRUPTED, RELATED]
+    done = json.loads(curator("refresh", "--config", tmp_path / "demo" / "curator.toml", "--json"))
+    assert (done["outcome"], done["version"]) == ("nothing", 1)  # by the settings that the demo wrote
 
 
 @pytest.mark.slow

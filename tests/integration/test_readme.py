@@ -22,6 +22,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 GUIDES = ROOT / "examples" / "guides"
 IN_ORDER = (
     "look", "learn", "rows", "compare", "publish", "query", "select", "refresh", "export", "scale_out", "your_model",
+    "settings",
 )  # fmt: skip
 """The guides; each finds in the lake what those before it left."""
 
@@ -77,8 +78,16 @@ def test_settings_of_readme_and_guides_are_those_that_there_are(tmp_path):
     assert unnamed == {"mode", "lease_minutes"}
 
 
+def test_the_page_of_settings_is_that_of_the_settings():
+    spec = importlib.util.spec_from_file_location("settings_page", ROOT / "tests" / "settings_page.py")
+    program = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(program)
+    assert program.page() == program.PAGE.read_text(encoding="utf-8")
+    assert "| `learn.weights.budget_tokens` |" in program.page()
+
+
 def test_commands_of_the_guides_have_their_options():
-    lines = [line for name in IN_ORDER for line in re.findall(r"curator [a-z]+ [^`\n]*", guide(name))]
+    lines = [line for name in IN_ORDER for line in re.findall(r"(?<!\w)curator [a-z]+ [^`\n]*", guide(name))]
     help_of = {}
     for line in lines:
         verb = line.split()[1]
@@ -91,7 +100,9 @@ def test_commands_of_the_guides_have_their_options():
 
 
 def test_commands_exist():
-    verbs = {verb for text in (README, *map(guide, IN_ORDER)) for verb in re.findall(r"curator ([a-z]+)\b", text)}
+    verbs = {
+        verb for text in (README, *map(guide, IN_ORDER)) for verb in re.findall(r"(?<!\w)curator ([a-z]+)\b", text)
+    }
     targets = set(re.findall(r"^\$ make ([a-z-]+)", README, flags=re.MULTILINE))
     assert {"learn", "compare", "publish", "sql"} <= verbs
     known = {"demo", "init", "ingest", "learn", "compare", "publish", "plan", "sql", "history", "doctor"}
