@@ -185,11 +185,42 @@ def test_sql_answers_as_csv_json_and_parquet(learned, call, tmp_path):
         assert said in refusal(call(*asked, *options), 2)
 
 
+def test_a_settings_file_here_is_read_for_its_own_lake(call, tmp_path, monkeypatch):
+    """Whether the lake is left out or named; another lake's file is not, nor one that is none."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("lake", "other"):
+        write_rows(tmp_path / name / "a.parquet", body=sentences("north", 30), source=["a", "b", "c"] * 10)
+    settings = tmp_path / "curator.toml"
+    settings.write_text('[lake]\nurl = "lake"\ntext = "body"\ndomain = "source"\n')
+    for lake in ((), ("lake",), (tmp_path / "lake",), ("./lake/",)):
+        assert "30 rows" in call("ingest", *lake).stdout
+    assert "has no column 'text'" in refusal(call("ingest", "other"), 2)
+    assert values_of(call("sql", "SELECT count(*) FROM samples", "--json"))["rows"] == [[30]]
+    assert "no published version yet" in refusal(call("rollback", 1), 2)
+    settings.write_text("[lake\n")
+    assert "has no column 'text'" in refusal(call("ingest", "other"), 2)
+
+
+def test_a_question_about_weights_that_there_are_not_is_told(call, learned):
+    note = "note: nothing was published yet, so that no row has a weight"
+    assert note in call("sql", learned.lake, "FROM curated(1.0)").stderr
+    assert note not in call("sql", learned.lake, "SELECT count(*) FROM samples").stderr
+    call("publish", learned.lake)
+    assert note not in call("sql", learned.lake, "FROM curated(1.0)").stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message", "hint"),
     [
         (("history", "gone"), "input", "gone does not exist", "give a folder, file or glob of Parquet files, or a URL"),
-        (("sql", "gone"), "usage", "Missing argument 'query'", "see `curator sql --help`"),
+        (
+            ("sql", "gone"),
+            "usage",
+            "'gone' was given alone",
+            "name the lake, too: LAKE_URL QUERY, or go to the folder of",
+        ),
+        (("rollback", "x", "one"), "usage", "'one' is no number of a version", "`curator history` lists them"),
+        (("publish", "x", "--mode", "y"), "usage", "Invalid value for '--mode': 'y' is not one of 'copy', 'sidecar'", "see `"),
         (("materialize", "gone"), "config", "no place was named", "pass --out FOLDER"),
         (("ingest", "nope://x"), "input", "unknown storage nope://", "a lake may be a local path or one of "),
         (
