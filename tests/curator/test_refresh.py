@@ -11,8 +11,9 @@ from lake_cases import FAST, sentences, tree, write_rows, write_target
 
 import curator
 from connectors.lease import LOCK_FOLDER, hold
-from curator.config import LearnConfig, RefreshConfig
+from curator.config import LearnConfig, RefreshConfig, TargetConfig
 from curator.errors import TryAgainError
+from curator.refresh import _unfinished, wanted
 from curator.weights import MEAN_TOLERANCE
 
 ANY = {"verdicts": ["converged", "not converged", "no gain", "unstable"], "max_share_change": 1.0}
@@ -248,6 +249,18 @@ def test_a_file_with_another_prior_is_another_setting(learned, tmp_path):
     assert reason.said.endswith(f", the file learn.weights.prior={str(prior)!r} held another mixture")
 
 
+def test_an_unfinished_run_is_gone_on_with_from_the_same_prior_alone(learned, tmp_path):
+    prior = tmp_path / "prior.json"
+    prior.write_text(json.dumps({"east": 0.5, "north": 0.3, "south": 0.2}))
+    settings = LEARN.model_copy(update={"weights": LEARN.weights.model_copy(update={"prior": str(prior)})})
+    with curator.open_lake(str(learned.lake)) as lake:
+        begun = lake.prepare(str(learned.target), run_dir=lake.workdir / "runs" / "begun", config=settings)
+        want = wanted(lake, TargetConfig(url=str(learned.target)), settings)
+        assert _unfinished(lake, want) == begun
+        prior.write_text(json.dumps({"east": 0.3, "north": 0.5, "south": 0.2}))
+        assert _unfinished(lake, want) is None
+
+
 def test_other_columns_are_other_settings(learned):
     refresh(learned)
     with curator.open_lake(str(learned.lake), skip_bad_rows=True) as lake:
@@ -460,7 +473,7 @@ def test_what_is_learned_anew_is_compared_with_the_version_and_begins_there_if_a
     record = json.loads((learned.state / "runs" / done.run_id / "run.json").read_text())
     before = json.loads((learned.state / "runs" / learned.run_id / "run.json").read_text())
     last = record["last_version"]
-    assert (last["version"], last["run_id"], last["num_rows"]) == (1, learned.run_id, 5)
+    assert (last["version"], last["run_id"], last["num_rows"]) == (1, learned.run_id, 10)
     assert last["difference_low"] <= last["difference"] <= last["difference_high"]
     (gate,) = [gate for gate in done.gates if gate.name == "validation"]
     assert f"version 1 by {last['difference']:+.3f} nats per token" in gate.said
