@@ -6,6 +6,7 @@ from datetime import date
 import pyarrow as pa
 import pytest
 
+from connectors import _delta_log as delta_log
 from connectors.errors import ConflictError, NotFoundError, UnsupportedError
 
 deltalake = pytest.importorskip("deltalake", reason="needs the extra [delta]")
@@ -154,6 +155,22 @@ def test_restore_brings_back_rows_and_schema_of_any_version(local):
     assert connector.current(connector.read_corpus()) is None
     with pytest.raises(NotFoundError, match="no version 99; the newest is 4"):
         connector.restore_snapshot(99)
+
+
+def test_a_rollback_that_another_writer_follows_at_once_names_its_own_commit(local, monkeypatch):
+    local.create()
+    connector = local.connector()
+    publish(connector, "one")
+    publish(connector, "two")
+    restore = delta_log.restore_table
+
+    def followed(*arguments):
+        restore(*arguments)
+        local.append(pa.table({"text": ["new"]}))
+
+    monkeypatch.setattr(delta_log, "restore_table", followed)
+    made = connector.restore(1)
+    assert (made.number, made.run_id) == (3, "one")
 
 
 # credentials -------------------------------------------------------------------------------------------------------

@@ -220,7 +220,12 @@ def test_a_question_about_weights_that_there_are_not_is_told(call, learned):
             "name the lake, too: LAKE_URL QUERY, or go to the folder of",
         ),
         (("rollback", "x", "one"), "usage", "'one' is no number of a version", "`curator history` lists them"),
-        (("publish", "x", "--mode", "y"), "usage", "Invalid value for '--mode': 'y' is not one of 'copy', 'sidecar'", "see `"),
+        (
+            ("publish", "x", "--mode", "y"),
+            "usage",
+            "Invalid value for '--mode': 'y' is not one of 'copy', 'sidecar'",
+            "see `",
+        ),
         (("materialize", "gone"), "config", "no place was named", "pass --out FOLDER"),
         (("ingest", "nope://x"), "input", "unknown storage nope://", "a lake may be a local path or one of "),
         (
