@@ -121,6 +121,11 @@ class Clusters:
         sum_D: list[float] = np.bincount(self.domain_K, weights=value_K, minlength=len(self.domains)).tolist()
         return sum_D
 
+    def _fold_known(self, value_K: Sequence[float | None]) -> list[float] | list[None]:
+        """The same, and None for all where some are not known."""
+        known = [value for value in value_K if value is not None]
+        return self.fold(known) if len(known) == len(value_K) else [None] * len(self.domains)
+
     def _within(self, value_K: Sequence[float] | Indices) -> Floats:
         """Shares of the domains' sums, (K,)."""
         values = np.asarray(value_K, dtype=np.float64)
@@ -134,12 +139,17 @@ class Clusters:
 
     def of_domains(self, parts: Sequence[DomainWeight], domains: Sequence[DomainWeight]) -> tuple[DomainWeight, ...]:
         """The table of domains with what a run says of their clusters: intervals add up, as if all erred alike."""
-        if any(row.ci_low is None or row.ci_high is None or row.tokens_seen is None for row in parts):
-            return tuple(domains)
-        columns = [self.fold([getattr(row, name) for row in parts]) for name in ("ci_low", "ci_high", "tokens_seen")]
+        low_D, high_D, tokens_D = (
+            self._fold_known([getattr(row, name) for row in parts]) for name in ("ci_low", "ci_high", "tokens_seen")
+        )
         return tuple(
-            replace(row, ci_low=low, ci_high=min(1.0, high), tokens_seen=round(tokens))
-            for row, low, high, tokens in zip(domains, *columns, strict=True)
+            replace(
+                row,
+                ci_low=low,
+                ci_high=None if high is None else min(1.0, high),
+                tokens_seen=None if tokens is None else round(tokens),
+            )
+            for row, low, high, tokens in zip(domains, low_D, high_D, tokens_D, strict=True)
         )
 
     def figures(self, parts: Sequence[DomainWeight]) -> list[dict[str, Any]]:
