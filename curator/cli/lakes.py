@@ -139,9 +139,16 @@ def sql(
     elif as_json:
         console.print_json({"status": "ok", "columns": names, "rows": [list(row) for row in rows]})
     else:
-        console.print_rows(names, rows)
+        most = _MOST_ROWS if console.out().is_terminal else len(rows)
+        console.print_rows(names, rows[:most])
+        if len(rows) > most:
+            console.err().print(
+                f"{len(rows) - most:,} more rows: add LIMIT, or write all with --out FILE or --format csv"
+            )
 
 
+_MOST_ROWS = 60
+"""Of an answer on a terminal; a pipe gets all."""
 _OF_WEIGHTS = re.compile(
     r"\b(sample_weight|curated|top_k|weighted_sample|repeats|token_budget|mixture|quantiles)\b", re.IGNORECASE
 )

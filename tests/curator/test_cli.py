@@ -201,6 +201,15 @@ def test_a_settings_file_here_is_read_for_its_own_lake(call, tmp_path, monkeypat
     assert "has no column 'text'" in refusal(call("ingest", "other"), 2)
 
 
+def test_a_terminal_gets_the_first_rows_of_a_long_answer_and_a_pipe_all(call, learned, monkeypatch):
+    query = "SELECT sample_id FROM samples"
+    assert len(call("sql", learned.lake, query).stdout.splitlines()) == 73
+    monkeypatch.setenv("FORCE_COLOR", "1")  # what rich takes for a terminal
+    shown = call("sql", learned.lake, query)
+    assert len(shown.stdout.splitlines()) == 61
+    assert "12 more rows: add LIMIT" in shown.stderr
+
+
 def test_a_question_about_weights_that_there_are_not_is_told(call, learned):
     note = "note: nothing was published yet, so that no row has a weight"
     assert note in call("sql", learned.lake, "FROM curated(1.0)").stderr
