@@ -20,7 +20,7 @@ def initial_tensor(
     Matrices and embeddings are N(0, 1/width of their input), so that what leaves them is of the size of what goes in
     at every width; those that add to the residual stream are smaller by √(2·layers), as in GPT-2 (Radford et al.
     2019, section 2.3). A fixed .02, what transformers does, is four times too small for a model of width 128
-    (optim/README.md, What was tried). Norm weights are 1 (0 where the family adds 1 itself, `norm_offset`), biases 0.
+    (optim/EXPERIMENTS.md). Norm weights are 1 (0 where the family adds 1 itself, `norm_offset`), biases 0.
     The generator is seeded by (seed, name).
     """
     is_norm = "norm" in name.rsplit(".", 2)[-2] or ".ln_" in name

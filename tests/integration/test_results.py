@@ -25,7 +25,7 @@ spec.loader.exec_module(results)
 @pytest.mark.parametrize("record", RECORDS, ids=lambda path: path.stem)
 def test_the_documented_table_is_the_recorded_one(record):
     values = json.loads(record.read_text(encoding="utf-8"))
-    assert results.table(values) in (ROOT / "optim" / "README.md").read_text(encoding="utf-8")
+    assert results.table(values) in (ROOT / "optim" / "EXPERIMENTS.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda path: path.stem)
@@ -40,13 +40,13 @@ def test_the_first_page_has_the_recorded_differences(record):
 @pytest.mark.parametrize("record", ABLATIONS, ids=lambda path: path.stem)
 def test_the_documented_ablation_is_the_recorded_one(record):
     values = json.loads(record.read_text(encoding="utf-8"))
-    assert results.ablation_table(values) in (ROOT / "optim" / "README.md").read_text(encoding="utf-8")
+    assert results.ablation_table(values) in (ROOT / "optim" / "EXPERIMENTS.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("record", ROW_RECORDS, ids=lambda path: path.stem)
 def test_the_documented_table_of_row_weights_is_the_recorded_one(record):
     values = json.loads(record.read_text(encoding="utf-8"))
-    assert results.rows_table(record.stem, values) in (ROOT / "optim" / "README.md").read_text(encoding="utf-8")
+    assert results.rows_table(record.stem, values) in (ROOT / "optim" / "EXPERIMENTS.md").read_text(encoding="utf-8")
 
 
 def test_a_difference_is_written_without_its_zero():

@@ -1,7 +1,7 @@
 """The record of an experiment that goes into the tree: figures as they came out, with what they hold for.
 
-`results/EXPERIMENT.json` beside this file, and `table` of it in optim/README.md: a test holds the two together, so that
-no figure is typed by hand.
+`results/EXPERIMENT.json` beside this file, and `table` of it in optim/EXPERIMENTS.md: a test holds the two together, so
+that no figure is typed by hand.
 
 Run: python tests/bench/experiments/results.py EXPERIMENT, to print the table.
 """
