@@ -131,6 +131,11 @@ STUDIES: dict[str, dict[str, Study]] = {
     },
     "aux": {"languages": _LANGUAGES({"with u": DEFAULTS, "without u (seal)": {"method": "seal"}})},
     "penalty": {"languages": _LANGUAGES({f"α {alpha:g}": {"penalty": alpha} for alpha in (1.0, 3.0, 10.0, 30.0)})},
+    "penalty-instructions": {
+        "instructions": Study(
+            instruct, {f"α {alpha:g}": {"penalty": alpha} for alpha in (1.0, 3.0, 10.0)}, (ALIKE_TO_GSM8K,)
+        )
+    },
     "optimizer": {
         "languages": _LANGUAGES(
             {
