@@ -72,7 +72,7 @@ def export(
 
     from curator import console
     from curator.errors import ConfigError
-    from curator.export.export import DESCRIPTION
+    from curator.export.export import DESCRIPTION, find_format
     from curator.files import read_object
 
     if out is None:
@@ -84,6 +84,7 @@ def export(
             described = lake.describe(out, version=version, overwrite=overwrite, dry_run=dry_run)
         _print_description(described, dry_run=dry_run, as_json=as_json)
         return
+    find_format(format_)
     if version is not None:
         raise ConfigError("--version is for croissant, which describes a version", hint="name a run with --run")
     where = read_object(Path(places), "places", "{domain: place}") if places.endswith(".json") else places

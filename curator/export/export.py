@@ -86,7 +86,7 @@ def export(
             cannot hold, or a file that is there already.
         NotFoundError: buckets of a run that was not published.
     """
-    known = _format(format)
+    known = find_format(format)
     path = Path(path)
     if budget_tokens is not None and budget_tokens < 1:
         raise ConfigError(f"budget_tokens={budget_tokens}: it must be at least 1")
@@ -116,7 +116,12 @@ def export(
     )
 
 
-def _format(name: str) -> Format:
+def find_format(name: str) -> Format:
+    """The format of this name.
+
+    Raises:
+        ConfigError: naming the nearest there is.
+    """
     if name == DESCRIPTION:
         raise ConfigError(f"{name} describes a published version and is not made of a run", hint="call Lake.describe")
     if name not in FORMATS:
