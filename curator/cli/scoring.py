@@ -19,7 +19,7 @@ from curator.cli.options import (
 
 def score(
     lake_url: LakeArgument = None,
-    run: Annotated[str, typer.Option("--run", help="A run that weighed rows (--granularity sample) or clusters.")] = "latest",
+    run: Annotated[str, typer.Option("--run", help="A run that weighed rows or clusters (--granularity).")] = "latest",
     out: Annotated[
         str | None, typer.Option("--out", help="Folder or URL of the shards, one a file.", show_default=False)
     ] = None,
