@@ -137,6 +137,8 @@ class WorkerResult:
         learned and have none.
         """
         summary = self.summary
+        if place == 1 and weights == self.weights:
+            return self
         if summary is None or summary.ci_low is None or summary.ci_high is None:
             return dataclasses.replace(self, weights=weights)
         learned_D, taken_D = _log_odds(self.weights), _log_odds(weights)
