@@ -20,7 +20,7 @@ import pytest
 
 pytest.importorskip("megatron.core", reason="needs the extra [train]")
 
-from curator.config import BlocksConfig, LearnConfig, RowsConfig, WeightsConfig
+from curator.config import BlocksConfig, LearnConfig, LineSearchConfig, RowsConfig, WeightsConfig
 from curator.row_gaps import MeasuredRows
 from curator.tokens import RowBatch, train_tokenizer, write_cache
 from curator.trajectory import LINES
@@ -76,6 +76,7 @@ def trajectory(caches, tmp_path_factory, parallel, learner=STEADY):
         sequence_length=24,
         rows_per_domain=3,  # 9 rows: odd, so that data parallel ranks get unequal shares
         target_rows=5,
+        line_search=LineSearchConfig(validation_share=0.25),  # 15 of the 20 target rows are learned from
         micro_batch_tokens=60,
         branch_steps=7,
         granularity="sample",
