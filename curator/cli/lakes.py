@@ -78,8 +78,11 @@ def ingest(
 
 def sql(
     lake_url: Annotated[
-        str, typer.Argument(metavar="[LAKE_URL]", help="The lake to ask; default: that of ./curator.toml.")
-    ],
+        str | None,
+        typer.Argument(
+            metavar="LAKE_URL", help="The lake to ask; default: that of ./curator.toml.", show_default=False
+        ),
+    ] = None,
     query: Annotated[
         str | None,
         typer.Argument(

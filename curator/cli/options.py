@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 LakeArgument = Annotated[
     str | None,
     typer.Argument(
-        metavar="[LAKE_URL]", help="Folder, file or glob of Parquet files; any fsspec URL.", show_default=False
+        metavar="LAKE_URL", help="Folder, file or glob of Parquet files; any fsspec URL.", show_default=False
     ),
 ]
 TargetTextOption = Annotated[
@@ -113,11 +113,13 @@ def _normal(url: str) -> str:
     return url.rstrip("/") if "://" in url else str(Path(url).absolute())
 
 
-def lake_and(what: str, first: str, second: str | None) -> tuple[str | None, str]:
+def lake_and(what: str, first: str | None, second: str | None) -> tuple[str | None, str]:
     """(LAKE_URL, what is asked of it) of two arguments; of one alone, None for the lake of ./curator.toml."""
     from curator.config import DEFAULT_FILE
     from curator.errors import UsageError
 
+    if first is None:
+        raise UsageError(f"no {what} was given", hint=f"pass LAKE_URL and {what}")
     if second is not None:
         return first, second
     if not Path(DEFAULT_FILE).exists():

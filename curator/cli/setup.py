@@ -95,7 +95,7 @@ def doctor(
     destination: Annotated[
         str | None,
         typer.Argument(
-            metavar="[URL]",
+            metavar="URL",
             help="A lake or destination to test by writing to it; default: that of ./curator.toml.",
             show_default=False,
         ),

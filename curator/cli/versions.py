@@ -104,7 +104,10 @@ def history(
 
 
 def rollback(
-    lake_url: Annotated[str, typer.Argument(metavar="[LAKE_URL]", help="The lake; default: that of ./curator.toml.")],
+    lake_url: Annotated[
+        str | None,
+        typer.Argument(metavar="LAKE_URL", help="The lake; default: that of ./curator.toml.", show_default=False),
+    ] = None,
     version: Annotated[
         str | None,
         typer.Argument(metavar="VERSION", help="Number of the version to go back to.", show_default=False),
