@@ -1,5 +1,6 @@
 import json
 import os
+import shlex
 import shutil
 
 import polars as pl
@@ -698,3 +699,11 @@ def test_an_interrupt_before_the_workers_leaves_no_run(lake, goal):
     assert lake.runs() == []
     assert not list((lake.workdir / "runs").iterdir())
     assert lake.ingest().num_rows == 72
+
+
+def test_a_command_that_is_printed_reaches_the_same_lake(tmp_path):
+    lake = write_lake(tmp_path / "a lake")
+    with curator.open_lake(str(lake)) as opened:
+        assert shlex.split(opened.command_address) == [str(lake)]
+    with curator.open_lake(str(lake), destination=str(tmp_path / "else where")) as opened:
+        assert shlex.split(opened.command_address) == [str(lake), "--destination", str(tmp_path / "else where")]
