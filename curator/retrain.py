@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
-from curator.config import CompareConfig, LearnConfig
+from curator.config import EXECUTION_FIELDS, CompareConfig, LearnConfig
 from curator.files import write_atomically
 from curator.sampler import MixtureSampler, RowSet
 from curator.tokens import TokenCache
@@ -23,18 +23,7 @@ from optim.retrain import TrainRecord, summed_losses, train
 from optim.schedules import LearningRate
 
 # What may differ without the result being another one.
-_EXECUTION_FIELDS = frozenset(
-    (
-        "tensor_parallel",
-        "pipeline_parallel",
-        "data_parallel",
-        "sequence_parallel",
-        "recompute",
-        "micro_batch_tokens",
-        "seeds",
-        "at_once",
-    )
-)
+_EXECUTION_FIELDS = (EXECUTION_FIELDS & CompareConfig.model_fields.keys()) | {"seeds", "at_once"}
 _STEPS_BETWEEN_NOTES = 5
 _VERSION = 2
 """Changes when an equal training would give another result."""
