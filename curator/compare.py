@@ -173,7 +173,7 @@ def _prepare(
     launch.check_train_extra()
     _check_sizes(config)
     hf_config = model_config(config)
-    check_model(config, hf_config)
+    _check_blocks(config, check_model(config, hf_config))
     check_machine(config)
     goal, held_out = find_goal(lake, target), find_goal(lake, test)
     lake.ingest(on_progress)
@@ -208,6 +208,13 @@ def _prepare(
         config=config,
         trainings=trainings,
     )
+
+
+def _check_blocks(config: CompareConfig, num_layers: int) -> None:
+    try:
+        config.blocks.schedule(num_layers, seed=0)
+    except ValueError as error:
+        raise ConfigError(f"compare.blocks: {error}") from error
 
 
 def _check_sizes(config: CompareConfig) -> None:

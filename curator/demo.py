@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from curator import demo_corpus
 from curator.config import DEFAULT_FILE, load_config
 from curator.errors import ConfigError, StorageError
+from curator.initialize import toml_string
 from curator.lake import open_lake
 from curator.progress import ProgressCallback, silent
 from curator.run import Run
@@ -66,9 +67,10 @@ def run_demo(folder: Path, *, seed: int = 0, steps: int = STEPS, on_progress: Pr
         folder.mkdir(parents=True, exist_ok=True)
         marker.touch()
         corpus = demo_corpus.build(folder, seed=seed)
+        path = _write_settings(folder, corpus, seed=seed, steps=steps)
     except OSError as error:
         raise StorageError(f"the demo lake cannot be written to {folder}: {error.strerror}") from error
-    settings = load_config(_write_settings(folder, corpus, seed=seed, steps=steps), environ={})
+    settings = load_config(path, environ={})
     with open_lake(settings.lake.url, config=settings.lake) as lake:
         run = lake.learn(str(corpus.target), config=settings.learn, on_progress=on_progress)
         publication = lake.publish(run, on_progress=on_progress)
@@ -85,12 +87,12 @@ def _write_settings(folder: Path, corpus: demo_corpus.DemoCorpus, *, seed: int, 
 # What the demo learned with. In this folder commands read it by themselves, elsewhere with --config.
 
 [lake]
-url = {json.dumps(str(corpus.lake.absolute()), ensure_ascii=False)}
+url = {toml_string(str(corpus.lake.absolute()))}
 text = "text"
 domain = "source"
 
 [target]
-url = {json.dumps(str(corpus.target.absolute()), ensure_ascii=False)}
+url = {toml_string(str(corpus.target.absolute()))}
 
 [learn]
 steps = {steps}

@@ -155,17 +155,17 @@ def write_config(proposal: Proposal, path: Path, *, overwrite: bool = False) -> 
 
 def render(proposal: Proposal) -> str:
     """The configuration file's text."""
-    key = f"key = {_toml(proposal.key)}" if proposal.key else '# key = "id"'
+    key = f"key = {toml_string(proposal.key)}" if proposal.key else '# key = "id"'
     return f"""\
 # Lake Curator. Every key can also be set by the environment, e.g. CURATOR__LEARN__STEPS=500.
 # Columns are proposed from {proposal.num_looked_at:,} rows; check them, then `curator ingest` reads all.
 
 [lake]
-url = {_toml(proposal.url)}        # {proposal.num_files} files, {proposal.num_rows:,} rows
+url = {toml_string(proposal.url)}        # {proposal.num_files} files, {proposal.num_rows:,} rows
 # The text of a row: {_comment(proposal, "text")}.
-text = {_toml(proposal.text)}
+text = {toml_string(proposal.text)}
 # The column or hive partition that weights are learned for: {_comment(proposal, "domain")}.
-domain = {_toml(proposal.domain)}
+domain = {toml_string(proposal.domain)}
 # A unique, stable key; without it a hash of domain and text: {_comment(proposal, "key")}.
 {key}
 # id_hash = "sha256"        # that hash, where texts may be made to collide; default: "xxh3_128"
@@ -207,7 +207,7 @@ seeds = 3        # an interval needs at least 2
 """
 
 
-def _toml(value: str) -> str:
+def toml_string(value: str) -> str:
     """A TOML string: JSON's, but TOML has no surrogate pairs."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 

@@ -235,6 +235,11 @@ def test_a_test_part_without_text_or_files_is_refused(compared):
         ({"steps": 0}, ConfigError, "steps=0: input should be greater than or equal to 1"),
         ({"seeds": 0}, ConfigError, "seeds=0: input should be greater than or equal to 1"),
         ({"tokens_per_step": 16}, ConfigError, "compare.tokens_per_step=16 is less than compare.sequence_length=32; "),
+        (
+            {"blocks": {"size": 99}},
+            ConfigError,
+            "compare.blocks: block size 99 is outside 0..4, the layers of the model",
+        ),
         ({"tensor_parallel": 3}, InputError, "tensor_parallel=3 cannot split a model with 4 attention heads"),
         ({"data_parallel": 999}, InputError, "needs 999 workers, but this machine has "),
         (

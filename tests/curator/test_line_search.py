@@ -29,6 +29,7 @@ from curator import open_lake
 from curator.begun import Begun
 from curator.config import LearnConfig, override
 from curator.line_search import against_last, choose, line_search
+from curator.retrain import training_config
 from curator.tokens import TokenCache
 from curator.worker import WorkerResult
 
@@ -157,6 +158,15 @@ def test_weights_are_compared_with_those_of_the_last_version(judge):
     assert worse.difference_low > 0.01  # what the gate refuses
     same = against(GOOD, GOOD)
     assert (same.difference, same.difference_high, same.num_rows) == (0, 0, 20)
+
+
+def test_the_trainings_that_judge_take_the_blocks_and_the_layout_of_the_run():
+    learn = LearnConfig(
+        blocks={"size": 1, "edges": "frozen"}, tensor_parallel=2, sequence_parallel=True, recompute=True
+    )
+    made = training_config(learn, steps=7, tokens_per_step=256, seeds=2)
+    assert (made.blocks, made.layout, made.recompute) == (learn.blocks, learn.layout, True)
+    assert (made.steps, made.tokens_per_step, made.seeds) == (7, 256, 2)
 
 
 def test_weights_that_lose_give_way_to_the_prior(judge):

@@ -5,7 +5,9 @@ import pytest
 from lake_cases import LANGUAGES, curator, refusal, sentences, values_of
 
 import curator as sdk
+from curator.carry import weights_now
 from curator.errors import InputError, UsageError
+from curator.publish import publish
 
 deltalake = pytest.importorskip("deltalake", reason="needs the extra [delta]")
 pytest.importorskip("megatron.core", reason="needs the extra [train]")
@@ -69,6 +71,13 @@ def test_the_same_from_python_as_rows_are_appended_and_taken_back(here, table):
         assert (again.version, again.created, again.num_unweighted) == (3, True, 24)
         assert (len(read()), read()["sample_weight"].count()) == (96, 72)
         assert [version.version for version in lake.history()] == [1, 3]
+
+        carried = weights_now(lake, run, (), lambda _: None)  # as a refresh does that learns nothing
+        publish(lake, run, lambda _: None, weights_now=carried, label="carried")
+        counted = "SELECT count(*) FROM samples JOIN sample_tokens USING (sample_id) WHERE sample_weight IS NOT NULL"
+        assert lake.sql(counted).fetchall() == [(96,)]
+        assert lake.sql(counted, version=3).fetchall() == [(72,)]
+        assert lake.rollback(3).version == 5
 
         deltalake.DeltaTable(table).optimize.compact()
         lake.ingest()
