@@ -114,7 +114,7 @@ def _rows(lake: Lake, run: Run, own: pa.Table, texts: Sequence[str], on_progress
     leaking = _leaking(lake, names, texts, on_progress) if texts else []
     rows: pa.Table = connection.sql(_ESTIMATED).to_arrow_table()
     rows = rows.filter(pc.invert(pc.is_in(rows["sample_id"], pa.array(leaking, pa.string())))).combine_chunks()
-    return _scored(lake, run, rows, on_progress) if run.has_scorer else rows
+    return _scored(lake, run, rows, on_progress) if run.ways_to_score else rows
 
 
 def _scored(lake: Lake, run: Run, rows: pa.Table, on_progress: ProgressCallback) -> pa.Table:

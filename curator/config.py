@@ -199,6 +199,11 @@ class RowsConfig(_Section):
         "weight; 0: they do not",
     )
     scorer: bool = Field(True, description="weigh rows that were not compared by what their text says of their gap")
+    keep_copies: bool = Field(
+        True,
+        description="keep the copies with the run, up to 256 MiB, to compare rows that come later, too; that is how "
+        "these are weighed by default where all rows were compared",
+    )
 
 
 class ClustersConfig(_Section):

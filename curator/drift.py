@@ -179,7 +179,7 @@ def _found(lake: Lake, run: Run, on_progress: ProgressCallback) -> dict[str, Dri
     from curator.catalog import RUN_FOLDER
 
     before = Content.read(lake.destination, f"{RUN_FOLDER}/{run.run_id}/{CONTENT}")
-    scorer = run.scorer() if run.has_scorer else None
+    scorer = run.text_scorer() if "text" in run.ways_to_score else None
     ids, labels = _new_rows(lake, run, before.domains)
     texts: list[str | None] = [None] * len(ids)
     done = 0
@@ -195,7 +195,7 @@ def _found(lake: Lake, run: Run, on_progress: ProgressCallback) -> dict[str, Dri
         own = pa.array([texts[int(i)] for i in np.flatnonzero(domain_N == domain)], pa.large_string())
         drift = before.drift_of(own, name)
         if drift is not None:
-            gaps = gap_drift(scorer, own, name) if isinstance(scorer, Scorer) else None
+            gaps = gap_drift(scorer, own, name) if scorer else None
             found[name] = dataclasses.replace(drift, gaps=gaps)
     return found
 

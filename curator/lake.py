@@ -44,7 +44,7 @@ from curator.places import (
     would_be_read_as_lake,
 )
 from curator.progress import Progress, ProgressCallback, silent
-from curator.run import Run, Version
+from curator.run import Run, Version, Way
 from curator.session import Session
 
 if TYPE_CHECKING:
@@ -957,6 +957,7 @@ class Lake:
         run: Run | str,
         out: str | os.PathLike[str],
         *,
+        way: Way | None = None,
         workers: int | None = None,
         ray: str | None = None,
         dry_run: bool = False,
@@ -972,6 +973,7 @@ class Lake:
         Args:
             run: one that weighed rows, its id, or "latest".
             out: folder or URL.
+            way: how rows that the run has not measured are weighed, one of its `ways_to_score`; by default the first.
             workers: processes, by default 1; with more than one, a script that calls this needs
                 `if __name__ == "__main__":`. With `ray`, the most tasks at a time, by default one a processor.
             ray: address of a Ray cluster whose machines score, all of which can reach the lake and `out`: "auto" for
@@ -982,10 +984,11 @@ class Lake:
 
         Raises:
             NotFoundError: no such run.
-            UsageError: the run has no scorer, or `out` lies in the lake or has other files in a shard's place.
+            UsageError: the run has no scorer, or none of that way, or `out` lies in the lake or has other files in a
+                shard's place.
             StorageError: the scorer is damaged, or `out` cannot be written.
             TryAgainError: a worker was killed, a file changed meanwhile, or there is no such cluster.
-            MissingExtraError: `ray` is given and not installed.
+            MissingExtraError: `ray` is given and not installed, or the copies are to score without torch.
         """
         from curator.score import score
 
@@ -994,7 +997,7 @@ class Lake:
         with translated():
             chosen = self.run(run) if isinstance(run, str) else run
             place = self._place_for(out, storage_options)
-            return score(self, chosen, place, on_progress, workers=workers, ray=ray, dry_run=dry_run)
+            return score(self, chosen, place, on_progress, way=way, workers=workers, ray=ray, dry_run=dry_run)
 
     def scan(self, *, version: int | None = None, as_of: str | datetime | None = None) -> pl.LazyFrame:
         """A published version as a polars LazyFrame: all columns of the lake and the three weight columns.

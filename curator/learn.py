@@ -24,7 +24,7 @@ from curator.drift import CONTENT
 from curator.errors import ConfigError, InputError
 from curator.files import write_atomically
 from curator.memory import is_kept
-from curator.places import CHECKPOINTS, RESULT
+from curator.places import CHECKPOINTS, PAIRS, RESULT
 from curator.prepare import check_machine, check_model, check_solver, distinct_texts, find_goal, fingerprint, prepare
 from curator.progress import Progress, ProgressCallback
 from curator.stopwatch import Stopwatch
@@ -150,7 +150,8 @@ def _finish(lake: Lake, begun: Begun, watch: Stopwatch) -> None:
     write_atomically(folder / RECORD, json.dumps(record, indent=1))
     with lake.writing():
         lake.record_run(folder, record)
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    for name in (CHECKPOINTS, PAIRS):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def _search(lake: Lake, begun: Begun, watch: Stopwatch) -> None:
@@ -204,6 +205,7 @@ def _compared(lake: Lake, begun: Begun, result: WorkerResult, on_progress: Progr
 
 
 def _weigh_rows(lake: Lake, begun: Begun, corpus: TokenCache, on_progress: ProgressCallback) -> row_gaps.RowWeights:
+    from curator import copies
     from curator.unmeasured import score_unmeasured
 
     measured, settings = row_gaps.MeasuredRows.read(begun.folder), begun.job.learn.rows
@@ -212,7 +214,7 @@ def _weigh_rows(lake: Lake, begun: Begun, corpus: TokenCache, on_progress: Progr
         target = TokenCache.open(begun.job.target)
         scored = score_unmeasured(lake, corpus, target, measured, settings.sharpness, on_progress)
     by_content = lake.config.key is None
-    return row_gaps.weigh_rows(
+    rows = row_gaps.weigh_rows(
         begun.folder,
         begun.run_id,
         corpus,
@@ -222,6 +224,17 @@ def _weigh_rows(lake: Lake, begun: Begun, corpus: TokenCache, on_progress: Progr
         near_duplicates=settings.near_duplicates,
         by_content=by_content,
     )
+    kept = copies.keep(
+        begun.folder,
+        begun.folder / row_gaps.COPIES,
+        measured,
+        corpus,
+        begun.job.model.hf_config,
+        sequence_length=begun.job.learn.sequence_length,
+        reliability=rows.reliability,
+        sharpness=settings.sharpness,
+    )
+    return dataclasses.replace(rows, copies=kept)
 
 
 def _count_words(lake: Lake, target: TargetConfig, begun: Begun, on_progress: ProgressCallback) -> None:

@@ -31,6 +31,8 @@ TABLE = "row_gaps.parquet"
 """In a run's folder: `SCHEMA`."""
 SCORER = "scorer.npz"
 """In a run's folder, if it has one that may be used (`curator.scorer`)."""
+COPIES = "copies.safetensors"
+"""In a run's folder, if it kept the copies of its pairs (`curator.copies`)."""
 CLUSTERS = "clusters.npz"
 """In the folder of a run that weighed clusters, and in the token cache labelled by them (`curator.clusters`)."""
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -94,7 +96,8 @@ class RowWeights:
     `reliability` is the share of the measured rows' scatter that is not noise, `share` that of the rows that were
     measured, `quantiles` those of their v; `num_alike` of them share theirs with another that says nearly the same.
     `num_scored` rows were weighed by the scorer; `scorer` says what that is worth
-    (`curator.unmeasured.Scored.figures`), None if there was to be none.
+    (`curator.unmeasured.Scored.figures`), None if there was to be none. `copies` says what was kept of the pairs
+    (`curator.copies.keep`), None if nothing was.
     """
 
     weights: Floats
@@ -106,6 +109,7 @@ class RowWeights:
     num_alike: int = 0
     num_scored: int = 0
     scorer: dict[str, Any] | None = None
+    copies: dict[str, Any] | None = None
     said_of_others: str = ""
 
     @property
@@ -130,7 +134,7 @@ def files(record: Mapping[str, Any]) -> tuple[str, ...]:
     if not rows:
         return ()
     has_scorer = bool((rows.get("scorer") or {}).get("is_usable"))
-    return (TABLE, SCORER) if has_scorer else (TABLE,)
+    return (TABLE, *([SCORER] if has_scorer else []), *([COPIES] if rows.get("copies") else []))
 
 
 def weigh_rows(

@@ -11,6 +11,7 @@ import numpy as np
 import torch.distributed as dist
 from torch import Tensor
 
+from curator import copies
 from curator.config import LearnConfig
 from curator.files import write_atomically
 from curator.row_gaps import MeasuredRows
@@ -109,6 +110,11 @@ class RowPairs:
         self._gaps, self._compute_tokens = found.gaps, found.compute_tokens
 
     def _measure(self, backend: Backend, step: int) -> None:
+        """Take the losses of the rows under the copies, and leave these for rows that come later."""
+        learn = self._learn
+        if learn.rows.keep_copies and copies.fit(backend.info.num_parameters, len(self._starts)):
+            pair, is_writer = self._gaps.num_snapshots, dist.get_rank() == 0
+            copies.write_pair(backend, self._run_dir, pair, is_writer=is_writer)
         losses = []
         for done, copy in enumerate(Copy):
             losses.append(self._losses(backend, copy, step, done * self._windows.num_windows) / self._rows.num_targets)

@@ -4,24 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from connectors import duck
-from connectors.store import open_object
+from connectors.store import Store, open_object
 from curator import catalog, notebook, row_gaps
-from curator.errors import StorageError, UsageError, one_line, translated
+from curator.errors import MissingExtraError, StorageError, UsageError, one_line, translated
 
 if TYPE_CHECKING:
-    from curator.clusters import Clusters
     from curator.export import Export
     from curator.lake import Lake
     from curator.leaks import LeakReport
     from curator.report import Report
-    from curator.scorer import Scorer
+    from curator.scorer import Domains, Scorer
+    from optim.row_gaps import Floats
+
+Way = Literal["clusters", "text", "copies"]
+
+
+class RowScorer(Protocol):
+    """Weighs rows that a run has not measured, by their texts."""
+
+    def index(self, labels: pa.Array) -> Domains:
+        """The places of the domains of rows among those of the run, (N,), −1 for one that it did not know."""
+
+    def row_weights(self, texts: pa.Array, domain_N: Domains) -> Floats:
+        """In-domain weights v (N,), on the scale on which the run's rows have mean 1 over their domain's tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,26 +119,45 @@ class Run:
         )
 
     @property
-    def has_scorer(self) -> bool:
-        """Whether it can weigh rows that it has not measured by their text."""
-        return bool(self.record.get("clusters")) or row_gaps.SCORER in row_gaps.files(self.record)
+    def ways_to_score(self) -> tuple[Way, ...]:
+        """How it can weigh rows that it has not measured, the usual way first.
 
-    def scorer(self) -> Scorer | Clusters:
-        """What weighs rows by their text: a scorer, or the clusters that they are nearest to.
+        "clusters": by the cluster that their text is nearest to. "text": by what a scorer expects of their text.
+        "copies": under the copies that it kept, as those that it measured; the usual way if it measured all rows
+        and torch is installed.
+        """
+        if self.record.get("clusters"):
+            return ("clusters",)
+        files = row_gaps.files(self.record)
+        has_text, has_copies = row_gaps.SCORER in files, row_gaps.COPIES in files
+        found: dict[Way, bool] = {"text": has_text, "copies": has_copies}
+        ways = tuple(way for way, is_there in found.items() if is_there)
+        measured_all = has_copies and self.record["rows"]["share"] == 1
+        return ways[::-1] if measured_all and find_spec("torch") else ways
+
+    def scorer(self, way: Way | None = None) -> RowScorer:
+        """What weighs rows in one of its `ways_to_score`, by default the usual one.
 
         Raises:
-            UsageError: the run has none, and why.
+            UsageError: the run has none, or not this one, and why.
             StorageError: it is gone or damaged, or of another version of this package.
+            MissingExtraError: the copies need torch, which is not installed.
         """
-        from curator.clusters import Clusters
+        ways = self.ways_to_score
+        if not ways:
+            raise UsageError(f"run {self.run_id} cannot score rows: {_why_no_scorer(self.record)}")
+        chosen = way or ways[0]
+        if chosen not in ways:
+            raise UsageError(f"run {self.run_id} cannot score rows by {way}", hint=f"it can by {' or '.join(ways)}")
+        return _read_scorer(chosen, self.lake.destination, f"{catalog.RUN_FOLDER}/{self.run_id}")
+
+    def text_scorer(self) -> Scorer:
+        """That of the way "text", which also says what gap it expects; raises as `scorer` does."""
         from curator.scorer import Scorer
 
-        if not self.has_scorer:
-            raise UsageError(f"run {self.run_id} cannot score rows: {_why_no_scorer(self.record)}")
-        home = f"{catalog.RUN_FOLDER}/{self.run_id}"
-        if self.record.get("clusters"):
-            return Clusters.read(self.lake.destination, f"{home}/{row_gaps.CLUSTERS}")
-        return Scorer.read(self.lake.destination, f"{home}/{row_gaps.SCORER}")
+        found = self.scorer("text")
+        assert isinstance(found, Scorer)
+        return found
 
     def export(self, format: str, path: str | Path, **settings: Any) -> Export:  # noqa: A002 - the word that users say
         """Write the domain weights as the file that a trainer reads (see `curator.export.export`)."""
@@ -152,6 +184,22 @@ class Run:
             (row["domain"], row["natural_share"], row["domain_weight"], _interval(row), row["ratio"]) for row in rows
         ]
         return notebook.table(f"Run {self.run_id}", columns, cells, [self.verdict])
+
+
+def _read_scorer(way: Way, store: Store, home: str) -> RowScorer:
+    if way == "clusters":
+        from curator.clusters import Clusters
+
+        return Clusters.read(store, f"{home}/{row_gaps.CLUSTERS}")
+    if way == "text":
+        from curator.scorer import Scorer
+
+        return Scorer.read(store, f"{home}/{row_gaps.SCORER}")
+    if find_spec("torch") is None:
+        raise MissingExtraError("scoring by kept copies needs the package 'torch': pip install 'lake-curator[train]'")
+    from curator.copies import KeptCopies
+
+    return KeptCopies.read(store, f"{home}/{row_gaps.COPIES}")
 
 
 def _interval(domain: Mapping[str, Any]) -> str:

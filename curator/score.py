@@ -3,8 +3,8 @@
 A shard is Parquet (`SCHEMA`) at the path of its file, in the file's order, without rows that cannot be used. It appears
 whole or not at all, and its footer says what it was made from. So a job that was killed, and one on a lake that has
 grown, write what is missing or was made from something else, and nothing more. Rows that the run measured, and
-those that repeat one word for word where ids tell, have the weight that it found, all others the one that the scorer
-expects; rows of domains that the run did not know have none.
+those that repeat one word for word where ids tell, have the weight that it found, all others the one that its scorer
+or the copies that it kept give them; rows of domains that the run did not know have none.
 
 Weights are on the scale of the run: its own rows have mean 1 over the tokens of their domain.
 """
@@ -33,14 +33,12 @@ from connectors import duck
 from connectors.parquet import ParquetFile, iter_batches
 from connectors.store import Store, delete, list_objects, open_object, staged_file
 from curator import catalog, row_gaps
-from curator.clusters import Clusters
 from curator.errors import TryAgainError, UsageError
 from curator.progress import Progress, ProgressCallback
-from curator.scorer import Scorer
 
 if TYPE_CHECKING:
     from curator.lake import Lake
-    from curator.run import Run
+    from curator.run import RowScorer, Run, Way
 
 SCHEMA = pa.schema({"sample_id": pa.string(), "domain": pa.string(), "row_weight": pa.float64(), "origin": pa.string()})
 """`origin` is "measured" or "predicted"; it and the weight are null in a domain that the run did not know."""
@@ -55,13 +53,14 @@ _ROWS = "SELECT sample_id, domain, usable FROM sample_index WHERE file_id = ? OR
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """What `Lake.score` wrote, or with a dry run would write.
+    """What `Lake.score` wrote, or with a dry run would write; rows that were not measured are weighed by `way`.
 
     Of `num_files` of the lake, `num_there` had their shards, `num_written` got one with `num_rows` of the lake's rows,
     and `num_removed` shards were of files that the lake has no more.
     """
 
     run_id: str
+    way: str
     location: str
     num_files: int
     num_there: int
@@ -85,7 +84,7 @@ class _Job:
     """What every worker needs; `measured` has the weights of rows by `known`, their ids, or what repeated rows share of
     them if `by_content`."""
 
-    scorer: Scorer | Clusters
+    scorer: RowScorer
     measured: pa.Table
     catalog: Path
     lake: Store
@@ -139,15 +138,16 @@ def score(
     place: Store,
     on_progress: ProgressCallback,
     *,
+    way: Way | None,
     workers: int | None,
     ray: str | None,
     dry_run: bool,
 ) -> Scores:
     """Score the lake's rows as they are now; see `Lake.score`."""
     started = time.monotonic()
-    scorer = run.scorer()
+    scorer, way = run.scorer(way), way or run.ways_to_score[0]
     lake.ingest(on_progress)
-    wanted = _wanted(lake, run)
+    wanted = _wanted(lake, run, way)
     found = _found(place, lake.url)
     _check_ours(place, found, [shard.file.path for shard in wanted])
     missing = [shard for shard in wanted if found.get(shard.file.path) != shard.footer]
@@ -170,6 +170,7 @@ def score(
                 delete(place, path)
     return Scores(
         run_id=run.run_id,
+        way=way,
         location=place.url,
         num_files=len(wanted),
         num_there=len(wanted) - len(missing),
@@ -180,8 +181,8 @@ def score(
     )
 
 
-def _wanted(lake: Lake, run: Run) -> list[_Shard]:
-    """A shard for every file; its footer changes with the file, the ids of its rows, their domains and the run."""
+def _wanted(lake: Lake, run: Run, way: Way) -> list[_Shard]:
+    """A shard for every file; its footer changes with the file, the ids of its rows, their domains, the run and way."""
     known = {path: (file_id, rows) for file_id, path, rows in lake.connection.execute(_CONTENTS).fetchall()}
     shards = []
     for file in lake.corpus.files:
@@ -189,6 +190,7 @@ def _wanted(lake: Lake, run: Run) -> list[_Shard]:
         made_from = {
             "schema_version": 1,
             "run_id": run.run_id,
+            "way": way,
             "lake": lake.url,
             "text": lake.config.text,
             "path": file.path,

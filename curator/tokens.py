@@ -104,9 +104,14 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 def read_tokenizer(cache: Path) -> Tokenizer:
     """The tokenizer that a token cache was made with."""
     meta = json.loads((cache / "meta.json").read_text(encoding="utf-8"))
-    backend = _tokenizers().Tokenizer.from_file(str(cache / "tokenizer.json"))
+    return parse_tokenizer((cache / "tokenizer.json").read_text(encoding="utf-8"), int(meta["boundary_id"]))
+
+
+def parse_tokenizer(text: str, boundary_id: int) -> Tokenizer:
+    """A tokenizer out of what its `save` wrote."""
+    backend = _tokenizers().Tokenizer.from_str(text)
     backend.encode_special_tokens = True
-    return Tokenizer(backend=backend, boundary_id=int(meta["boundary_id"]))
+    return Tokenizer(backend=backend, boundary_id=boundary_id)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -161,6 +161,19 @@ class LocalBackend:
         """(Hugging Face name, full tensor on the CPU) of every parameter of `copy`."""
         for name, parameter in self._models[copy].named_parameters():
             yield name, parameter.detach().cpu().clone()
+
+    @torch.no_grad()
+    def assign(self, copy: Copy, tensors: Mapping[str, Tensor]) -> None:
+        """Give `copy` these parameters, by their Hugging Face names.
+
+        Raises:
+            ModelError: one is missing or of another shape.
+        """
+        for name, parameter in self._models[copy].named_parameters():
+            found = tensors.get(name)
+            if found is None or found.shape != parameter.shape:
+                raise ModelError(f"there is no tensor {name!r} of shape {tuple(parameter.shape)} for {copy}")
+            parameter.copy_(found)
 
     def save(self, folder: Path) -> None:
         """Write both copies and their optimizers' states (see `optim.backend.Backend.save`)."""

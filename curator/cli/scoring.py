@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -22,6 +22,15 @@ def score(
     run: Annotated[str, typer.Option("--run", help="A run that weighed rows or clusters (--granularity).")] = "latest",
     out: Annotated[
         str | None, typer.Option("--out", help="Folder or URL of the shards, one a file.", show_default=False)
+    ] = None,
+    way: Annotated[
+        Literal["copies", "text", "clusters"] | None,
+        typer.Option(
+            "--way",
+            help="How rows that the run has not measured are weighed: text (fast), copies (as it measured its own), or "
+            "clusters; by default copies where it kept them and measured all rows, else what it has.",
+            show_default=False,
+        ),
     ] = None,
     workers: Annotated[
         int | None,
@@ -51,13 +60,13 @@ def score(
     if out is None:
         raise ConfigError("no place was named", hint="pass --out FOLDER")
     with open_given(read_settings(lake_url, config), destination=destination) as lake, console.progress() as tell:
-        done = lake.score(run, out, workers=workers, ray=ray, dry_run=dry_run, on_progress=tell)
+        done = lake.score(run, out, way=way, workers=workers, ray=ray, dry_run=dry_run, on_progress=tell)
     if as_json:
         console.print_json({"status": "ok", "dry_run": dry_run, **dataclasses.asdict(done)})
         return
     there = f"; {done.num_there} of {done.num_files} were there already" if done.num_there else ""
     gone = f", {done.num_removed} of files that are gone removed" if done.num_removed else ""
-    what = f"{done.num_written} shards of {done.num_rows:,} rows by run {done.run_id}"
+    what = f"{done.num_written} shards of {done.num_rows:,} rows by run {done.run_id} ({done.way})"
     if dry_run:
         said = f"would write {what} to {done.location}{gone}{there}; nothing was written"
     else:

@@ -1,14 +1,19 @@
 """Half of the rows of one domain are damaged: a run that knows nothing of it weighs them down."""
 
 import random
+import re
+import shutil
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 from lake_cases import sentences, write_rows, write_target
 
 import curator as sdk
+from curator import row_gaps
 from curator.carry import weights_now
+from curator.errors import InputError, StorageError, UsageError
 from curator.progress import silent
 from curator.rules import changed_settings
 
@@ -49,7 +54,8 @@ def test_damaged_rows_weigh_less_than_the_sound_ones_of_their_domain(tmp_path):
     )
     with sdk.open_lake(str(tmp_path / "lake")) as lake:
         run = lake.learn(
-            str(write_target(tmp_path / "target.parquet")), **FAST | {"rows": {"steps": 20, "scorer": False}}
+            str(write_target(tmp_path / "target.parquet")),
+            **FAST | {"rows": {"steps": 20, "scorer": False, "keep_copies": False}},
         )
         lake.publish(run)
         rows = lake.sql("SELECT is_sound, sample_weight FROM samples WHERE domain = 'north'").pl()
@@ -140,6 +146,113 @@ def test_rows_that_were_not_measured_are_weighed_by_what_their_text_says(tmp_pat
     both = came.join(carried, on="sample_id")
     assert len(both) == 60
     assert auc(both["sample_weight"].to_numpy(), both["is_sound"].to_numpy()) > 0.9
+
+
+@pytest.fixture(scope="module")
+def measured_whole(tmp_path_factory):
+    """A lake whose rows were all measured, and one file of rows that came later; the run's id."""
+    folder = tmp_path_factory.mktemp("measured")
+    texts, is_sound = half_damaged(160, 0)
+    south = sentences("south", 60)
+    write_rows(folder / "lake" / "north.parquet", text=texts, domain=["north"] * 160, is_sound=is_sound)
+    write_rows(folder / "lake" / "south.parquet", text=south, domain=["south"] * 60, is_sound=[True] * 60)
+    with sdk.open_lake(str(folder / "lake")) as lake:
+        rows = {"steps": 20, "near_duplicates": 0}
+        run = lake.learn(str(write_target(folder / "target.parquet")), **FAST | {"rows": rows})
+        lake.publish(run)
+    later, later_is_sound = half_damaged(60, 1)
+    write_rows(folder / "lake" / "later.parquet", text=later, domain=["north"] * 60, is_sound=later_is_sound)
+    return folder, run.run_id
+
+
+@pytest.fixture
+def whole(measured_whole, tmp_path):
+    """A copy of it to change, modification times kept."""
+    shutil.copytree(measured_whole[0] / "lake", tmp_path / "lake", copy_function=shutil.copy2)
+    with sdk.open_lake(str(tmp_path / "lake")) as lake:
+        lake.ingest()
+        yield lake, lake.run(measured_whole[1])
+
+
+def test_kept_copies_find_the_gaps_and_weights_that_the_run_found(whole):
+    """By plain torch, one row at a time or many, where the run took its losses by Megatron."""
+    lake, run = whole
+    rows = lake.sql(
+        "SELECT s.text, g.domain, g.gap, g.row_weight FROM row_gaps g JOIN samples s USING (sample_id)"
+    ).pl()
+    assert len(rows) == 220
+    copies = run.scorer("copies")
+    texts = rows["text"].to_arrow()
+    gaps = copies.gaps(texts)
+    assert gaps == pytest.approx(rows["gap"].to_numpy(), abs=2e-5)
+    assert rows["gap"].std() > 0.01
+    alone = np.concatenate([copies.gaps(texts[place : place + 1]) for place in range(5)])
+    assert alone == pytest.approx(gaps[:5], abs=2e-6)
+    weights = copies.row_weights(texts, copies.index(rows["domain"].to_arrow()))
+    assert weights == pytest.approx(rows["row_weight"].to_numpy(), rel=2e-3)
+    assert copies.index(pa.array(["nowhere"])).tolist() == [-1]
+    assert len(copies.gaps(pa.array([], pa.string()))) == 0
+
+
+def test_rows_that_came_later_are_compared_under_the_kept_copies(whole, tmp_path):
+    """As good as those that were measured, where text was read for both; the same by processes of their own."""
+    lake, run = whole
+    assert run.ways_to_score == ("copies", "text")
+    assert not (run.run_dir / "pairs").exists()
+    done = lake.score(run, tmp_path / "out")
+    assert (done.way, done.num_written) == ("copies", 3)
+    scored = pl.read_parquet(tmp_path / "out" / "later.parquet")
+    assert set(scored["origin"]) == {"predicted"}
+    both = (
+        lake.sql("SELECT sample_id, is_sound FROM samples WHERE sample_weight IS NULL").pl().join(scored, "sample_id")
+    )
+    assert len(both) == 60
+    assert auc(both["row_weight"].to_numpy(), both["is_sound"].to_numpy()) > 0.95
+    again = lake.score(run, tmp_path / "processes", workers=2)
+    other = pl.read_parquet(tmp_path / "processes" / "later.parquet")
+    assert (again.num_written, other["sample_id"].equals(scored["sample_id"])) == (3, True)
+    assert other["row_weight"].to_numpy() == pytest.approx(scored["row_weight"].to_numpy(), rel=1e-3)
+    by_text = lake.score(run, tmp_path / "out", way="text")  # other weights, so other shards
+    assert (by_text.way, by_text.num_written, by_text.num_there) == ("text", 3, 0)
+    assert not pl.read_parquet(tmp_path / "out" / "later.parquet").equals(scored)
+    carried = pl.from_arrow(weights_now(lake, run, [], silent).samples).join(both, "sample_id")
+    ratio = carried["sample_weight"] / carried["row_weight"]
+    assert len(ratio) == 60
+    assert ratio.to_numpy() == pytest.approx(ratio.mean(), rel=1e-3)
+
+
+def test_copies_that_are_damaged_are_told(whole):
+    lake, run = whole
+    place = lake.workdir / "runs" / run.run_id / row_gaps.COPIES
+    whole_file = place.read_bytes()
+    size = int.from_bytes(whole_file[:8], "little")
+    newer = whole_file.replace(b'\\"schema_version\\": 1', b'\\"schema_version\\": 2')
+    assert newer != whole_file
+    for content, told in (
+        (whole_file[:100], "copies.safetensors is damaged"),
+        (whole_file[: 8 + size], "copies.safetensors is damaged"),
+        (newer, "written by another Lake Curator (schema_version 2, this one reads 1)"),
+    ):
+        place.write_bytes(content)
+        with pytest.raises(StorageError, match=re.escape(told)):
+            run.scorer()
+    place.unlink()
+    with pytest.raises(InputError, match=r"copies\.safetensors"):
+        run.scorer()
+
+
+def test_what_a_run_cannot_score_by_is_told(whole):
+    lake, run = whole
+    with pytest.raises(UsageError, match="cannot score rows by clusters") as told:
+        lake.score(run, lake.workdir / "out", way="clusters")
+    assert told.value.hint == "it can by copies or text"
+
+
+def test_large_copies_are_not_kept():
+    from curator import copies
+
+    assert copies.fit(8_388_608, 4)  # 256 MiB in float32
+    assert not copies.fit(8_388_609, 4)
 
 
 def test_where_text_tells_nothing_the_others_weigh_their_domains_mean(tmp_path):

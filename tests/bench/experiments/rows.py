@@ -6,9 +6,9 @@ Run: python tests/bench/experiments/rows.py [--tasks noise,clickbait,spam,nl2bas
 Of every task a lake of one domain, a target of sound rows, and a label: the area under the curve (AUC) says how often a
 sound row scores above another one. Beside the learned weight: length; low loss, u's own; DSIR's importance an n-gram;
 low loss of a model of the target alone (validation loss, CCNet's filter); how far that is below u's (RHO-loss). Rows
-that came after the run are scored by its scorer, if it may be used. Default settings throughout, but for what the
-command line says. Ends with one line for each thing that must be shown, and writes
-`results/rows/TASK.json`; with other settings than the defaults it writes nothing.
+that came after the run are compared under the copies that it kept, and scored by its scorer, if it may be used. Default
+settings throughout, but for what the command line says. Ends with one line for each thing that must be shown, and
+writes `results/rows/TASK.json`; with other settings than the defaults it writes nothing.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ RESULTS = Path(__file__).parent / "results" / "rows"
 LATER = 0.2
 """Share of the rows that come to the lake after the run."""
 
+LATER_ROWS = {"copies": "kept copies, on later rows", "text": "scorer, on later rows"}
 VALIDATION_STEPS = 100
 """Of 2,048 tokens, of the model of the target alone: as many as a pair of copies takes."""
 
@@ -167,11 +168,11 @@ def _seed(task: Task, folder: Path, seed: int, over: Mapping[str, Any]) -> dict[
             later.write_parquet(folder / "lake" / "later.parquet")
         lake.ingest()
         found = {"learned": _aucs(task, measured, -measured["gap"])}
-        if (run.record["rows"]["scorer"] or {}).get("is_usable"):
-            lake.score(run, folder / "scores")
-            scored = pl.read_parquet(str(folder / "scores" / "**" / "*.parquet"))
+        for way in run.ways_to_score:
+            lake.score(run, folder / way, way=way)
+            scored = pl.read_parquet(str(folder / way / "**" / "*.parquet"))
             predicted = later.join(scored, left_on="key", right_on="sample_id")
-            found["scorer, on later rows"] = _aucs(task, predicted, predicted["row_weight"])
+            found[LATER_ROWS[way]] = _aucs(task, predicted, predicted["row_weight"])
         measured = measured.join(_validation_losses(lake, run, seed), on="key")
     texts = measured["text"].to_list()
     return found | {
