@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -268,7 +269,7 @@ def _written_by(workers: int, job: _Job, shards: Sequence[_Shard]) -> Iterator[i
     """The rows of each shard when it is there. Shards that are being written when this is stopped are finished."""
     waiting, running = list(reversed(shards)), set[Future[int]]()
     with ProcessPoolExecutor(
-        min(workers, len(shards)), mp_context=get_context("spawn"), initializer=_start, initargs=(job,)
+        min(workers, len(shards)), mp_context=get_context("spawn"), initializer=_start, initargs=(job, workers)
     ) as pool:
         try:
             while waiting or running:
@@ -290,8 +291,10 @@ _jobs: list[_Job] = []
 """In a worker, its job."""
 
 
-def _start(job: _Job) -> None:
+def _start(job: _Job, workers: int) -> None:
     _jobs.append(job)
+    if "torch" in sys.modules:  # copies came with the job; every worker would take all processors
+        sys.modules["torch"].set_num_threads(max(1, (os.cpu_count() or 1) // workers))
     parent = parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()

@@ -246,7 +246,7 @@ def test_a_job_that_fails_leaves_whole_shards_and_goes_on_with_the_others(here, 
         module._BATCH_ROWS, whole = 40, module._BATCH_ROWS
         try:
             with pytest.raises(StopError):
-                score(lake, run, place, stop, workers=1, ray=None, dry_run=False)
+                score(lake, run, place, stop, way=None, workers=1, ray=None, dry_run=False)
         finally:
             module._BATCH_ROWS = whole
         assert [len(rows) for rows in shards(here / "out").values()] == [120] * failing
@@ -321,9 +321,10 @@ def test_a_run_without_a_scorer_says_why(here, rows, said):
 
 def test_the_command_says_what_it_did(here):
     planned = curator(here, "score", "lake", "--out", "out", "--dry-run")
-    assert planned.stdout == f"would write 3 shards of 360 rows by run r1 to {here / 'out'}; nothing was written\n"
+    what = f"3 shards of 360 rows by run r1 (text) to {here / 'out'}"
+    assert planned.stdout == f"would write {what}; nothing was written\n"
     done = curator(here, "score", "lake", "--out", "out", "--run", "r1")
-    assert done.stdout.startswith(f"wrote 3 shards of 360 rows by run r1 to {here / 'out'} in ")
+    assert done.stdout.startswith(f"wrote {what} in ")
     assert "score 360/360 rows" in done.stderr
     assert refusal(curator(here, "score", "lake"), 2) == "no place was named; pass --out FOLDER"
 
