@@ -330,17 +330,25 @@ def test_local_files_are_copied_by_hand_where_the_kernel_does_not(folder, monkey
         refused(folder, LARGE, ConnectorError, "not here")
 
 
+async def do_nothing(*_):
+    pass
+
+
 class CountingS3(S3FileSystem):
-    """Notes the requests it makes and the bytes it sends; fails at the `k`-th, before or after the server did it."""
+    """Notes the requests it makes and the bytes it sends; fails at the `k`-th, before or after the server did it.
+
+    `before` is told the method of each of them first.
+    """
 
     cachable = False
 
-    def __init__(self, k=0, after=False, not_offered=False, **options):
+    def __init__(self, k=0, after=False, not_offered=False, before=do_nothing, **options):
         super().__init__(**options)
-        self.k, self.after, self.not_offered = k, after, not_offered
+        self.k, self.after, self.not_offered, self.before = k, after, not_offered, before
         self.requests, self.num_sent = [], 0
 
     async def _call_s3(self, method, *arguments, **kwargs):
+        await self.before(method)
         self.requests.append(method)
         if self.not_offered and method == "upload_part_copy":
             raise OSError(errno.ENOSYS, "not implemented")
@@ -382,6 +390,27 @@ def test_s3_copies_the_old_bytes_itself_part_by_part(s3_place, monkeypatch):
     assert unfinished_uploads(s3_place) == []
 
 
+def test_a_source_that_is_another_while_s3_copies_it_is_a_conflict_and_nothing_appears(s3_place):
+    """It is as it was listed before and after, so that the service alone can tell."""
+    other = s3_place.store()
+    file = put(other, "a.parquet", LARGE)
+
+    async def replace(method):
+        if method == "upload_part_copy":
+            await other.fs._pipe_file(other.full_path("a.parquet"), LARGE[::-1])
+
+    def columns(group, first_row, num_rows):
+        if group == 1:
+            write_object(other, "a.parquet", LARGE)
+        return new_columns(group, first_row, num_rows)
+
+    store = counting(s3_place, before=replace)
+    with pytest.raises(ConflictError, match=r"a\.parquet has changed since it was listed"):
+        add_columns(store, file, store, "b.parquet", columns)
+    assert [info.path for info in list_objects(other)] == ["a.parquet"]
+    assert unfinished_uploads(s3_place) == []
+
+
 def test_many_new_bytes_go_up_in_parts(s3_place, monkeypatch):
     monkeypatch.setattr(_s3_extend, "_NEW_PART_BYTES", 5 * 1024 * 1024)
     store = counting(s3_place)
@@ -404,23 +433,19 @@ class CountingGCS:
     """Adds up the bytes that a filesystem of gcsfs sends, and may let something happen before objects are joined."""
 
     def __init__(self, fs, before_join):
-        self.num_sent, self.num_joined = 0, 0
+        self.num_sent, self.joined = 0, []
         real = fs._call
 
         async def call(method, path, *arguments, **kwargs):
             data = kwargs.get("data") or b""
             self.num_sent += len(data.getbuffer() if isinstance(data, io.BytesIO) else data)
             if path.endswith("/compose"):
-                self.num_joined += 1
+                self.joined.append(kwargs["json"]["sourceObjects"])
                 await before_join(fs)
             return await real(method, path, *arguments, **kwargs)
 
         fs._call = call
         fs.call = lambda *arguments, **kwargs: sync(fs.loop, call, *arguments, **kwargs)
-
-
-async def do_nothing(_):
-    pass
 
 
 def counting_gcs(place, before_join=do_nothing):
@@ -433,7 +458,11 @@ def test_gcs_joins_the_old_object_and_the_new_columns_itself(gcs_place):
     store, counted = counting_gcs(gcs_place)
     added = add_columns(store, file, store, "new/b.parquet", new_columns)
     assert added.rewritten_because is None
-    assert counted.num_joined == 1
+    ((first, _),) = counted.joined
+    generation = store.fs.info(store.full_path("a.parquet"))["generation"]
+    # fake-gcs-server ignores it
+    assert first["objectPreconditions"] == {"ifGenerationMatch": generation}
+    assert first["generation"] == generation
     assert 0 < counted.num_sent < len(LARGE) / 100
     assert read_bytes(store, "new/b.parquet")[: len(LARGE)] == LARGE
     check_contents(LARGE, read_bytes(store, "new/b.parquet"))
