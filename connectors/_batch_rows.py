@@ -14,6 +14,8 @@ _MOST_BYTES = 2**27
 """Of a batch of a column whose rows repeat one long value, unless a row alone is longer."""
 _UNSEEN_BYTES = 2**28
 """What a batch may come to at worst before the values themselves are looked at."""
+_WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 8, "FLOAT": 4, "DOUBLE": 8, "BYTE_ARRAY": 4}
+"""Bytes that a decoded value takes at least; runs of one value take no more than that of a file."""
 _HEADER_BYTES = 64
 _HEADER_UNCOMPRESSED, _HEADER_DICTIONARY, _NUM_VALUES = 2, 7, 1  # of parquet.thrift's PageHeader
 
@@ -43,8 +45,8 @@ def choose_batch_rows(
     """
     about = opened.metadata.row_group(group)
     chunks = [about.column(leaf) for leaf in leaves]
-    stored = sum(max(0, chunk.total_uncompressed_size) for chunk in chunks)
-    rows: int = max(1, min(most, about.num_rows, _USUAL_BYTES * about.num_rows // max(1, stored)))
+    least = sum(max(0, c.total_uncompressed_size, c.num_values * _WIDTHS.get(c.physical_type, 0)) for c in chunks)
+    rows: int = max(1, min(most, about.num_rows, _USUAL_BYTES * about.num_rows // max(1, least)))
     for leaf, chunk in zip(leaves, chunks, strict=True):
         if not chunk.has_dictionary_page or rows * chunk.total_uncompressed_size <= _UNSEEN_BYTES:
             continue

@@ -181,14 +181,14 @@ def check_unchanged(store: Store, file: ParquetFile) -> None:
 
 
 @contextmanager
-def open_parquet(store: Store, file: ParquetFile) -> Iterator[pq.ParquetFile]:
-    """The object opened for reading; failures to decode it, also inside the body, leave as CorruptFileError.
+def open_parquet(store: Store, file: ParquetFile) -> Iterator[tuple[pq.ParquetFile, pa.NativeFile]]:
+    """The object opened, and what it is read from; failures to decode it, also in the body, leave as CorruptFileError.
 
     If it is not the listed one any more, they are a ConflictError instead: not every storage tells in the middle. A
     small file is known to be the listed one.
     """
     with _open_source(store, file) as source, _open_arrow(store, file, source) as opened:
-        yield opened
+        yield opened, source
 
 
 @contextmanager

@@ -1,13 +1,14 @@
-"""A Parquet object copied with columns added, one row group at a time."""
+"""A Parquet object copied with columns added, one row group at a time, or a part of a large one."""
 
 from collections import Counter
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from connectors._batch_rows import choose_batch_rows, leaves_below
 from connectors._new_columns import (
     DEFAULT_CODEC,
     ColumnSource,
@@ -24,6 +25,8 @@ from connectors.errors import UnsupportedError
 from connectors.store import ObjectInfo, Store, staged_file, stat_object
 
 _DICTIONARY_ENCODINGS = {"RLE_DICTIONARY", "PLAIN_DICTIONARY"}
+_MOST_BYTES = 400_000_000
+"""Of a row group that stays one: Arrow writes a row group from one table, so a larger one has to become several."""
 _KEPT_ENCODINGS = {"BYTE_STREAM_SPLIT", "DELTA_BINARY_PACKED", "DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"}
 
 
@@ -40,10 +43,11 @@ def rewrite_with_columns(
 ) -> ObjectInfo:
     """Atomic: the target appears whole, or not at all. The source is never changed.
 
-    Kept: values, row order, row groups (empty ones too), column order, types, nullability, field ids, field and
-    key-value metadata, and per column the compression codec, dictionary or delta encoding. Hugging Face `features`
-    are extended so that `datasets` loads the new columns. Not kept: bloom filters, compression level, page
-    layout, `created_by`. Memory: one row group.
+    Kept: values, row order, row groups (empty ones too; one of more than 400 MB as it is read becomes several), column
+    order, types, nullability, field ids, field and key-value metadata, and per column the compression codec, dictionary
+    or delta encoding. Hugging Face `features` are extended so that `datasets` loads the new columns. Not kept: bloom
+    filters, compression level, page layout, `created_by`. Memory: the new columns of one row group, up to 400 MB of the
+    old ones, or one row, and what Arrow takes to write them.
 
     Args:
         source_store: where `file` is.
@@ -66,19 +70,20 @@ def rewrite_with_columns(
     """
     check_not_itself(source_store, file, target_store, target_path)
     check_unchanged(source_store, file)
-    with open_parquet(source_store, file) as source:
+    with open_parquet(source_store, file) as (source, opened):
         tables = checked_tables(row_counts(source.metadata), columns, source_store.describe(file.path))
         first = next(tables)
         plan = _plan(source, first.schema, replace, footer_metadata or {}, source_store.describe(file.path))
+        counts = row_counts(source.metadata)
+        batch_rows = [choose_batch_rows(source, opened, group, plan.leaves, n) for group, n in enumerate(counts)]
+        options = plan.writer_options | bloom_filter_options(bloom_filters, source.metadata)
+        options["write_batch_size"] = _page_check_rows(batch_rows, counts)
         with staged_file(target_store, target_path) as sink:
-            options = plan.writer_options | bloom_filter_options(bloom_filters, source.metadata)
             with pq.ParquetWriter(sink, plan.schema, **options) as writer:
-                for group in range(source.num_row_groups):
+                for group, rows in enumerate(batch_rows):
                     added = first if group == 0 else next(tables)
-                    with reading_errors(source_store, file.path):
-                        old = source.read_row_group(group, columns=plan.kept)
-                    merged = _merge(old, added, plan.schema)
-                    writer.write_table(merged, row_group_size=max(1, merged.num_rows))
+                    batches = _read(source_store, file, source, group, rows, plan.kept)
+                    _write_group(writer, batches, added)
             check_unchanged(source_store, file)
     return stat_object(target_store, target_path)
 
@@ -87,6 +92,7 @@ def rewrite_with_columns(
 class _Plan:
     schema: pa.Schema
     kept: list[str] | None  # columns to read from the source; None reads all
+    leaves: list[int]  # numbers of the leaf columns of these
     writer_options: dict[str, Any]
 
 
@@ -102,13 +108,50 @@ def _plan(source: pq.ParquetFile, added: pa.Schema, replace: Set[str], footer: M
     schema = pa.schema(fields, metadata=metadata)
     kept = [name for name in old.names if name not in added.names]
     return _Plan(
-        schema, None if len(kept) == len(old.names) else kept, _writer_options(source, schema, set(added.names))
+        schema,
+        None if len(kept) == len(old.names) else kept,
+        leaves_below(source, kept),
+        _writer_options(source, schema, set(added.names)),
     )
 
 
-def _merge(old: pa.Table, added: pa.Table, schema: pa.Schema) -> pa.Table:
-    arrays = [added[name] if name in added.column_names else old[name] for name in schema.names]
-    return pa.Table.from_arrays(arrays, schema=schema)
+def _page_check_rows(batch_rows: Sequence[int], counts: Sequence[int]) -> int:
+    """After how many rows Arrow looks whether a page is full: 1024, or a twelfth of a batch where rows are long."""
+    divided = [rows // 12 for rows, count in zip(batch_rows, counts, strict=True) if rows < count]
+    return max(1, min([1024, *divided]))
+
+
+def _read(
+    store: Store, file: ParquetFile, source: pq.ParquetFile, group: int, rows: int, columns: list[str] | None
+) -> Iterator[pa.RecordBatch]:
+    with reading_errors(store, file.path):
+        yield from source.iter_batches(rows, row_groups=[group], columns=columns)
+
+
+def _write_group(writer: pq.ParquetWriter, batches: Iterable[pa.RecordBatch], added: pa.Table) -> None:
+    """The rows of one row group with the new columns: as one again, or as several of up to 400 MB or one batch."""
+    held: list[pa.RecordBatch] = []
+    first_row, num_bytes = 0, 0
+    for batch in batches:
+        if held and num_bytes + batch.nbytes > _MOST_BYTES:
+            num_rows = sum(each.num_rows for each in held)
+            _write_rows(writer, held, added.slice(first_row, num_rows))
+            held, num_bytes, first_row = [], 0, first_row + num_rows
+        held.append(batch)
+        num_bytes += batch.nbytes
+    num_read = first_row + sum(each.num_rows for each in held)
+    if num_read != added.num_rows:
+        raise pa.ArrowInvalid(f"a row group has {num_read} rows, and {added.num_rows} by its footer")
+    _write_rows(writer, held, added.slice(first_row))
+
+
+def _write_rows(writer: pq.ParquetWriter, batches: list[pa.RecordBatch], added: pa.Table) -> None:
+    table = writer.schema.empty_table()
+    if batches:
+        old = pa.Table.from_batches(batches)
+        arrays = [added[name] if name in added.column_names else old[name] for name in writer.schema.names]
+        table = pa.Table.from_arrays(arrays, schema=writer.schema)
+    writer.write_table(table, row_group_size=max(1, table.num_rows))
 
 
 def _writer_options(source: pq.ParquetFile, schema: pa.Schema, added: set[str]) -> dict[str, Any]:

@@ -128,6 +128,18 @@ def test_batches_are_as_large_as_asked_where_rows_are_short(tmp_path, column):
     assert {batch.num_rows for batch in batches[:-1]} == {4096}
 
 
+def test_runs_of_one_value_are_read_in_batches_of_bounded_size(memory):
+    """They take a few bytes of the file, however many rows have the value."""
+    table = pa.table(
+        {"n": pa.array(np.zeros(4_000_000, "i8")), "word": pa.array(["x"]).take(np.zeros(4_000_000, "i8"))}
+    )
+    file = put(memory, "a.parquet", table, row_group_size=len(table))
+    assert file.size_bytes < 100_000
+    batches = list(iter_batches(memory, file, ["n", "word"], batch_rows=len(table)))
+    assert sum(batch.num_rows for batch in batches) == len(table)
+    assert max(batch.nbytes for batch in batches) < 14_000_000
+
+
 def test_a_column_is_not_taken_for_its_namesake_with_a_dot(memory):
     table = pa.table({"text": ["a"], "text.raw": ["b"], "meta": [{"text": "c"}]})
     file = put(memory, "a.parquet", table)

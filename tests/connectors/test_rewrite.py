@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from connectors import _batch_rows, _rewrite
 from connectors._rewrite import rewrite_with_columns
 from connectors.errors import ConflictError, CorruptFileError, InputError, SchemaError
 from connectors.parquet import read_parquet_info
@@ -122,6 +123,23 @@ def row_groups(file):
 
 def uses_dictionary(chunk):
     return bool({"RLE_DICTIONARY", "PLAIN_DICTIONARY"} & set(chunk.encodings))
+
+
+@pytest.mark.parametrize(
+    ("most_bytes", "expected"), [(10**9, [5, 0, 2]), (200, [2, 2, 1, 0, 2]), (0, [1] * 5 + [0, 1, 1])]
+)
+def test_a_row_group_of_many_bytes_becomes_several(source, target, monkeypatch, most_bytes, expected):
+    """It is read row by row here; a row has 75 to 112 bytes."""
+    monkeypatch.setattr(_batch_rows, "_USUAL_BYTES", 1)
+    monkeypatch.setattr(_rewrite, "_MOST_BYTES", most_bytes)
+    table, sink = rich_table(), pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, table.schema) as writer:
+        for start, num_rows in [(0, 5), (5, 0), (5, 2)]:
+            writer.write_table(table.slice(start, num_rows))
+    after = rewrite(source, put(source, "a.parquet", sink.getvalue().to_pybytes()), target)
+    assert row_groups(after) == expected
+    assert after.read(table.column_names).equals(pq.read_table(pa.BufferReader(sink.getvalue())), check_metadata=True)
+    assert after.read()["sample_weight"].to_pylist() == [float(i) for i in range(NUM_ROWS)]
 
 
 def test_codec_and_encoding_are_kept_per_column(source, target):
@@ -291,6 +309,14 @@ def test_the_source_is_untouched_and_cannot_be_the_target(store):
     assert read_bytes(store, "a.parquet") == data
     with pytest.raises(InputError, match="is the source itself"):
         rewrite_with_columns(store, file, store, "a.parquet", weights)
+
+
+def test_rows_that_are_not_there_are_damage_and_nothing_appears(source, target, monkeypatch):
+    file = put(source, "a.parquet", arrow(rich_table()))
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda *_, **__: iter([]))
+    with pytest.raises(CorruptFileError, match=r"a row group has 0 rows, and 7 by its footer"):
+        rewrite(source, file, target)
+    assert list_objects(target) == []
 
 
 def test_damaged_pages_are_named_and_nothing_appears(source, target):
