@@ -3,6 +3,7 @@
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -92,18 +93,26 @@ def _field_ids(fields: Any) -> Iterator[int]:
         yield from _field_ids([field.type.field(i) for i in range(field.type.num_fields)])
 
 
-def bloom_filter_options(names: Set[str], metadata: pq.FileMetaData) -> dict[str, Any]:
-    """What makes Arrow write bloom filters for these columns, sized for the largest row group.
+def bloom_filter_options(
+    names: Set[str], metadata: pq.FileMetaData, old: Mapping[str, int] = MappingProxyType({})
+) -> dict[str, Any]:
+    """What makes Arrow write bloom filters.
+
+    Args:
+        names: of new columns that get one, sized for the largest row group.
+        metadata: of the file that they are added to.
+        old: of columns of that file, by path, for how many values; they go without where Arrow cannot.
 
     Raises:
-        UnsupportedError: this Arrow cannot.
+        UnsupportedError: this Arrow cannot, and new columns were to get one.
     """
-    if not names:
-        return {}
-    if "bloom_filter_options" not in inspect.signature(pq.ParquetWriter.__init__).parameters:
+    is_possible = "bloom_filter_options" in inspect.signature(pq.ParquetWriter.__init__).parameters
+    if names and not is_possible:
         raise UnsupportedError(f"pyarrow {pa.__version__} cannot write bloom filters", hint="install a newer one")
-    num_values = max(1, *row_counts(metadata), 1)
-    return {"bloom_filter_options": {name: {"ndv": num_values, "fpp": _FALSE_POSITIVES} for name in names}}
+    num_values = {**old, **dict.fromkeys(names, max(1, *row_counts(metadata), 1))}
+    if not num_values or not is_possible:
+        return {}
+    return {"bloom_filter_options": {name: {"ndv": n, "fpp": _FALSE_POSITIVES} for name, n in num_values.items()}}
 
 
 def merged_metadata(old: Mapping[bytes, bytes], added: pa.Schema, footer: Mapping[str, str]) -> dict[bytes, bytes]:

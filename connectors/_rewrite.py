@@ -27,6 +27,7 @@ from connectors.store import ObjectInfo, Store, staged_file, stat_object
 _DICTIONARY_ENCODINGS = {"RLE_DICTIONARY", "PLAIN_DICTIONARY"}
 _MOST_BYTES = 400_000_000
 """Of a row group that stays one: Arrow writes a row group from one table, so a larger one has to become several."""
+_MOST_BLOOM_FILTER_VALUES = 2**31 - 1  # that Arrow takes
 _KEPT_ENCODINGS = {"BYTE_STREAM_SPLIT", "DELTA_BINARY_PACKED", "DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"}
 
 
@@ -45,9 +46,9 @@ def rewrite_with_columns(
 
     Kept: values, row order, row groups (empty ones too; one of more than 400 MB as it is read becomes several), column
     order, types, nullability, field ids, field and key-value metadata, and per column the compression codec, dictionary
-    or delta encoding. Hugging Face `features` are extended so that `datasets` loads the new columns. Not kept: bloom
-    filters, compression level, page layout, `created_by`. Memory: the new columns of one row group, up to 400 MB of the
-    old ones, or one row, and what Arrow takes to write them.
+    or delta encoding. Bloom filters are made anew, where Arrow can. Hugging Face `features` are extended so that
+    `datasets` loads the new columns. Not kept: compression level, page layout, `created_by`. Memory: the new columns of
+    one row group, up to 400 MB of the old ones, or one row, what Arrow takes to write them, and the bloom filters.
 
     Args:
         source_store: where `file` is.
@@ -73,11 +74,11 @@ def rewrite_with_columns(
     with open_parquet(source_store, file) as (source, opened):
         tables = checked_tables(row_counts(source.metadata), columns, source_store.describe(file.path))
         first = next(tables)
-        plan = _plan(source, first.schema, replace, footer_metadata or {}, source_store.describe(file.path))
+        place = source_store.describe(file.path)
+        plan = _plan(source, first.schema, replace, footer_metadata or {}, bloom_filters, place)
         counts = row_counts(source.metadata)
         batch_rows = [choose_batch_rows(source, opened, group, plan.leaves, n) for group, n in enumerate(counts)]
-        options = plan.writer_options | bloom_filter_options(bloom_filters, source.metadata)
-        options["write_batch_size"] = _page_check_rows(batch_rows, counts)
+        options = plan.writer_options | {"write_batch_size": _page_check_rows(batch_rows, counts)}
         with staged_file(target_store, target_path) as sink:
             with pq.ParquetWriter(sink, plan.schema, **options) as writer:
                 for group, rows in enumerate(batch_rows):
@@ -96,7 +97,14 @@ class _Plan:
     writer_options: dict[str, Any]
 
 
-def _plan(source: pq.ParquetFile, added: pa.Schema, replace: Set[str], footer: Mapping[str, str], place: str) -> _Plan:
+def _plan(
+    source: pq.ParquetFile,
+    added: pa.Schema,
+    replace: Set[str],
+    footer: Mapping[str, str],
+    bloom_filters: Set[str],
+    place: str,
+) -> _Plan:
     old = source.schema_arrow
     if len(set(old.names)) != len(old.names):
         raise UnsupportedError(f"{place} has two columns of the same name", hint="rename one of them")
@@ -111,7 +119,7 @@ def _plan(source: pq.ParquetFile, added: pa.Schema, replace: Set[str], footer: M
         schema,
         None if len(kept) == len(old.names) else kept,
         leaves_below(source, kept),
-        _writer_options(source, schema, set(added.names)),
+        _writer_options(source, schema, set(added.names), bloom_filters),
     )
 
 
@@ -154,8 +162,10 @@ def _write_rows(writer: pq.ParquetWriter, batches: list[pa.RecordBatch], added: 
     writer.write_table(table, row_group_size=max(1, table.num_rows))
 
 
-def _writer_options(source: pq.ParquetFile, schema: pa.Schema, added: set[str]) -> dict[str, Any]:
-    """Codec and encoding of every old leaf column under its new path; the commonest codec for new ones."""
+def _writer_options(
+    source: pq.ParquetFile, schema: pa.Schema, added: set[str], bloom_filters: Set[str]
+) -> dict[str, Any]:
+    """Codec, encoding and bloom filter of each old leaf column under its new path; the commonest codec for new ones."""
     written = source.metadata.schema
     old_paths = [written.column(leaf).path for leaf in range(len(written))]
     compliant = _leaf_paths(source.schema_arrow, compliant=False) != old_paths
@@ -164,6 +174,7 @@ def _writer_options(source: pq.ParquetFile, schema: pa.Schema, added: set[str]) 
     codecs: dict[str, str] = {}
     dictionary: list[str] = []
     encodings: dict[str, str] = {}
+    old_bloom_filters: dict[str, int] = {}
     for name, paths in new_leaves.items():
         if name in added:
             dictionary += paths
@@ -175,6 +186,9 @@ def _writer_options(source: pq.ParquetFile, schema: pa.Schema, added: set[str]) 
                 dictionary.append(path)
             elif used & _KEPT_ENCODINGS:
                 encodings[path] = min(used & _KEPT_ENCODINGS)
+            num_values = _bloom_filter_values(source.metadata, leaf)
+            if num_values:
+                old_bloom_filters[path] = num_values
     usual = Counter(codecs.values()).most_common(1)[0][0] if codecs else DEFAULT_CODEC
     codecs |= {path: usual for name in added for path in new_leaves[name]}
     return {
@@ -182,6 +196,7 @@ def _writer_options(source: pq.ParquetFile, schema: pa.Schema, added: set[str]) 
         "use_dictionary": dictionary,
         "column_encoding": encodings or None,
         "use_compliant_nested_type": compliant,
+        **bloom_filter_options(bloom_filters, source.metadata, old_bloom_filters),
     }
 
 
@@ -193,6 +208,13 @@ def _codec_and_encodings(metadata: pq.FileMetaData, leaf: int) -> tuple[str, set
             codec = str(chunk.compression).lower().split("_")[0]  # lz4_hadoop, lz4_raw → lz4
             return {"uncompressed": "none", "lzo": DEFAULT_CODEC}.get(codec, codec), set(chunk.encodings)
     return DEFAULT_CODEC, set()
+
+
+def _bloom_filter_values(metadata: pq.FileMetaData, leaf: int) -> int:
+    """How many values a bloom filter of the column has to take, before Arrow makes it smaller; 0 if it has none."""
+    groups = (metadata.row_group(group).column(leaf) for group in range(metadata.num_row_groups))
+    num_values = [chunk.num_values for chunk in groups if getattr(chunk, "bloom_filter_offset", None)]
+    return min(max(num_values, default=0), _MOST_BLOOM_FILTER_VALUES)
 
 
 def _leaves_by_field(schema: pa.Schema, leaves: Any) -> dict[str, list[Any]]:

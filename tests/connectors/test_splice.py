@@ -17,7 +17,7 @@ from splice_cases import ADDED, TABLE, arrow, check_contents, footer_start, new_
 from steps import num_steps
 
 from connectors import _s3_extend
-from connectors._footer import OLD_SHAPE
+from connectors._footer import NEW_SHAPE, OLD_SHAPE
 from connectors._thrift import dumps, loads
 from connectors.errors import (
     ConflictError,
@@ -221,6 +221,20 @@ def test_columns_in_other_files_and_missing_ones_are_refused(folder):
     refused(folder, missing, CorruptFileError, "row group in its footer lacks a column")
     empty = with_footer(grouped(4), lambda f: change(f, lambda chunks: chunks[0].fields.pop(3)))
     refused(folder, empty, CorruptFileError, "row group in its footer lacks a column")
+
+
+def test_a_bloom_filter_that_claims_more_values_than_arrow_counts_is_made_of_those_there_are(folder):
+    data = arrow(pa.table({"rank": [1], "a": [2]}), bloom_filter_options={"a": {"ndv": 9}})
+
+    def change(footer):
+        read = loads(footer, NEW_SHAPE)
+        read.structs(4)[0].structs(1)[1].struct(3).set_integer(5, 2**40)
+        return dumps(read)
+
+    file = put(folder, "a.parquet", with_footer(data, change))
+    added = add_columns(folder, file, folder, "b.parquet", new_columns, replace={"rank"})
+    assert added.rewritten_because == "column 'rank' is replaced"
+    assert pq.read_metadata(io.BytesIO(read_bytes(folder, "b.parquet"))).row_group(0).column(1).bloom_filter_length
 
 
 @pytest.mark.parametrize("plaintext_footer", [True, False])

@@ -20,8 +20,9 @@ from parquet_engines import (
     write_by_fastparquet,
     write_by_polars,
 )
-from splice_cases import ADDED, NUM_ROWS, TABLE, arrow, check_contents, new_columns, spliced
+from splice_cases import ADDED, NUM_ROWS, TABLE, arrow, check_contents, new_columns, put, spliced
 
+from connectors.parquet import add_columns
 from connectors.store import open_store
 
 # fastparquet fails on many small files whoever wrote them: it reads those of fixed columns alone, below.
@@ -347,13 +348,41 @@ def test_datasets_reads_what_it_wrote_with_the_new_columns(tmp_path):
     assert rows["rank"][:] == new_columns(0, 0, NUM_ROWS)["rank"].to_pylist()
 
 
+def bloom_filters(path, column, there, absent):
+    """Whether DuckDB finds one in all row groups, that excludes `absent` from all of them and not `there`."""
+    asked = "SELECT bool_and(bloom_filter_excludes), count(*) > 0 FROM parquet_bloom_probe(?, ?, {})"
+    found = [duckdb.execute(asked.format(value), [str(path), column]).fetchall() for value in (absent, there)]
+    return found == [[(True, True)], [(False, True)]]
+
+
 def test_old_and_new_bloom_filters_are_where_the_footer_says(tmp_path):
     by_pyarrow(tmp_path / "a.parquet")
     store = open_store(str(tmp_path))
     spliced(store, (tmp_path / "a.parquet").read_bytes(), bloom_filters={"rank", "run"})
     for column, there, absent in [("id", "5", "99999"), ("rank", "5", "99999"), ("run", "'run 1'", "'run 9'")]:
-        probe = f"SELECT bool_or(bloom_filter_excludes) FROM parquet_bloom_probe('{tmp_path}/b.parquet', '{column}', "
-        groups = f"SELECT bool_and(bloom_filter_excludes) FROM parquet_bloom_probe('{tmp_path}/b.parquet', '{column}', "
-        assert duckdb.sql(f"{groups}{absent})").fetchall() == [(True,)]
-        assert duckdb.sql(f"{probe}{there})").fetchall() != [(None,)]
-        assert duckdb.sql(f"{groups}{there})").fetchall() == [(False,)]
+        assert bloom_filters(tmp_path / "b.parquet", column, there, absent)
+
+
+def test_a_rewrite_makes_the_bloom_filters_of_old_columns_again(tmp_path):
+    table = TABLE.append_column("rank", pa.array(range(NUM_ROWS)))
+    options = {path: {"ndv": NUM_ROWS, "fpp": 0.01} for path in ("id", "tags.list.element", "rank")}
+    store = open_store(str(tmp_path))
+    file = put(store, "a.parquet", arrow(table, row_group_size=40, bloom_filter_options=options))
+    added = add_columns(store, file, store, "b.parquet", new_columns, replace={"rank"}, bloom_filters={"run"})
+    assert added.rewritten_because == "column 'rank' is replaced"
+    for column, there, absent in [("id", "5", "99999"), ("run", "'run 1'", "'run 9'")]:
+        assert bloom_filters(tmp_path / "b.parquet", column, there, absent)
+    assert bloom_filter_bytes(tmp_path / "b.parquet").keys() == {"id", "tags.list.element", "run"}
+    for path, num_bytes in bloom_filter_bytes(tmp_path / "a.parquet").items():
+        assert path == "rank" or bloom_filter_bytes(tmp_path / "b.parquet")[path] == num_bytes
+
+
+def bloom_filter_bytes(path):
+    """Leaf column that has some → their lengths."""
+    metadata = pq.read_metadata(path)
+    found = {}
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for chunk in map(group.column, range(metadata.num_columns)):
+            if chunk.bloom_filter_offset:
+                found.setdefault(chunk.path_in_schema, []).append(chunk.bloom_filter_length)
+    return found
