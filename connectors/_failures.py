@@ -59,8 +59,8 @@ def _secret_values(options: Mapping[str, Any]) -> Iterator[str]:
     for name, value in options.items():
         if isinstance(value, Mapping):
             yield from _secret_values(value)
-        elif isinstance(value, str) and len(value) > 3 and _SECRET_OPTION.search(name):
-            yield value
+        elif isinstance(value, str) and _SECRET_OPTION.search(name):
+            yield from (line for line in value.splitlines() if len(line) > 3)  # messages are put on one line
             if name == "connection_string":  # of Azure: NAME=VALUE;…
                 parts = dict(part.partition("=")[::2] for part in value.split(";"))
                 yield from _secret_values(parts)

@@ -471,14 +471,18 @@ def test_secrets_quoted_by_a_backend_are_scrubbed():
     class Talkative(MemoryFileSystem):
         def cat_file(self, path, **kwargs):
             raise OSError(
-                5, "GET https://u:p@host/x?X-Amz-Signature=feed with hunter22, c2VjcmV0, sv=2024&sig=abc failed"
+                5,
+                "GET https://u:p@host/x?X-Amz-Signature=feed with hunter22, c2VjcmV0, sv=2024&sig=abc failed "
+                f"for {private_key} and {private_key!r}",
             )
 
+    private_key = "-----BEGIN PRIVATE KEY-----\nfirst+line\nlast/line=\n-----END PRIVATE KEY-----\n"
     connection = "AccountName=house;AccountKey=c2VjcmV0;BlobEndpoint=http://x"
-    fs = Talkative(nested={"sas_token": "sv=2024&sig=abc"}, secret="hunter22", connection_string=connection)
+    nested = {"sas_token": "sv=2024&sig=abc", "private_key": private_key}
+    fs = Talkative(nested=nested, secret="hunter22", connection_string=connection)
     with pytest.raises(ConnectorError) as caught:
         read_bytes(Store("memory://x", "/x", fs), "a")
-    for secret in ("hunter22", "c2VjcmV0", "sig=abc", "feed", "u:p"):
+    for secret in ("hunter22", "c2VjcmV0", "sig=abc", "feed", "u:p", "first+line", "last/line="):
         assert secret not in str(caught.value)
 
 
