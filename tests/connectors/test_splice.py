@@ -298,6 +298,20 @@ def test_every_storage_gives_the_same_bytes(store):
     check_contents(LARGE, spliced(store, LARGE))
 
 
+ODD_NAMES = ["größe/日本", 'it\'s "quoted"', "#50%", "[a]*?+&", "a = b; c", "%20+%2F"]
+
+
+@pytest.mark.parametrize("data", [arrow(TABLE), LARGE], ids=["small", "large"])
+def test_names_are_taken_as_they_are(store, data):
+    for name in ODD_NAMES:
+        file = put(store, f"{name}/{name}.parquet", data)
+        added = add_columns(store, file, store, f"new/{name}/{name}.parquet", new_columns)
+        assert (added.written.path, added.rewritten_because) == (f"new/{name}/{name}.parquet", None)
+        check_contents(data, read_bytes(store, added.written.path))
+    expected = [f"{folder}{name}/{name}.parquet" for folder in ("", "new/") for name in ODD_NAMES]
+    assert [info.path for info in list_objects(store)] == sorted(expected)
+
+
 def test_a_changed_source_is_a_conflict_and_nothing_appears(store):
     for data in (grouped(5), LARGE):
         file = put(store, "a.parquet", data)
