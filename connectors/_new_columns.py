@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from connectors._parquet_file import ParquetFile
-from connectors.errors import InputError, SchemaError, UnsupportedError
+from connectors.errors import CorruptFileError, InputError, SchemaError, UnsupportedError
 from connectors.store import Store
 
 # (row group, first row of it in the file, number of rows in it) → the new columns of exactly those rows
@@ -48,6 +48,12 @@ def check_names(old: pa.Schema, added: pa.Schema, replace: Set[str], place: str)
 def row_counts(metadata: pq.FileMetaData) -> list[int]:
     """Rows of each row group."""
     return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+
+
+def check_row_counts(metadata: pq.FileMetaData, place: str) -> None:
+    """Raises CorruptFileError unless the row groups have as many rows as the file."""
+    if sum(row_counts(metadata)) != metadata.num_rows:
+        raise CorruptFileError(f"{place} is damaged: its row groups do not add up to its rows", hint="write it again")
 
 
 def checked_tables(row_counts: Sequence[int], columns: ColumnSource, place: str) -> Iterator[pa.Table]:

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from connectors._batch_rows import choose_batch_rows, leaves_below
+from connectors._chunks import check_chunks
 from connectors._thrift import ThriftError, list_length
 from connectors.errors import (
     BadRowsError,
@@ -210,7 +211,17 @@ def _open_source(store: Store, file: ParquetFile) -> Iterator[pa.NativeFile]:
 
 def _open_arrow(store: Store, file: ParquetFile, source: pa.NativeFile) -> pq.ParquetFile:
     """Asks for ranges ahead of use where each is a round trip."""
-    return pq.ParquetFile(source, pre_buffer=not store.is_local and not is_small(store, file))
+    size = source.size()
+    tail = source.read_at(min(_TAIL_BYTES, size), max(0, size - _TAIL_BYTES))
+    num_bytes = int.from_bytes(tail[-8:-4], "little") + 8
+    if num_bytes > size:
+        raise pa.ArrowInvalid("its footer is longer than the file")
+    if num_bytes > len(tail):
+        tail = source.read_at(num_bytes, size - num_bytes)
+    footer = tail[-num_bytes:-8]
+    metadata = parse_footer(footer)
+    check_chunks(footer, metadata)
+    return pq.ParquetFile(source, metadata=metadata, pre_buffer=not store.is_local and not is_small(store, file))
 
 
 def _read_whole(store: Store, file: ParquetFile) -> pa.BufferReader:

@@ -15,6 +15,7 @@ from connectors._new_columns import (
     bloom_filter_options,
     check_names,
     check_not_itself,
+    check_row_counts,
     checked_tables,
     merged_metadata,
     row_counts,
@@ -72,11 +73,12 @@ def rewrite_with_columns(
     check_not_itself(source_store, file, target_store, target_path)
     check_unchanged(source_store, file)
     with open_parquet(source_store, file) as (source, opened):
-        tables = checked_tables(row_counts(source.metadata), columns, source_store.describe(file.path))
-        first = next(tables)
         place = source_store.describe(file.path)
-        plan = _plan(source, first.schema, replace, footer_metadata or {}, bloom_filters, place)
+        check_row_counts(source.metadata, place)
         counts = row_counts(source.metadata)
+        tables = checked_tables(counts, columns, place)
+        first = next(tables)
+        plan = _plan(source, first.schema, replace, footer_metadata or {}, bloom_filters, place)
         batch_rows = [choose_batch_rows(source, opened, group, plan.leaves, n) for group, n in enumerate(counts)]
         options = plan.writer_options | {"write_batch_size": _page_check_rows(batch_rows, counts)}
         with staged_file(target_store, target_path) as sink:
@@ -213,8 +215,8 @@ def _codec_and_encodings(metadata: pq.FileMetaData, leaf: int) -> tuple[str, set
 def _bloom_filter_values(metadata: pq.FileMetaData, leaf: int) -> int:
     """How many values a bloom filter of the column has to take, before Arrow makes it smaller; 0 if it has none."""
     groups = (metadata.row_group(group).column(leaf) for group in range(metadata.num_row_groups))
-    num_values = [chunk.num_values for chunk in groups if getattr(chunk, "bloom_filter_offset", None)]
-    return min(max(num_values, default=0), _MOST_BLOOM_FILTER_VALUES)
+    num_values: list[int] = [chunk.num_values for chunk in groups if getattr(chunk, "bloom_filter_offset", None)]
+    return min(max([0, *num_values]), _MOST_BLOOM_FILTER_VALUES)
 
 
 def _leaves_by_field(schema: pa.Schema, leaves: Any) -> dict[str, list[Any]]:

@@ -47,6 +47,7 @@ from connectors._new_columns import (
     bloom_filter_options,
     check_names,
     check_not_itself,
+    check_row_counts,
     checked_tables,
     row_counts,
     with_field_ids,
@@ -137,9 +138,8 @@ def _read_source(store: Store, file: ParquetFile, target_store: Store) -> _Sourc
     with _refusals("its footer"):
         _check_positions(footer, footer_start, place)
         codec = _usual_codec(footer)
+    check_row_counts(metadata, place)
     counts = row_counts(metadata)
-    if sum(counts) != metadata.num_rows:
-        raise CorruptFileError(f"{place} is damaged: its row groups do not add up to its rows", hint="write it again")
     if not counts or min(counts) < 1:
         raise NotSpliceableError("it has an empty row group" if counts else "it has no row group")
     num_kept = num_kept_bytes(store, listed, footer_start, target_store)

@@ -1,14 +1,24 @@
 """Footers that claim more than they have, or have more than anybody reads: one sentence, in little time and memory."""
 
+import random
+import signal
+import time
 import tracemalloc
 from functools import partial
+from importlib.util import find_spec
 
 import pytest
+from parquet_engines import write_by_datasets, write_by_duckdb, write_by_fastparquet, write_by_polars
+from splice_cases import TABLE, arrow, footer_start, new_columns
 from steps import num_steps
+from storage_faults import in_child
 
+from connectors._footer import NEW_SHAPE
 from connectors._parquet_file import read_parquet_info
-from connectors._thrift import ThriftError, list_length
-from connectors.errors import CorruptFileError, InputError, UnsupportedError
+from connectors._rewrite import rewrite_with_columns
+from connectors._thrift import ThriftError, dumps, list_length, loads
+from connectors.errors import ConnectorError, CorruptFileError, InputError, UnsupportedError
+from connectors.parquet import add_columns, iter_batches
 from connectors.store import open_store, stat_object, write_object
 
 STRUCT = 12
@@ -59,8 +69,8 @@ HOSTILE = {
 }
 
 
-def put(store, data):
-    write_object(store, "a.parquet", b"PAR1" + data + len(data).to_bytes(4, "little") + b"PAR1")
+def put(store, data, before=b""):
+    write_object(store, "a.parquet", b"PAR1" + before + data + len(data).to_bytes(4, "little") + b"PAR1")
     return stat_object(store, "a.parquet")
 
 
@@ -124,3 +134,93 @@ def test_a_sentence_of_arrows_is_one_line(url):
     store = open_store(url)
     with pytest.raises(CorruptFileError, match=r"a\.parquet is damaged: .*; write it again$"):
         read_parquet_info(store, put(store, footer(group(1) + leaf(), 90_000)))
+
+
+LEVELS = b"\x39\x56" + bytes(6)  # SizeStatistics: a definition_level_histogram of five levels
+BYTES = b"\x16\x02\x00"  # SizeStatistics: unencoded_byte_array_data_bytes
+CHUNKS = {
+    "levels that the column does not have": lambda about: about.fields.update({16: (STRUCT, LEVELS)}),
+    "lengths of numbers": lambda about: about.fields.update({16: (STRUCT, BYTES)}),
+    "a codec that is none": lambda about: about.set_integer(4, 99),
+}
+
+
+@pytest.mark.parametrize("change", CHUNKS.values(), ids=CHUNKS)
+def test_chunks_at_which_arrow_would_end_the_interpreter_are_damage(change):
+    data = arrow(TABLE.select(["id", "text"]))
+    read = loads(data[footer_start(data) : -8], NEW_SHAPE)
+    change(read.structs(4)[0].structs(1)[0].struct(3))
+    footer = dumps(read)
+
+    def work():
+        store = open_store("memory://damaged-chunks")
+        listed = put(store, footer, before=data[4 : footer_start(data)])
+        file = read_parquet_info(store, listed)
+        with pytest.raises(CorruptFileError, match=r"a\.parquet is damaged"):
+            list(iter_batches(store, file, ["id"]))
+        with pytest.raises(CorruptFileError, match=r"a\.parquet is damaged"):
+            rewrite_with_columns(store, file, store, "b.parquet", new_columns)
+
+    assert in_child(work) == 0
+
+
+def test_rows_that_do_not_add_up_are_damage_in_a_rewrite_too(url):
+    data = arrow(TABLE)
+    read = loads(data[footer_start(data) : -8], NEW_SHAPE)
+    read.set_integer(3, len(TABLE) + 1)
+    store = open_store(url)
+    file = read_parquet_info(store, put(store, dumps(read), before=data[4 : footer_start(data)]))
+    with pytest.raises(CorruptFileError, match=r"a\.parquet is damaged: its row groups do not add up"):
+        rewrite_with_columns(store, file, store, "b.parquet", new_columns)
+
+
+FLAT = TABLE.drop_columns(["tags"])
+WRITERS = {
+    "polars": lambda path: write_by_polars(TABLE, path, 17),
+    "duckdb": lambda path: write_by_duckdb(TABLE, path, 2048, "v2"),
+    "datasets": lambda path: write_by_datasets(FLAT, path, 17),
+    "fastparquet": lambda path: write_by_fastparquet(FLAT, path, 17),
+}
+FILES_A_PROCESS, SECONDS_A_PROCESS = 200, 60
+
+
+def add_to_damaged(files, numbers):
+    """Each number is a file with up to four bytes of its footer changed: it is refused, or gets the new columns."""
+    signal.alarm(SECONDS_A_PROCESS)
+    values = new_columns(0, 0, len(TABLE))
+    store = open_store("memory://damaged-footers")
+    for number in numbers:
+        source = random.Random(number)
+        data = bytearray(source.choice(files))
+        start = footer_start(data)
+        for _ in range(source.randint(1, 4)):
+            data[source.randrange(start, len(data) - 8)] = source.randrange(256)
+        write_object(store, "a.parquet", bytes(data))
+        try:
+            file = read_parquet_info(store, stat_object(store, "a.parquet"))
+            replaced = {"rank"} if source.random() < 0.5 else set()
+            columns = values.append_column("id", values["rank"]) if replaced else values
+            added = add_columns(
+                store, file, store, "b.parquet", lambda _, at, n, c=columns: c.slice(at, n), replace={"id", *replaced}
+            )
+        except ConnectorError:
+            continue
+        except BaseException as error:
+            raise AssertionError(f"file {number}") from error
+        assert read_parquet_info(store, added.written).num_rows == file.num_rows, number
+
+
+@pytest.mark.slow
+def test_damaged_footers_of_every_writer_are_spliced_rewritten_or_refused(tmp_path):
+    """Fuzz: a minute, in processes of their own, since Arrow ends the one that asks it about some damaged footers."""
+    files = [arrow(TABLE, row_group_size=17, bloom_filter_options={"id": {"ndv": 60}}, write_page_index=True)]
+    for name, write in WRITERS.items():
+        if find_spec(name):
+            write(tmp_path / name)
+            files.append((tmp_path / name).read_bytes())
+    deadline, number = time.monotonic() + 60, 0
+    while time.monotonic() < deadline:
+        numbers = range(number, number + FILES_A_PROCESS)
+        assert in_child(partial(add_to_damaged, files, numbers)) == 0, numbers
+        number += FILES_A_PROCESS
+    assert number > FILES_A_PROCESS
