@@ -1,4 +1,4 @@
-"""Half of the rows of one domain are damaged: a run that knows nothing of it weighs them down."""
+"""Half of the rows of one domain are damaged: a run and a refresh, which know nothing of it, weigh them down."""
 
 import random
 import re
@@ -253,6 +253,52 @@ def test_large_copies_are_not_kept():
 
     assert copies.fit(8_388_608, 4)  # 256 MiB in float32
     assert not copies.fit(8_388_609, 4)
+def refresh(folder, **settings):
+    learn = sdk.LearnConfig.model_validate(FAST | {"rows": {"steps": 20, "max_rows": 230}})
+    usual = {"verdicts": ["converged", "not converged"], "max_share_change": 1.0}
+    with sdk.open_lake(str(folder / "lake")) as lake:
+        return lake.refresh(str(folder / "target.parquet"), learn=learn, **usual | settings)
+
+
+@pytest.fixture(scope="module")
+def refreshed_once(tmp_path_factory):
+    """A lake of half-damaged rows that a refresh has learned on and published."""
+    folder = tmp_path_factory.mktemp("refreshed")
+    texts, is_sound = half_damaged(400, 0)
+    write_rows(folder / "lake" / "north.parquet", text=texts, domain=["north"] * 400, is_sound=is_sound)
+    south = {"text": sentences("south", 60), "domain": ["south"] * 60, "is_sound": [True] * 60}
+    write_rows(folder / "lake" / "south.parquet", **south)
+    write_target(folder / "target.parquet")
+    first = refresh(folder)
+    assert (first.outcome, first.action, first.version) == ("published", "learn", 1)
+    return folder
+
+
+@pytest.fixture
+def refreshed(refreshed_once, tmp_path):
+    shutil.copytree(refreshed_once, tmp_path / "refreshed", copy_function=shutil.copy2)
+    return tmp_path / "refreshed"
+
+
+@pytest.mark.parametrize("sound", [False, True])
+def test_new_rows_whose_expected_gaps_drifted_are_a_reason_to_learn(refreshed, sound):
+    """Half of the domain's rows were damaged; of the new ones all are, or none is: they help less, or more."""
+    texts, is_sound = half_damaged(80, 1)
+    new = [text for text, is_one in zip(texts, is_sound, strict=True) if is_one == sound]
+    write_rows(refreshed / "lake" / "new.parquet", text=new, domain=["north"] * 40, is_sound=[sound] * 40)
+    found = refresh(refreshed, dry_run=True, max_feature_drift=1.0)
+    with sdk.open_lake(str(refreshed / "lake")) as lake:
+        drift = {state.domain: state.drift for state in lake.status().changes.domains}
+    assert (found.outcome, found.action) == ("planned", "learn")
+    [reason] = found.reasons
+    assert reason.code == "gaps"
+    assert (drift["north"].gaps < -0.5 if sound else drift["north"].gaps > 0.5, drift["south"]) == (True, None)
+    assert reason.said == (
+        f"expected gaps of new rows drifted (north by {drift['north'].gaps:+.2f}), more than "
+        "refresh.max_gap_drift=0.5; they are 8.0% of the rows, more than refresh.new_domain_share=0.01"
+    )
+    for bound in ({"max_gap_drift": abs(drift["north"].gaps) + 0.01}, {"new_domain_share": 0.09}):
+        assert refresh(refreshed, dry_run=True, max_feature_drift=1.0, **bound).action == "publish", bound
 
 
 def test_where_text_tells_nothing_the_others_weigh_their_domains_mean(tmp_path):
