@@ -3,6 +3,7 @@
 import random
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -278,6 +279,24 @@ def refreshed_once(tmp_path_factory):
 def refreshed(refreshed_once, tmp_path):
     shutil.copytree(refreshed_once, tmp_path / "refreshed", copy_function=shutil.copy2)
     return tmp_path / "refreshed"
+
+
+def test_a_refresh_publishes_weights_of_new_rows_by_their_text(refreshed):
+    new, is_sound = half_damaged(60, 1)
+    write_rows(refreshed / "lake" / "new.parquet", text=new, domain=["north"] * 60, is_sound=is_sound)
+    second = refresh(refreshed)
+    assert (second.outcome, second.action, second.version, second.num_new_rows) == ("published", "publish", 2, 60)
+    rows = pl.read_parquet(Path(second.location) / "**" / "new*.parquet")
+    assert auc(rows["sample_weight"].to_numpy(), rows["is_sound"].to_numpy()) > 0.9
+    with sdk.open_lake(str(refreshed / "lake")) as lake:
+        scorer = lake.run(second.run_id).scorer()
+        expected = scorer.row_weights(rows["text"].to_arrow(), scorer.index(rows["domain"].to_arrow()))
+        counts = lake.sql("SELECT count(*), count(sample_weight) FROM samples").fetchall()
+        assert lake.verify(deep=True).is_sound
+    factor = rows["sample_weight"].to_numpy() / expected
+    assert factor == pytest.approx(np.full(60, factor.mean()), rel=1e-5)
+    assert counts == [(520, 520)]
+    assert refresh(refreshed).outcome == "nothing"
 
 
 @pytest.mark.parametrize("sound", [False, True])
