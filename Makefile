@@ -16,11 +16,12 @@ SEEDS ?= 3
 STUDY ?= blocks
 EXPERIMENT = $(BIN)/python tests/bench/experiments/run.py --methods $(METHODS) --seeds $(SEEDS)
 
-.PHONY: help demo test test-slow bench bench-denoise bench-multilingual bench-domains bench-instruct bench-untuned bench-ablations bench-transfer bench-rows lint types contracts format clean
+.PHONY: help demo test test-slow chromium bench bench-denoise bench-multilingual bench-domains bench-instruct bench-untuned bench-ablations bench-transfer bench-rows lint types contracts format clean
 help:
 	@echo "make demo        install, then learn and publish domain weights on a small lake of real text"
 	@echo "make test        install, lint, types, contracts and the whole unmarked test suite"
-	@echo "make test-slow   the tests marked slow"
+	@echo "make test-slow   the tests marked slow, and those of the report in a Chromium, which it fetches where apt can"
+	@echo "make chromium    Debian's Chromium into the virtual environment, without root, unless there is one"
 	@echo "make bench       the benchmarks, each against a named peer or limit"
 	@echo "make bench-multilingual, -domains, -denoise, -instruct, -untuned"
 	@echo "                 experiments: do the learned weights beat uniform and the baselines? (needs the data folder)"
@@ -61,7 +62,11 @@ contracts: $(VENV)/.dev
 test: lint types contracts
 	$(BIN)/pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
-test-slow: $(VENV)/.dev
+chromium: $(VENV)/.dev
+	$(BIN)/python tests/chromium.py || echo "no Chromium: the tests of the report in a browser will be skipped"
+
+test-slow: chromium
+	$(BIN)/pytest tests/curator/test_report_in_browser.py
 	$(BIN)/pytest -m slow
 
 bench: $(VENV)/.dev

@@ -1,6 +1,7 @@
 """A real headless Chromium for tests of pages, over the pipe of its debugging protocol, which needs no package.
 
-`find()` looks at the variable CHROMIUM, then for the usual names on PATH.
+`find()` looks at the variable CHROMIUM, then for the usual names on PATH, then for what `python tests/chromium.py` laid
+into the virtual environment: Debian's package, unpacked there without root.
 """
 
 from __future__ import annotations
@@ -35,10 +36,30 @@ os.execvp(sys.argv[3], sys.argv[3:])
 """The browser takes its orders from file descriptor 3 and answers on 4."""
 
 
+_OURS = Path(sys.prefix, "chromium", "chromium")
+
+
 def find() -> str | None:
     """The browser's program, if there is one."""
     named = os.environ.get("CHROMIUM")
-    return named or next((path for name in _NAMES if (path := shutil.which(name))), None)
+    return named or next((path for name in (*_NAMES, str(_OURS)) if (path := shutil.which(name))), None)
+
+
+def fetch(program: Path) -> None:
+    """Debian's Chromium and the libraries of it that are missing here, in the folder of `program`."""
+    simulated = ["apt-get", "install", "--simulate", "--no-install-recommends", "chromium"]
+    told = subprocess.run(simulated, check=True, capture_output=True, text=True).stdout
+    names = [line.split()[1] for line in told.splitlines() if line.startswith("Inst ")]
+    folder = program.resolve().parent
+    folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["apt-get", "download", "-qq", *names], cwd=folder, check=True)
+    for package in folder.glob("*.deb"):
+        subprocess.run(["dpkg", "-x", package, folder], check=True)
+        package.unlink()
+    libraries = ":".join(sorted({str(path.parent) for path in folder.glob("usr/lib/**/*.so*")}))
+    real = folder / "usr" / "lib" / "chromium" / "chromium"
+    program.write_text(f'#!/bin/sh\nLD_LIBRARY_PATH="{libraries}" exec "{real}" "$@"\n')
+    program.chmod(0o755)
 
 
 class Browser:
@@ -93,9 +114,9 @@ class Browser:
         """The parameters of all events of a kind since the page was opened."""
         return [event["params"] for event in self.events if event.get("method") == method]
 
-    def screenshot(self) -> bytes:
-        """The whole page as a PNG."""
-        return base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"])
+    def screenshot(self, *, whole: bool = True) -> bytes:
+        """The page as a PNG, or what of it is in view."""
+        return base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=whole)["data"])
 
     def pdf(self) -> bytes:
         """The page as it is printed."""
@@ -131,3 +152,7 @@ def browser(program: str, folder: Path) -> Iterator[Browser]:
         os.close(back)
         process.terminate()
         process.wait(timeout=20)
+
+
+if __name__ == "__main__" and find() is None:
+    fetch(_OURS)

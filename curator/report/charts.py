@@ -8,15 +8,15 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from curator.report.svg import WIDTH, Axis, drawing, element
+from curator.report.svg import NARROW, WIDTH, Axis, drawing, element
 from curator.report.text import NAME, breadth, brief, fitted
 
 COLOURS = 8
 """Lines that have a colour of their own, `c0` … in the page's style; others are grey."""
 _ROW = 24.0
 _TOP = 10.0
-_LABELS = 192.0
-"""Room for the labels of rows at most; they get what the widest one needs."""
+_LABELS = {WIDTH: 192.0, NARROW: 120.0}
+"""By the width of a chart, room for the labels of rows at most; they get what the widest one needs."""
 _VALUES = 76.0
 _NAMES = 160.0
 _SIZE = 12.0
@@ -52,19 +52,28 @@ class Line:
 
 
 def rows_chart(name: str, title: str, description: str, rows: Sequence[Row], *, bars: bool) -> Markup:
-    """Each row a bar from 0 or a point, with its interval as a whisker and its mark as an upright line."""
+    """Each row a bar from 0 or a point, with its interval as a whisker and its mark as an upright line.
+
+    Drawn twice, for a page and for a phone, of which the page's style shows one.
+    """
     bottom = _TOP + _ROW * len(rows)
+    return Markup("").join(
+        drawing(drawn, title, description, bottom + 24, _rows(rows, width, bottom, bars=bars), width=width, class_=kind)
+        for drawn, kind, width in ((name, "wide", WIDTH), (f"{name}-narrow", "narrow", NARROW))
+    )
+
+
+def _rows(rows: Sequence[Row], width: int, bottom: float, *, bars: bool) -> list[Markup]:
     ends = [value for row in rows for value in (row.value, row.low, row.high, row.mark) if value is not None]
-    labels = [fitted(row.label, (_LABELS - 10) / _SIZE) for row in rows]
+    labels = [fitted(row.label, (_LABELS[width] - 10) / _SIZE) for row in rows]
     left = 10 + _SIZE * max(map(breadth, labels), default=0.0)
-    x = Axis.over([0.0, *ends], left, WIDTH - _VALUES)
-    parts = [_upright(x, tick, bottom) for tick in x.ticks()]
+    x = Axis.over([0.0, *ends], left, width - _VALUES)
+    parts = [_upright(x, tick, bottom) for tick in x.ticks(6 if width == WIDTH else 3)]
     parts.append(element("line", class_="zero", x1=x(0), x2=x(0), y1=_TOP, y2=bottom))
-    parts += [
+    return parts + [
         _row(row, label, x, _TOP + _ROW * (place + 0.5), bars=bars)
         for place, (row, label) in enumerate(zip(rows, labels, strict=True))
     ]
-    return drawing(name, title, description, bottom + 24, parts)
 
 
 def lines_chart(
@@ -143,7 +152,7 @@ def _row(row: Row, label: str, x: Axis, y: float, *, bars: bool) -> Markup:
     parts = [
         element("title", row.said),
         element("text", label, x=x.start - 10, y=y + 4, text_anchor="end"),
-        element("text", row.shown, class_="value", x=WIDTH, y=y + 4, text_anchor="end"),
+        element("text", row.shown, class_="value", x=x.end + _VALUES, y=y + 4, text_anchor="end"),
     ]
     if bars:
         start, end = sorted((x(0), x(row.value)))

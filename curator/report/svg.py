@@ -10,6 +10,8 @@ from markupsafe import Markup
 
 WIDTH = 720
 """Of a chart as wide as the page, in the units of its view box."""
+NARROW = 340
+"""Of one as wide as a phone."""
 _LEAST_LENGTH = 1e-9
 """Of an axis, relative to the size of its values: where they are all but equal, it is made longer."""
 
@@ -25,7 +27,14 @@ def element(name: str, *children: str, **attributes: str | float | None) -> Mark
 
 
 def drawing(
-    name: str, title: str, description: str, height: float, parts: Iterable[Markup], *, width: float = WIDTH
+    name: str,
+    title: str,
+    description: str,
+    height: float,
+    parts: Iterable[Markup],
+    *,
+    width: float = WIDTH,
+    class_: str | None = None,
 ) -> Markup:
     """A whole chart. `name` is unique in the page; the title and description are read to who cannot see it."""
     return element(
@@ -33,6 +42,7 @@ def drawing(
         element("title", title, id=f"{name}-title"),
         element("desc", description, id=f"{name}-desc"),
         *parts,
+        class_=class_,
         viewBox=f"0 0 {_written(width)} {_written(height)}",
         role="img",
         aria_labelledby=f"{name}-title",

@@ -12,7 +12,7 @@ from report_cases import a_comparison, lake_with_rows
 import curator
 
 PROGRAM = chromium.find()
-pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium: apt-get install chromium, or set CHROMIUM")
+pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium: make chromium, or set CHROMIUM")
 BIDI = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 HOSTILE = (
     "<script>document.title='taken'</script>",
@@ -35,7 +35,7 @@ def browser(tmp_path_factory):
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
-    names = [*HOSTILE, "plain"]
+    names = [*HOSTILE, "references"]
     texts = {name: [*HOSTILE[:3], LINE, *(f"{place} {name[:40]}" for place in range(20))] for name in names}
     lake = lake_with_rows(
         folder, {name: [f"{n} {text}" for text in each] for n, (name, each) in enumerate(texts.items())}
@@ -69,15 +69,17 @@ def test_the_page_runs_nothing_and_asks_for_nothing(browser, page):
     assert asked_for(browser) == [page.resolve().as_uri()]
     assert said(browser) == []
     assert browser.evaluate("document.title").startswith("Report on run")
-    assert browser.evaluate("document.querySelectorAll('svg[role=img]').length") == 6 + len(HOSTILE) + 1
+    drawn = "[...document.querySelectorAll('svg[role=img]')].filter(each => each.checkVisibility()).length"
+    assert browser.evaluate(drawn) == 6 + len(HOSTILE) + 1
 
 
-WITHIN = """[...document.querySelectorAll('svg')].flatMap(svg => [...svg.querySelectorAll('text')].map(text => {
-  const box = text.getBBox(), room = svg.viewBox.baseVal;
-  return [Math.min(box.x, room.width - box.x - box.width), text.textContent];
-})).sort((one, other) => one[0] - other[0])"""
+WITHIN = """[...document.querySelectorAll('svg')].filter(svg => svg.checkVisibility()).flatMap(svg =>
+  [...svg.querySelectorAll('text')].map(text => {
+    const box = text.getBBox(), room = svg.viewBox.baseVal;
+    return [Math.min(box.x, room.width - box.x - box.width), text.textContent];
+  })).sort((one, other) => one[0] - other[0])"""
 """How far every text of a drawing is from its left or right edge, the nearest one first."""
-APART = """[...document.querySelectorAll('svg g')].filter(g => g.querySelector('.bar')).map(g => {
+APART = """[...document.querySelectorAll('svg g:has(.bar)')].filter(g => g.checkVisibility()).map(g => {
   const [label, shown] = [...g.querySelectorAll('text')].map(text => text.getBBox());
   const bar = g.querySelector('.bar').getBBox();
   return Math.min(bar.x - label.x - label.width, shown.x - bar.x - bar.width);
@@ -96,13 +98,31 @@ def test_the_page_never_scrolls_sideways_and_cuts_nothing(browser, page, width):
     assert browser.evaluate(CUT) == []
 
 
-def test_texts_of_drawings_are_inside_them_and_lie_on_nothing(browser, page):
-    browser.open(page)
+@pytest.mark.parametrize("width", [360, 1100])
+def test_texts_of_drawings_are_inside_them_and_lie_on_nothing(browser, page, width):
+    browser.open(page, width=width)
     within, apart = browser.evaluate(WITHIN), browser.evaluate(APART)
     assert len(within) > 100
     assert within[0][0] >= -0.5, within[:5]  # figures end at the edge, but for a fraction of a pixel
     assert len(apart) > 2 * len(HOSTILE)
     assert min(apart) >= 4
+
+
+HIDDEN = """[...document.querySelectorAll('svg:has(.value)')].filter(svg => svg.checkVisibility())
+  .map(svg => svg.getBoundingClientRect().width - svg.parentElement.clientWidth)"""
+"""How much wider each chart of bars or points is than its place, where one would have to scroll."""
+LINES = """[...document.querySelectorAll('td bdi')].filter(bdi => bdi.innerText === 'references')
+  .map(bdi => bdi.getClientRects().length)"""
+"""On how many lines a short name stands in each cell of a table."""
+
+
+@pytest.mark.parametrize("width", [360, 390, 700, 1100])
+def test_figures_of_bars_are_seen_without_a_scroll_and_short_names_are_whole(browser, page, width):
+    browser.open(page, width=width)
+    hidden, lines = browser.evaluate(HIDDEN), browser.evaluate(LINES)
+    assert len(hidden) >= 2
+    assert max(hidden) <= 0.5
+    assert set(lines) == {1}
 
 
 def test_a_command_is_copied_as_it_stands(browser, page):
