@@ -24,7 +24,7 @@ from rich.progress import (
 from rich.progress import Progress as Bar
 from rich.table import Column, Table
 
-from curator.progress import Progress, ProgressCallback
+from curator.progress import Progress, ProgressCallback, silent
 
 if TYPE_CHECKING:
     from curator.answers import Sink
@@ -64,8 +64,11 @@ def raw_out() -> Sink:
 
 
 @contextmanager
-def progress() -> Iterator[ProgressCallback]:
-    """A bar with an ETA per stage on a terminal, else a line now and then."""
+def progress(*, quiet: bool = False) -> Iterator[ProgressCallback]:
+    """A bar with an ETA per stage on a terminal, else a line now and then; nothing if `quiet`."""
+    if quiet:
+        yield silent
+        return
     console = err()
     if not console.is_terminal:
         yield _lines()

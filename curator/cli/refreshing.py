@@ -52,6 +52,9 @@ def refresh(
     skip_exit_code: Annotated[
         bool, typer.Option("--skip-exit-code", help="Exit with 99 instead of 0 when there was nothing to do.")
     ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Tell no progress: stderr has only what somebody should look at.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Bring the published weights up to date, learning again if a rule says so: the command of a scheduled job."""
@@ -63,7 +66,11 @@ def refresh(
     settings = read_settings(lake_url, config)
     goal = override(settings.target, url=target, text=target_text)
     columns = {"text": text, "domain": domain, "key": key, "destination": destination}
-    with told_to_dagster() as tell_dagster, open_given(settings, **columns) as lake, console.progress() as tell:
+    with (
+        told_to_dagster() as tell_dagster,
+        open_given(settings, **columns) as lake,
+        console.progress(quiet=quiet) as tell,
+    ):
         done = lake.refresh(
             goal, learn=settings.learn, config=settings.refresh, force=force, dry_run=dry_run, on_progress=tell
         )
@@ -74,6 +81,9 @@ def refresh(
     else:
         _print_refresh(done, named, dry_run=dry_run)
     if done.outcome == "refused":
+        for gate in done.gates:
+            if quiet and not gate.passed:
+                console.err().print(console.printable(f"curator: nothing was published; {gate.name}: {gate.said}"))
         raise typer.Exit(REFUSED)
     if done.outcome == "nothing" and skip_exit_code:
         raise typer.Exit(NOTHING_TO_DO)

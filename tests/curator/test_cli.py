@@ -106,8 +106,11 @@ def test_a_lake_is_refreshed_in_commands(learned, call):
     assert "REFUSED verdict: the verdict on run" in refused.stdout
     assert "passed identities: the weights add up" in refused.stdout
     assert f"curator publish {learned.lake} --run {learned.run_id}" in refused.stdout
-    values = json.loads(call(*refresh, "--json").stdout)
+    mailed = call(*refresh, "--json", "--quiet")
+    values = json.loads(mailed.stdout)
     assert (values["status"], values["outcome"], values["version"]) == ("refused", "refused", None)
+    said = f"curator: nothing was published; verdict: the verdict on run {learned.run_id} is"
+    assert (mailed.stderr.startswith(said), mailed.stderr.count("\n")) == (True, 1)
     planned = call(*refresh, "--dry-run")
     assert planned.returncode == 3
     assert planned.stdout.endswith(
@@ -135,7 +138,9 @@ def test_a_lake_is_refreshed_in_commands(learned, call):
         "table",
         "duration_s",
     } <= (values.keys())
-    assert call(*refresh).stdout.startswith("nothing to do: version 1 has the weights of run")
+    shown, quiet = call(*refresh), call(*refresh, "--quiet")
+    assert shown.stdout.startswith("nothing to do: version 1 has the weights of run")
+    assert (quiet.stdout, bool(shown.stderr), quiet.stderr) == (shown.stdout, True, "")
     assert call(*refresh, "--skip-exit-code").returncode == 99
 
     write_rows(learned.lake / "new.parquet", text=sentences("pqr", 9), domain=["pqr"] * 9)

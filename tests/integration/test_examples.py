@@ -91,6 +91,7 @@ def test_the_job_definitions_are_readable_and_run_commands_that_exist():
     help_ = subprocess.run(
         [sys.executable, "-m", "curator", "refresh", "--help"], check=True, capture_output=True, text=True, timeout=60
     ).stdout
+    assert " --quiet " in texts["crontab"]
     for line in lines:
         options = re.search(r"curator refresh((?: +-{2}[\w-]+(?: +/[\w/.-]+)?)+)", line)[1]
         assert set(re.findall(r"--[\w-]+", options)) <= set(re.findall(r"--[\w-]+", help_)), line

@@ -75,7 +75,9 @@ def test_a_growing_lake_is_refreshed_and_a_killed_refresh_goes_on(here):
         curator(here, "status", "lake", "--target", "target.parquet", "--config", "refresh.toml", "--json")
     )
     assert (asked["version"], asked["action"], asked["changes"]["files_added"]) == (2, "learn", ["new.parquet"])
-    third = values_of(curator(here, *REFRESH))
+    learning = curator(here, *REFRESH, "--quiet")
+    third = values_of(learning)
+    assert learning.stderr == ""
     assert [reason["code"] for reason in third["reasons"]] == ["new_domain"]
     assert (third["version"], third["run_id"] != run.name, third["weights_changed"]) == (3, True, True)
 
