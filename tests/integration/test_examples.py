@@ -80,8 +80,11 @@ def test_the_job_definitions_are_readable_and_run_commands_that_exist():
     (job,) = yaml.safe_load_all(texts["kubernetes.yaml"])
     pod = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]
     (container,) = pod["containers"]
-    policy = job["spec"]["jobTemplate"]["spec"]["podFailurePolicy"]["rules"][0]["onExitCodes"]
+    settings, drained = job["spec"]["jobTemplate"]["spec"]["podFailurePolicy"]["rules"]
+    policy = settings["onExitCodes"]
     assert (policy["containerName"], policy["values"]) == (container["name"], [2, REFUSED])
+    # Kubernetes up to 1.34 refuses a condition without its status.
+    assert drained["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
     unit = configparser.ConfigParser(interpolation=None, delimiters="=", strict=False)
     unit.optionxform = str
