@@ -106,6 +106,10 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+_EXTRA_ARGUMENTS = {"export": "name the format with --format and the file with --out, "}
+"""What is likely meant by an argument too many, by command."""
+
+
 class _Failure(NamedTuple):
     """What is told of an error: what is wrong, and what to do where that is known."""
 
@@ -122,13 +126,10 @@ def _told(error: Exception, arguments: list[str]) -> _Failure:
         return _Failure(error.code, error.message, error.hint, error.exit_code)
     if hasattr(error, "format_message"):  # an option or argument that typer refuses
         known = {command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands}
-        command = next((f" {argument}" for argument in arguments if argument in known), "")
-        return _Failure(
-            "usage",
-            error.format_message().replace("Value error, ", "").rstrip("."),
-            f"see `curator{command} --help`",
-            2,
-        )
+        command = next((argument for argument in arguments if argument in known), "")
+        message = error.format_message().replace("Value error, ", "").rstrip(".")
+        meant = _EXTRA_ARGUMENTS.get(command, "") if "extra argument" in message else ""
+        return _Failure("usage", message, f"{meant}see `{f'curator {command}'.rstrip()} --help`", 2)
     hint = "this is a defect of ours, --debug shows where"
     return _Failure("internal", f"{type(error).__name__}: {error}", hint, 1)
 

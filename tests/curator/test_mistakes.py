@@ -222,6 +222,14 @@ MISTAKES = [
         "did you mean",
     ),
     Mistake(
+        "a format without its option",
+        "export runs megatron",
+        "unexpected extra argument",
+        "megatron",
+        "the file with --out",
+        "name the format with --format",
+    ),
+    Mistake(
         "a version that is not there",
         "rollback lake 7",
         "no published version yet",
