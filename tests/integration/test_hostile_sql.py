@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import uuid
+
 import pytest
 from lake_cases import FAST, refusal, tree, values_of, write_lake, write_rows, write_target
 from lake_cases import curator as curator_command
+from s3fs import S3FileSystem
 
 import curator
 from curator.errors import CuratorError, UsageError
@@ -140,3 +143,68 @@ def test_a_statement_writes_no_file_and_the_named_file_is_not_for_the_query_to_r
             lake.save(f"SELECT * FROM '{out}'", place / "more.csv", confined=True)
     finally:
         out.unlink(missing_ok=True)
+
+
+BUCKET_READS = [
+    "SELECT * FROM read_text('{base}/secret.csv')",
+    "SELECT * FROM read_text('{base}/lake/notes.csv')",
+    "SELECT * FROM read_text('{base}/lake2/x.csv')",
+    "SELECT * FROM read_parquet('{base}/other.parquet')",
+    "SELECT * FROM read_parquet('{base}/lake*/*.parquet')",
+    "SELECT * FROM '{base}/other.parquet'",
+    "SELECT * FROM glob('{base}/*')",
+    "SELECT * FROM read_text('{home}/own.csv')",
+    "SELECT * FROM read_text('/etc/passwd')",
+]
+KEYS = [
+    "SELECT * FROM duckdb_secrets()",
+    "SELECT * FROM duckdb_settings()",
+    "SELECT sql FROM duckdb_views()",
+]
+
+
+@pytest.fixture(scope="module")
+def bucket(s3_server, tmp_path_factory):
+    """(folder of a published lake in a bucket, options, folder here); beside the lake lie keys that are not its."""
+    base, home = f"s3://lake/{uuid.uuid4().hex}", tmp_path_factory.mktemp("home")
+    fs = S3FileSystem(**s3_server.options)
+    for path in write_lake(home / "lake").glob("*.parquet"):
+        fs.put_file(str(path), f"{base}/lake/{path.name}")
+        fs.put_file(str(path), f"{base}/lake2/{path.name}")
+    fs.put_file(str(write_target(home / "target.parquet")), f"{base}/other.parquet")
+    for name in ("secret.csv", "lake/notes.csv", "lake2/x.csv"):
+        fs.pipe_file(f"{base}/{name}", b"a\nsecret\n")
+    (home / "own.csv").write_text("a\nsecret\n")
+    with curator.open_lake(f"{base}/lake", storage_options=s3_server.options) as lake:
+        lake.publish(lake.learn(str(home / "target.parquet"), **FAST | {"method": "dsir"}))
+    return base, s3_server.options, home
+
+
+@pytest.fixture(scope="module")
+def lake_in_bucket(bucket):
+    base, options, _ = bucket
+    with curator.open_lake(f"{base}/lake", storage_options=options) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("scheme", ["s3", "s3a"])
+@pytest.mark.parametrize("query", BUCKET_READS)
+def test_nothing_beyond_a_lake_in_a_bucket_can_be_read(lake_in_bucket, bucket, query, scheme):
+    base, _, home = bucket
+    with pytest.raises(UsageError):
+        lake_in_bucket.fetch(query.format(base=f"{scheme}{base.removeprefix('s3')}", home=home), confined=True)
+
+
+@pytest.mark.parametrize("query", KEYS)
+def test_the_keys_of_a_bucket_are_not_told(lake_in_bucket, bucket, query):
+    try:
+        told = str(lake_in_bucket.fetch(query, confined=True))
+    except UsageError as error:
+        told = str(error)
+    assert bucket[1]["secret"] not in told
+    assert bucket[1]["key"] not in told
+
+
+def test_a_lake_in_a_bucket_is_seen_after_all_that(lake_in_bucket):
+    query = "SELECT count(*), count(sample_weight), count(text) FROM samples"
+    assert lake_in_bucket.fetch(query, confined=True)[1] == [(72, 72, 72)]
