@@ -146,25 +146,32 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def python_with(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """`python_with("ray[data]")` is a Python with that package beside all that this one has, or with it `alone`.
+def python_with(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Path]]:
+    """`python_with("ray[data]")` is a Python with these packages beside all that this one has, or with them `alone`.
 
-    Needs a package index.
+    A `bare` package is installed without what it requires: pins that are not needed here, or a torch with CUDA. Needs a
+    package index; what was installed, up to 1.1 GB each, is removed at the end.
     """
+    folders = []
 
     @cache
-    def made(requirement: str, *, alone: bool = False) -> Path:
+    def made(*requirements: str, bare: str | None = None, alone: bool = False) -> Path:
         folder = tmp_path_factory.mktemp("venv")
+        folders.append(folder)
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         if not alone:
             (site,) = folder.glob("lib/*/site-packages")
             ours = [sysconfig.get_path("purelib"), str(Path(__file__).parents[1])]
             (site / "ours.pth").write_text("\n".join(ours))
-        if subprocess.run([folder / "bin" / "pip", "install", "--quiet", requirement], check=False).returncode:
-            pytest.skip(f"cannot install {requirement}")
+        for packages in (["--no-deps", bare] if bare else [], requirements):
+            install = [folder / "bin" / "pip", "install", "--quiet", *packages]
+            if packages and subprocess.run(install, check=False).returncode:
+                pytest.skip(f"cannot install {', '.join(packages)}")
         return folder / "bin" / "python"
 
-    return made
+    yield made
+    for folder in folders:
+        shutil.rmtree(folder)
 
 
 def _free_ports(number: int) -> list[int]:

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -88,6 +89,59 @@ def test_datasets_slices_by_what_axolotl_hands_to_it(lake, tmp_path):
     entries = yaml.safe_load((tmp_path / "out").read_text())["datasets"]
     parts = [library.load_dataset(each["path"], split=each["split"], cache_dir=str(tmp_path / "c")) for each in entries]
     assert token_shares(library.concatenate_datasets(parts)[:]) == pytest.approx(LEARNED, abs=0.02)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("llamafactory") is None, reason="needs llamafactory")
+def test_llama_factory_merges_by_it(lake, tmp_path, monkeypatch):
+    library = pytest.importorskip("datasets")
+    (root,) = importlib.util.find_spec("llamafactory").submodule_search_locations
+    for name in ("llamafactory", "llamafactory.data", "llamafactory.hparams", "llamafactory.extras"):
+        package = types.ModuleType(name)  # without what it imports for training
+        package.__path__ = [str(Path(root, *name.split(".")[1:]))]
+        monkeypatch.setitem(sys.modules, name, package)
+    from llamafactory.data.data_utils import merge_dataset
+    from llamafactory.hparams.data_args import DataArguments
+
+    run, folder = lake
+    export(run, "llama-factory", tmp_path / "out.yaml")
+    arguments = DataArguments(**yaml.safe_load((tmp_path / "out.yaml").read_text()))
+    parts = [
+        library.load_dataset(str(folder / name), split="train", cache_dir=str(tmp_path / "c"))
+        for name in arguments.dataset
+    ]
+    mixed = merge_dataset(parts, arguments, seed=0)
+    assert len(mixed) > 10_000
+    assert token_shares(mixed[:]) == pytest.approx(LEARNED, abs=0.05)
+
+
+def test_data_juicer_loads_what_it_keeps(lake, tmp_path, monkeypatch):
+    builder = pytest.importorskip("data_juicer.core.data.dataset_builder")
+    from jsonargparse import Namespace
+
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "c"))
+    run, folder = lake
+    for domain in LEARNED:
+        path = folder / domain / "train.parquet"
+        rows = pq.read_table(path)
+        pq.write_table(rows.append_column("text", pa.array(["x"] * rows.num_rows)), path)
+    export(run, "data-juicer", tmp_path / "out.yaml", places=f"{folder}/{{domain}}")
+    usual = {
+        "dataset_path": None,
+        "generated_dataset_config": None,
+        "validators": [],
+        "process": [],
+        "text_keys": "text",
+        "suffixes": None,
+        "add_suffix": False,
+        "np": 1,
+        "load_dataset_kwargs": None,
+        "data_probe_algo": "uniform",
+        "data_probe_ratio": 1.0,
+    }
+    settings = Namespace(**usual | yaml.safe_load((tmp_path / "out.yaml").read_text()))
+    mixed = builder.DatasetBuilder(settings, executor_type="default").load_dataset()
+    columns = {name: mixed[name] for name in ("length", "domain")}
+    assert token_shares(columns) == pytest.approx(LEARNED, abs=0.02)
 
 
 def test_olmo_core_selects_tokens_by_it(lake, tmp_path):
