@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from lake_cases import FAST
 
 pytest.importorskip("megatron.core", reason="needs the extra [train]")
 
+import curator
 from curator import demo_corpus
 from curator.config import RefreshConfig, load_config
 
@@ -25,6 +27,9 @@ IN_ORDER = (
     "settings",
 )  # fmt: skip
 """The guides; each finds in the lake what those before it left."""
+
+AS_THEY_STAND = ("look", "publish", "query", "select", "export")
+"""Guides whose commands are run; those of the others learn for long, need many devices, or a model of one's own."""
 
 
 def blocks(language, text=README):
@@ -59,6 +64,28 @@ def test_python_blocks_run(tmp_path):
 def test_python_blocks_of_the_guides_run(tmp_path):
     assert {path.stem for path in GUIDES.glob("*.md")} == set(IN_ORDER)
     run_in_order([code for name in IN_ORDER for code in blocks("python", guide(name))], tmp_path)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A lake with a version that is published, and a target."""
+    corpus = demo_corpus.build(tmp_path_factory.mktemp("small"))
+    with curator.open_lake(str(corpus.lake), text="text", domain="source") as lake:
+        lake.publish(lake.learn(str(corpus.target), **FAST))
+    return corpus
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "look")) for name in AS_THEY_STAND]
+)
+def test_console_blocks_of_the_guides_run(small, name, tmp_path):
+    commands = [command for block in blocks("console", guide(name)) for command in session_of(block)]
+    assert commands
+    for command in commands:
+        here = command.replace("s3://bucket/corpus/", str(small.lake)).replace("s3://bucket", str(small.lake.parent))
+        call = re.sub(r"^curator ", f"{sys.executable} -m curator ", here)
+        done = subprocess.run(call, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, f"{here}\n{done.stdout}\n{done.stderr}"
 
 
 def test_settings_of_readme_and_guides_are_those_that_there_are(tmp_path):
