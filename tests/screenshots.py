@@ -1,7 +1,7 @@
 """Pictures of the report on a lake's newest run: `python tests/screenshots.py curator-demo/lake FOLDER`.
 
-light.png and dark.png are as wide as a page, phone.png as a phone, of the whole report; top.png is what of it a screen
-shows first.
+light.png and dark.png are as wide as a page, phone.png as a phone, of the whole report; weights.png is of the charts
+of domain weights, as in the README.
 """
 
 import sys
@@ -16,7 +16,6 @@ SHOTS = {
     "light": {"width": 1100},
     "dark": {"width": 1100, "scheme": "dark"},
     "phone": {"width": 390, "height": 844},
-    "top": {"width": 1100, "height": 1130},
 }
 
 
@@ -32,7 +31,10 @@ def main(lake_url: str, folder: Path) -> None:
         with chromium.browser(program, Path(scratch, "profile")) as browser:
             for name, shown in SHOTS.items():
                 browser.open(page, **shown)
-                (folder / f"{name}.png").write_bytes(browser.screenshot(whole=name != "top"))
+                (folder / f"{name}.png").write_bytes(browser.screenshot())
+            browser.open(page, width=1100, height=610)
+            browser.evaluate("document.querySelector('#weights').scrollIntoView()")
+            (folder / "weights.png").write_bytes(browser.screenshot(whole=False))
 
 
 if __name__ == "__main__":
