@@ -254,6 +254,8 @@ def test_large_copies_are_not_kept():
 
     assert copies.fit(8_388_608, 4)  # 256 MiB in float32
     assert not copies.fit(8_388_609, 4)
+
+
 def refresh(folder, **settings):
     learn = sdk.LearnConfig.model_validate(FAST | {"rows": {"steps": 20, "max_rows": 230}})
     usual = {"verdicts": ["converged", "not converged"], "max_share_change": 1.0}
