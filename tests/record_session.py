@@ -21,7 +21,7 @@ COMMANDS = (
     "curator demo > demo.txt   # prints what is shown above, with figures of its own",
     "curator doctor curator-demo/lake",
     "curator init curator-demo/lake",
-    "curator plan curator-demo/lake --target curator-demo/target.parquet --calibration-steps 0",
+    "curator plan curator-demo/lake --target curator-demo/target.parquet",
     """curator sql curator-demo/lake \\
     "SELECT domain, avg(sample_weight) AS weight, count(*) AS rows FROM samples GROUP BY ALL ORDER BY weight DESC\"""",
     'curator sql curator-demo/lake "SELECT domain, left(text, 50) AS beginning FROM weighted_sample(3, 0)"',
