@@ -198,6 +198,7 @@ def _writer_options(
         "use_dictionary": dictionary,
         "column_encoding": encodings or None,
         "use_compliant_nested_type": compliant,
+        "store_decimal_as_integer": any(_is_integer_decimal(written.column(leaf)) for leaf in range(len(written))),
         **bloom_filter_options(bloom_filters, source.metadata, old_bloom_filters),
     }
 
@@ -208,8 +209,14 @@ def _codec_and_encodings(metadata: pq.FileMetaData, leaf: int) -> tuple[str, set
         chunk = metadata.row_group(group).column(leaf)
         if chunk.num_values:
             codec = str(chunk.compression).lower().split("_")[0]  # lz4_hadoop, lz4_raw → lz4
-            return {"uncompressed": "none", "lzo": DEFAULT_CODEC}.get(codec, codec), set(chunk.encodings)
+            # Arrow has no name for the first of the two lz4, as fastparquet writes it.
+            named = {"uncompressed": "none", "lzo": DEFAULT_CODEC, "unknown": "lz4"}
+            return named.get(codec, codec), set(chunk.encodings)
     return DEFAULT_CODEC, set()
+
+
+def _is_integer_decimal(column: pq.ColumnSchema) -> bool:
+    return column.logical_type.type == "DECIMAL" and column.physical_type in ("INT32", "INT64")
 
 
 def _bloom_filter_values(metadata: pq.FileMetaData, leaf: int) -> int:

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from connectors.store import Store, exists, staged_file, stat_object
 from curator.errors import ConfigError, UsageError
-from curator.places import would_be_file_of_lake
+from curator.places import real_path, would_be_file_of_lake
 
 if TYPE_CHECKING:
     from curator.lake import Lake
@@ -99,8 +99,8 @@ def check_place(lake: Lake, place: Store, *, overwrite: bool) -> None:
         UsageError: it is a file of the lake, or would be read as one.
     """
     local = Path(place.path) if place.is_local else None
-    inside = {lake.corpus.store.full_path(file.path) for file in lake.corpus.files}
-    if place.full_path() in inside or would_be_file_of_lake(lake.config.url, place):
+    inside = {real_path(lake.corpus.store, file.path) for file in lake.corpus.files}
+    if real_path(place) in inside or would_be_file_of_lake(lake.config.url, place):
         raise UsageError(
             f"{place.url} is a file of the lake {lake.url}, or would be read as one",
             hint="name a file elsewhere",

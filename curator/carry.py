@@ -1,10 +1,11 @@
 """The weights of a run for the lake as it is now, which need not be the lake that the run saw.
 
 The domain weights stay what they are, and so does what a row weighs within its domain; a row that came since weighs
-what the rows do that it repeats word for word, else what the run's scorer makes of its text, or where it has none, what
-its domain does in the mean. Row weights are scaled anew for the rows that are there, by `curator.weights.weight_table`,
-so that their mean is 1 and every domain has its share of the weighted tokens again. Rows that came since and stand in
-the target get no weight, as when the run was learned.
+what the rows do that it repeats word for word, else what the run's copies or its scorer make of it, or where it has
+none, what its domain did in the mean: all on the scale on which the run's own rows of a domain have mean 1. Row weights
+are scaled anew for the rows that are there, by `curator.weights.weight_table`, so that their mean is 1 and every domain
+has its share of the weighted tokens again. Rows that came since and stand in the target get no weight, as when the run
+was learned.
 
 Tokens of rows that the run has not seen are estimated from their bytes, by the tokens per byte of the rows of their
 domain that it has seen: no tokenizer is needed, and the text is read for the leak guard and the scorer alone.
@@ -28,26 +29,26 @@ from curator.weights import weight_table
 
 if TYPE_CHECKING:
     from curator.lake import Lake
-    from curator.run import Run
+    from curator.run import Run, Way
 
 _ROWS = """
 CREATE OR REPLACE TEMP TABLE carried_rows AS
 WITH seen AS (
     SELECT {id} AS id, any_value(num_tokens) AS num_tokens, avg(sample_weight) AS sample_weight
-    FROM run_samples GROUP BY 1)
-SELECT i.sample_id, i.domain, i.num_bytes, s.num_tokens, s.sample_weight
-FROM sample_index i LEFT JOIN seen s ON {indexed} = s.id
+    FROM run_samples GROUP BY 1),
+of_run AS (SELECT domain, sum(sample_weight * num_tokens) / sum(num_tokens) AS mean_weight FROM run_samples GROUP BY 1)
+SELECT i.sample_id, i.domain, i.num_bytes, s.num_tokens, s.sample_weight / nullif(r.mean_weight, 0) AS row_weight
+FROM sample_index i LEFT JOIN seen s ON {indexed} = s.id LEFT JOIN of_run r ON i.domain = r.domain
 WHERE i.usable AND list_contains($domains, i.domain)
 """
 _ESTIMATED = """
 WITH of_domain AS (
     SELECT domain, sum(num_tokens) FILTER (num_tokens IS NOT NULL) / sum(num_bytes) FILTER (num_tokens IS NOT NULL)
-    AS per_byte, sum(sample_weight * num_tokens) / sum(num_tokens) FILTER (num_tokens IS NOT NULL) AS mean_weight
-    FROM carried_rows GROUP BY domain),
+    AS per_byte FROM carried_rows GROUP BY domain),
 of_all AS (SELECT sum(num_tokens) / sum(num_bytes) AS per_byte FROM carried_rows WHERE num_tokens IS NOT NULL)
 SELECT sample_id, domain, coalesce(
     num_tokens, greatest(1, round(num_bytes * coalesce(d.per_byte, a.per_byte, 1)))::BIGINT) AS num_tokens,
-    coalesce(sample_weight / nullif(mean_weight, 0), 1)::DOUBLE AS row_weight, num_tokens IS NULL AS is_new
+    coalesce(row_weight, 1)::DOUBLE AS row_weight, num_tokens IS NULL AS is_new
 FROM carried_rows JOIN of_domain d USING (domain), of_all a ORDER BY sample_id
 """
 
@@ -57,13 +58,15 @@ class LakeWeights:
     """Weights for the rows of one snapshot of a lake; their identities hold.
 
     `samples` has the columns of `curator.weights.SCHEMA`, `domains` is the domain table as JSON. `is_carried` says
-    whether the run saw another snapshot.
+    whether the run saw another snapshot, `way` how rows that came since were weighed, one of the run's `ways_to_score`;
+    None if none came, or by their domain's mean.
     """
 
     snapshot_id: str
     samples: pa.Table
     domains: tuple[Mapping[str, Any], ...]
     is_carried: bool
+    way: Way | None = None
 
 
 def weights_now(lake: Lake, run: Run, texts: Sequence[str], on_progress: ProgressCallback) -> LakeWeights:
@@ -98,7 +101,8 @@ def weights_now(lake: Lake, run: Run, texts: Sequence[str], on_progress: Progres
         rows["row_weight"].to_numpy(),
     )
     domains = tuple(dataclasses.asdict(row) for row in table.domains)
-    return LakeWeights(snapshot_id=lake.snapshot_id, samples=table.samples, domains=domains, is_carried=True)
+    way = run.ways_to_score[0] if run.ways_to_score and pc.any(rows["is_new"]).as_py() else None
+    return LakeWeights(snapshot_id=lake.snapshot_id, samples=table.samples, domains=domains, is_carried=True, way=way)
 
 
 def _rows(lake: Lake, run: Run, own: pa.Table, texts: Sequence[str], on_progress: ProgressCallback) -> pa.Table:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+import xxhash
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save_file
@@ -35,7 +37,6 @@ from curator.sampler import RowSet
 from curator.scorer import Domains, places_in
 from curator.tokens import TokenCache, Tokenizer, parse_tokenizer, read_tokenizer
 from optim.backend import AdamWSettings, Backend, Copy, ModelSource
-from optim.errors import ModelError
 from optim.row_gaps import Floats, domain_means, spread, weight_ratios
 
 MAX_BYTES = 256 << 20
@@ -51,16 +52,18 @@ def fit(num_parameters: int, num_pairs: int) -> bool:
 
 
 def write_pair(backend: Backend, run_dir: Path, pair: int, *, is_writer: bool) -> None:
-    """Leave both copies of a pair in the run folder, wholly or not at all. Collective; one rank writes."""
+    """Leave both copies of a pair in the run folder, whole if it can be written. Collective; one rank writes."""
     tensors = {f"{copy}.{name}": tensor for copy in Copy for name, tensor in backend.parameters(copy)}
     if not is_writer:
         return
     folder = run_dir / PAIRS
-    folder.mkdir(exist_ok=True)
-    _write(folder / f"pair-{pair}.safetensors", tensors, {})
+    with suppress(OSError):  # a full disk ends a run where it matters, not here
+        folder.mkdir(exist_ok=True)
+        _write(folder / f"pair-{pair}.safetensors", tensors, {})
 
 
 def keep(
+    run_id: str,
     run_dir: Path,
     path: Path,
     measured: MeasuredRows,
@@ -73,11 +76,17 @@ def keep(
 ) -> dict[str, Any] | None:
     """Make one file of what the workers left of the pairs and of how gaps become weights; its figures for the record.
 
-    None if not all of the pairs were left. Arguments are those of the run.
+    None if the workers left none, or not all of them whole, or it cannot be written: what was measured stands without
+    it. Arguments are those of the run.
     """
     gaps, places = measured.gaps, measured.places
-    parts = [run_dir / PAIRS / f"pair-{pair}.safetensors" for pair in range(gaps.num_snapshots)]
-    if not all(part.exists() for part in parts):
+    tensors: dict[str, Tensor] = {}
+    try:
+        for pair in range(gaps.num_snapshots):
+            with safe_open(run_dir / PAIRS / f"pair-{pair}.safetensors", "pt") as found:
+                names = found.keys()
+                tensors |= {f"{pair}.{name}": found.get_tensor(name) for name in names}
+    except (OSError, SafetensorError):
         return None
     domain_R, tokens_R = np.asarray(corpus.domain)[places], np.asarray(corpus.num_targets)[places]
     width, num_domains = spread(gaps.mean_relative_R, tokens_R), len(corpus.domains)
@@ -87,14 +96,12 @@ def keep(
         "offset_D": _padded(domain_means(gaps.mean_R, domain_R, tokens_R), num_domains),
         "mean_ratio_D": np.where(is_measured_D, _padded(domain_means(ratio_R, domain_R, tokens_R), num_domains), 1.0),
     }
-    tensors = {name: torch.from_numpy(value) for name, value in values.items()}
-    for pair, part in enumerate(parts):
-        with safe_open(part, "pt") as found:
-            tensors |= {f"{pair}.{name}": found.get_tensor(name) for name in found.keys()}  # noqa: SIM118 - no mapping
+    tensors |= {name: torch.from_numpy(value) for name, value in values.items()}
     tokenizer = read_tokenizer(corpus.folder)
     settings = {
         "schema_version": SCHEMA_VERSION,
-        "num_pairs": len(parts),
+        "run_id": run_id,
+        "num_pairs": gaps.num_snapshots,
         "hf_config": dict(hf_config),
         "tokenizer": tokenizer.backend.to_str(),
         "boundary_id": tokenizer.boundary_id,
@@ -104,8 +111,12 @@ def keep(
         "width": width,
         "sharpness": sharpness,
     }
-    _write(path, tensors, {"curator": json.dumps(settings)})
-    return {"pairs": len(parts), "bytes": path.stat().st_size}
+    told = json.dumps(settings)
+    try:
+        _write(path, tensors, {"curator": told, "checksum": _checksum(told, tensors)})
+    except OSError:
+        return None
+    return {"pairs": gaps.num_snapshots, "bytes": path.stat().st_size}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +124,7 @@ class KeptCopies:
     """Weighs rows as the run weighed those that it measured; the models are made when the first row comes."""
 
     domains: tuple[str, ...]
-    data: bytes = field(repr=False)
+    data: bytes = field(repr=False)  # not tensors: torch would hand their memory to another process, not copy it
     settings: Mapping[str, Any] = field(repr=False)
     offset_D: Floats = field(repr=False)
     mean_ratio_D: Floats = field(repr=False)
@@ -149,25 +160,28 @@ class KeptCopies:
         return weight_N
 
     @staticmethod
-    def read(store: Store, path: str) -> KeptCopies:
-        """What `keep` wrote.
+    def read(store: Store, path: str, run_id: str) -> KeptCopies:
+        """What `keep` wrote for this run.
 
         Raises:
             InputError: there is none.
-            StorageError: it is damaged, or of another version of this package.
+            StorageError: it is damaged, of another run, or of another version of this package.
         """
         with translated():
             data = read_bytes(store, path)
         try:
-            settings = _settings(data)
+            told, checksum = _metadata(data)
+            settings: dict[str, Any] = json.loads(told)
             if settings["schema_version"] == SCHEMA_VERSION:
                 tensors = load(data)
+                if settings["run_id"] != run_id or _checksum(told, tensors) != checksum:
+                    raise ValueError(f"it is not what run {run_id} wrote")
                 return KeptCopies(
                     domains=tuple(settings["domains"]),
                     data=data,
                     settings=settings,
-                    offset_D=tensors["offset_D"].numpy(),
-                    mean_ratio_D=tensors["mean_ratio_D"].numpy(),
+                    offset_D=tensors["offset_D"].numpy().copy(),
+                    mean_ratio_D=tensors["mean_ratio_D"].numpy().copy(),
                 )
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise StorageError(
@@ -215,21 +229,25 @@ class KeptCopies:
             for copy in Copy:
                 prefix = f"{pair}.{copy}."
                 own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-                try:
-                    backend.assign(copy, own)
-                except ModelError as error:
-                    raise StorageError(
-                        f"the copies that the run kept are damaged ({one_line(error)})", hint="learn again"
-                    ) from error
+                backend.assign(copy, own)
             found.append(backend)
         return found
 
 
-def _settings(data: bytes) -> dict[str, Any]:
-    """Out of the header: a length of eight bytes, then JSON."""
+def _metadata(data: bytes) -> tuple[str, str]:
+    """The settings as text and the checksum, out of the header: a length of eight bytes, then JSON."""
     size = int.from_bytes(data[:8], "little")
-    values: dict[str, Any] = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["curator"])
-    return values
+    values: dict[str, str] = json.loads(data[8 : 8 + size])["__metadata__"]
+    return values["curator"], values["checksum"]
+
+
+def _checksum(told: str, tensors: Mapping[str, Tensor]) -> str:
+    """Of everything in the file: nothing else would tell that a weight is not what it was."""
+    digest = xxhash.xxh3_128(told.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"\0{name} {tuple(tensor.shape)} {tensor.dtype}\0".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _padded(value_D: Floats, num_domains: int) -> Floats:

@@ -155,7 +155,8 @@ def write_config(proposal: Proposal, path: Path, *, overwrite: bool = False) -> 
 
 def render(proposal: Proposal) -> str:
     """The configuration file's text."""
-    key = f"key = {toml_string(proposal.key)}" if proposal.key else '# key = "id"'
+    likeliest = next(iter(proposal.others.get("key", ())), "id")
+    key = f"key = {toml_string(proposal.key)}" if proposal.key else f"# key = {toml_string(likeliest)}"
     return f"""\
 # Lake Curator. Every key can also be set by the environment, e.g. CURATOR__LEARN__STEPS=500.
 # Columns are proposed from {proposal.num_looked_at:,} rows; check them, then `curator ingest` reads all.

@@ -932,7 +932,8 @@ class Lake:
 
         Raises:
             NotFoundError: nothing was published yet, or no such version.
-            UsageError: `out` is not empty, is not of an earlier call, or lies in the lake; or no row is selected.
+            UsageError: `out` is not empty, is not of an earlier call, or lies in the lake; or no row is selected, or a
+                mixture names a domain that the lake does not have.
             InputError: rows of the version have no id any more, since the lake's files have changed.
             StorageError: `out` cannot be written, or a published file is gone.
         """

@@ -225,6 +225,7 @@ def _weigh_rows(lake: Lake, begun: Begun, corpus: TokenCache, on_progress: Progr
         by_content=by_content,
     )
     kept = copies.keep(
+        begun.run_id,
         begun.folder,
         begun.folder / row_gaps.COPIES,
         measured,

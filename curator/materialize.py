@@ -30,9 +30,10 @@ from connectors.store import (
 )
 from curator.errors import InputError, StorageError, UsageError, one_line
 from curator.macros import TOKENS
+from curator.mixtures import check_domains
 from curator.parts import staging, write_parts
 from curator.progress import Progress, ProgressCallback
-from curator.selection import Quantiles, Selection, TokenBudget, TopK, WeightedSample
+from curator.selection import MixtureBudget, Quantiles, Selection, TokenBudget, TopK, WeightedSample
 
 if TYPE_CHECKING:
     from curator.lake import Lake
@@ -90,6 +91,9 @@ def materialize(
     """Write the selected rows of a version to `place`; see `Lake.materialize`."""
     old = _check_free(place, overwrite=overwrite)
     _check_ids(lake, version)
+    if isinstance(selection, MixtureBudget):
+        known = lake.sql("SELECT DISTINCT domain FROM samples ORDER BY 1", version=version.number).fetchall()
+        check_domains([domain for (domain,) in known], selection.shares, "the mixture")
     domains = _count(lake, selection, version)
     if not dry_run:
         if not domains:

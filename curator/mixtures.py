@@ -18,7 +18,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
@@ -180,13 +180,19 @@ def _of_run(lake: Lake, domains: Sequence[str], name: str | None, run_id: str) -
     )
 
 
-def _weights(domains: Sequence[str], values: Mapping[str, Any], source: str) -> tuple[float, ...]:
-    """The values in the order of `domains`, scaled to sum to 1; a domain without one gets 0."""
-    for domain, value in values.items():
+def check_domains(domains: Sequence[str], named: Iterable[str], source: str) -> None:
+    """Refuse a mixture of `source` that names a domain which is none of `domains`."""
+    for domain in named:
         if domain not in domains:
             near = difflib.get_close_matches(str(domain), domains, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"domains are {', '.join(map(repr, domains[:10]))}"
             raise ConfigError(f"{source} names domain {domain!r}, which the lake does not have", hint=hint)
+
+
+def _weights(domains: Sequence[str], values: Mapping[str, Any], source: str) -> tuple[float, ...]:
+    """The values in the order of `domains`, scaled to sum to 1; a domain without one gets 0."""
+    check_domains(domains, values, source)
+    for domain, value in values.items():
         if not _is_weight(value):
             raise ConfigError(
                 f"{source} gives domain {domain!r} the weight {value!r}", hint="it must be a number of at least 0"

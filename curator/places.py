@@ -52,12 +52,13 @@ def would_be_read_as_lake(root: Store, url: str, place: Store) -> bool:
     """Whether Parquet files below `place` would be listed as files of the lake at `url`."""
     if is_table(url):
         return False  # its log lists its files
-    local = Path(url.removeprefix("file://")).expanduser().absolute()
+    local = Path(url.removeprefix("file://")).expanduser().resolve()
     is_folder = local.is_dir() if root.is_local else not url.endswith(SUFFIXES) and not set(url) & set("*?[")
-    base = (str(local) if root.is_local and is_folder else root.full_path()).rstrip("/") + "/"
-    if type(place.fs) is not type(root.fs) or not (place.full_path() + "/").startswith(base):
+    base = (str(local) if root.is_local and is_folder else real_path(root)).rstrip("/") + "/"
+    path = real_path(place)
+    if type(place.fs) is not type(root.fs) or not (path + "/").startswith(base):
         return False
-    parts = place.full_path()[len(base) :].split("/")
+    parts = path[len(base) :].split("/")
     if any(part.startswith(("_", ".")) for part in parts):
         return False
     return is_folder or "**" in url  # else a single file, or a glob that stays in its folders
@@ -71,7 +72,14 @@ def would_be_file_of_lake(url: str, place: Store) -> bool:
     pattern = glob.path if glob else url.partition("://")[2]
     if place.is_local != (glob is not None or url.startswith("file://")):
         return False
-    return re.match(glob_translate(pattern.strip("/")), place.full_path().strip("/")) is not None
+    if place.is_local:
+        pattern = os.path.realpath(pattern)
+    return re.match(glob_translate(pattern.strip("/")), real_path(place).strip("/")) is not None
+
+
+def real_path(store: Store, path: str = "") -> str:
+    """The path of an object; on this machine without links and "..", by which a file has more names than one."""
+    return os.path.realpath(store.full_path(path)) if store.is_local else store.full_path(path)
 
 
 def remembered_columns(workdir: Path, destination: Store) -> dict[str, Any]:

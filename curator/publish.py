@@ -45,8 +45,9 @@ class Publication:
     """A version of the lake with weight columns.
 
     `created` is False when this run had been published for the same data before, and for a dry run. Rows without a
-    weight (`num_unweighted`) came after the run, or have no text; their three columns are null. Rows that the run
-    weighed and the lake lost since (`num_gone`) are missing from the mean of 1 and from their domain's share.
+    weight (`num_unweighted`) stand in the target, came after the run, or have no text; their three columns are null.
+    Rows that the run weighed and the lake lost since (`num_gone`) are missing from the mean of 1 and from their
+    domain's share.
     """
 
     version: int | None
@@ -207,7 +208,8 @@ def check_column_names(lake: Lake) -> None:
     if clash:
         raise InputError(
             f"{lake.url} has a column {clash[0]!r} already",
-            hint="rename it in the source files, publishing never overwrites a column",
+            hint="rename it in the source files, publishing never overwrites a column; or remove them, if they are "
+            "what `curator materialize` wrote",
         )
 
 

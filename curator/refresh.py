@@ -27,7 +27,7 @@ from curator.learn import RECORD
 from curator.places import JOB
 from curator.prepare import distinct_texts, find_goal, fingerprint, row_batch
 from curator.progress import ProgressCallback
-from curator.publish import publish
+from curator.publish import check_column_names, publish
 from curator.rules import Gate, Reason, changed_settings, check_gates, data_reasons, drift_from, settings_reasons
 from curator.tokens import TokenCache
 from curator.views import renew_views
@@ -92,7 +92,8 @@ class Refresh:
     `outcome` is "nothing" if there was nothing to do, "refused" if a gate kept it from publishing, or in a dry run
     would, else "planned" for a dry run. `version` is the newest one afterwards. `snapshot_in` names the lake's content
     that was read, `snapshot_out` the content that the newest version was made from. `weights_changed` says whether the
-    domain weights differ from those of the version before. `report` is the page about a run that was learned.
+    domain weights differ from those of the version before. `report` is the page about a run that was learned, `way` how
+    rows that came since the run were weighed (`Run.ways_to_score`): None if none came, or by their domain's mean.
     """
 
     outcome: Literal["nothing", "published", "refused", "planned"]
@@ -108,6 +109,7 @@ class Refresh:
     rows_read: int
     rows_written: int = 0
     weights_changed: bool = False
+    way: str | None = None
     seconds: float
     report: str | None = None
 
@@ -133,6 +135,7 @@ def plan(
         StorageError: its log is damaged, or the storage did not answer.
     """
     indexed = lake.ingest(on_progress)
+    check_column_names(lake)
     log = lake.connector.read_log()
     newest = log[-1] if log else None
     manifest = lake.connector.read_manifest(newest) if newest else None
@@ -188,9 +191,10 @@ def refresh(
     if found.action == "nothing":
         return job.ended("nothing", found)
     if dry_run:
-        gates = job.weigh(found, found.run)[1] if found.run and found.action == "publish" else ()
+        weights, gates = job.weigh(found, found.run) if found.run and found.action == "publish" else (None, [])
         passed = all(gate.passed for gate in gates)
-        return job.ended("planned" if passed else "refused", found, gates=tuple(gates))
+        way = weights and weights.way
+        return job.ended("planned" if passed else "refused", found, gates=tuple(gates), way=way)
     lake.check_destination()
     with hold(lake.destination, LOCK_FOLDER, seconds=60 * settings.lease_minutes) as lease:
         again = job.plan()  # another may have done it meanwhile
@@ -223,7 +227,7 @@ class _Job:
             told["report"] = run.report(run.run_dir / REPORT, overwrite=True).path
             told["rows_read"] += self.lake.ingest(self.tell).rows_indexed  # hours may have passed
         weights, gates = self.weigh(found, run)
-        told |= {"run": run, "gates": tuple(gates)}
+        told |= {"run": run, "gates": tuple(gates), "way": weights and weights.way}
         if weights is None or not all(gate.passed for gate in gates):
             return self.ended("refused", found, **told)
         lease.check()

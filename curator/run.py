@@ -124,7 +124,7 @@ class Run:
 
         "clusters": by the cluster that their text is nearest to. "text": by what a scorer expects of their text.
         "copies": under the copies that it kept, as those that it measured; the usual way if it measured all rows
-        and torch is installed.
+        and what it takes is installed.
         """
         if self.record.get("clusters"):
             return ("clusters",)
@@ -133,7 +133,7 @@ class Run:
         found: dict[Way, bool] = {"text": has_text, "copies": has_copies}
         ways = tuple(way for way, is_there in found.items() if is_there)
         measured_all = has_copies and self.record["rows"]["share"] == 1
-        return ways[::-1] if measured_all and find_spec("torch") else ways
+        return ways[::-1] if measured_all and not _missing_for_copies() else ways
 
     def scorer(self, way: Way | None = None) -> RowScorer:
         """What weighs rows in one of its `ways_to_score`, by default the usual one.
@@ -141,7 +141,7 @@ class Run:
         Raises:
             UsageError: the run has none, or not this one, and why.
             StorageError: it is gone or damaged, or of another version of this package.
-            MissingExtraError: the copies need torch, which is not installed.
+            MissingExtraError: the copies need packages that are not installed.
         """
         ways = self.ways_to_score
         if not ways:
@@ -195,11 +195,17 @@ def _read_scorer(way: Way, store: Store, home: str) -> RowScorer:
         from curator.scorer import Scorer
 
         return Scorer.read(store, f"{home}/{row_gaps.SCORER}")
-    if find_spec("torch") is None:
-        raise MissingExtraError("scoring by kept copies needs the package 'torch': pip install 'lake-curator[train]'")
+    if missing := _missing_for_copies():
+        raise MissingExtraError(
+            f"scoring by kept copies needs the package {missing[0]!r}", hint="pip install 'lake-curator[train]'"
+        )
     from curator.copies import KeptCopies
 
-    return KeptCopies.read(store, f"{home}/{row_gaps.COPIES}")
+    return KeptCopies.read(store, f"{home}/{row_gaps.COPIES}", home.rpartition("/")[2])
+
+
+def _missing_for_copies() -> list[str]:
+    return [name for name in ("torch", "safetensors", "tokenizers", "transformers") if find_spec(name) is None]
 
 
 def _interval(domain: Mapping[str, Any]) -> str:

@@ -140,6 +140,7 @@ def _print_refresh(done: Refresh, lake: str, *, dry_run: bool) -> None:
         print_(f"would {what}; nothing was written")
     elif done.outcome == "published":
         new = f", {done.num_new_rows:,} of them new since the weights were learned" if done.action == "publish" else ""
+        new += f" and weighed by {done.way}" if new and done.way else ""
         print_(
             console.printable(f"version {done.version}: {kept}, {done.rows_written:,} rows{new}, in {done.location}")
         )

@@ -141,10 +141,12 @@ def _selection(given: dict[str, float | int | None], mixture: Path | None, share
         "quantiles": (selection.Quantiles, "buckets"),
     }
     named = {name: value for name, value in given.items() if value is not None}
+    if mixture is not None and not named:
+        raise ConfigError("--mixture divides a --token-budget", hint="pass both")
     if len(named) != 1:
         options = ", ".join(f"--{name}" for name in kinds)
-        found = " and ".join(f"--{name}" for name in named) or "none"
-        raise ConfigError(f"one selection can be written, but {found} was given", hint=f"pass one of {options}")
+        found = f"{' and '.join(f'--{name}' for name in named)} were" if named else "none was"
+        raise ConfigError(f"one selection can be written, but {found} given", hint=f"pass one of {options}")
     ((name, value),) = named.items()
     kind, field = kinds[name]
     settings: dict[str, object] = {key: each for key, each in shared.items() if each is not None}

@@ -61,7 +61,10 @@ def publish(
         if newest != publication.version:
             print_(f"the newest is version {newest}; `curator rollback` goes back to version {publication.version}")
     if publication.num_unweighted:
-        print_(f"{publication.num_unweighted:,} rows have no weight: they came after the run, or have no text")
+        print_(
+            f"{publication.num_unweighted:,} rows have no weight: they stand in the target, came after the run, or "
+            "have no text"
+        )
     if publication.num_gone:
         print_(
             f"{publication.num_gone:,} rows that the run weighed are gone from the lake: the mean weight is not 1 "
@@ -183,8 +186,9 @@ def gc(
         stay = {v.restores: v.version for v in kept if v.restores and v.version not in removal.versions}
         for restored, by in stay.items():
             console.out().print(f"version {restored} stays, since version {by} restores it")
-    if dry_run and removal.versions:
-        console.out().print(f"files younger than {grace} would stay until a later collection (--grace)")
+    if removal.versions:
+        stay_until = f"{'would stay' if dry_run else 'stay'} until a later collection (--grace)"
+        console.out().print(f"files younger than {grace} {stay_until}")
     done = "would remove" if dry_run else "removed"
     console.out().print(f"{done} {len(removal.items)} items, {removal.size_bytes / 1e6:,.1f} MB, in {place}")
 

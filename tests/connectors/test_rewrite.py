@@ -6,6 +6,8 @@ import json
 import uuid
 
 import duckdb
+import fastparquet
+import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -279,6 +281,28 @@ def test_an_existing_column_is_replaced_in_its_place_when_asked(source, target):
     table = pa.table({"run": ["old"], "text": ["a"], "sample_weight": [["nested"]], "n": [[1]]})
     after = rewrite(source, put(source, "a.parquet", arrow(table)), target, replace={"run", "sample_weight"})
     assert after.read().to_pydict() == {"run": ["r1"], "text": ["a"], "sample_weight": [0.0], "n": [[1]]}
+
+
+@pytest.mark.parametrize("digits", [9, 18])
+def test_decimals_that_are_stored_as_integers_stay_so(source, target, digits):
+    """DuckDB stores them so, and those alone can be delta-encoded."""
+    table = pa.table({"price": pa.array([decimal.Decimal("1.25"), None], pa.decimal128(digits, 2)), "run": ["a", "b"]})
+    encoded = {"store_decimal_as_integer": True, "column_encoding": {"price": "DELTA_BINARY_PACKED"}}
+    data = arrow(table, use_dictionary=False, **encoded)
+    after = rewrite(source, put(source, "a.parquet", data), target, replace={"run"})
+    assert after.metadata.schema.column(0).physical_type == ("INT32" if digits == 9 else "INT64")
+    assert "DELTA_BINARY_PACKED" in after.metadata.row_group(0).column(0).encodings
+    assert after.read()["price"].equals(table["price"])
+
+
+def test_the_lz4_that_arrow_cannot_name_is_written_as_the_other(source, target, tmp_path):
+    frame = pd.DataFrame({"text": ["a", "b"] * 50, "run": ["x", "y"] * 50})
+    place = tmp_path / "lz4.parquet"
+    fastparquet.write(str(place), frame, compression="LZ4")
+    assert pq.read_metadata(place).row_group(0).column(0).compression == "UNKNOWN"
+    after = rewrite(source, put(source, "lz4.parquet", place.read_bytes()), target, replace={"run"})
+    assert after.read()["text"].to_pylist() == ["a", "b"] * 50
+    assert after.metadata.row_group(0).column(0).compression == "LZ4"
 
 
 def test_a_changed_source_is_a_conflict_and_nothing_appears(store):

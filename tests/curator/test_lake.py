@@ -131,6 +131,28 @@ def test_a_destination_that_would_become_rows_of_the_lake_is_refused(tmp_path, m
         assert lake.ingest().num_rows == report.num_rows
 
 
+@pytest.mark.parametrize("url", ["../lake", "link", "../lake/../lake/"])
+def test_a_lake_by_another_of_its_names_is_guarded_as_well(tmp_path, monkeypatch, url):
+    """By "..", as `curator init ../lake` writes it, and by a link; so is a place by another of its names."""
+    write_lake(tmp_path / "lake")
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "link").symlink_to(tmp_path / "lake")
+    monkeypatch.chdir(tmp_path / "work")
+    for inside in ("../lake/pub", "link/pub", str(tmp_path / "lake" / "pub")):
+        with pytest.raises(ConfigError, match="lies inside the lake"):
+            curator.open_lake(url, destination=inside)
+    with curator.open_lake(url) as lake:
+        lake.ingest()
+        for name in ("../lake/new.parquet", "link/north.parquet"):
+            with pytest.raises(UsageError, match="lies inside the lake"):
+                lake.save("SELECT 1 AS one", name)
+    with curator.open_lake("../lake/*.parquet", text="text", domain="domain") as lake:
+        lake.ingest()
+        for name in ("link/new.parquet", str(tmp_path / "lake" / "north.parquet")):
+            with pytest.raises(UsageError, match="is a file of the lake"):
+                lake.save("SELECT 1 AS one", name, overwrite=True)
+
+
 # ingesting --------------------------------------------------------------------------------------------------------
 
 

@@ -377,6 +377,9 @@ def test_buckets_are_domains_of_a_blend(lake, tmp_path):
 def test_the_command_writes_what_the_call_does(folder, tmp_path):
     (tmp_path / "mixture.json").write_text(json.dumps({DOMAINS[0]: 0.75, DOMAINS[1]: 0.25}))
     asked = ["materialize", folder / "lake", "--out", tmp_path / "out", "--token-budget", 1000, "--mixture"]
+    (tmp_path / "wrong.json").write_text(json.dumps({DOMAINS[0]: 0.75, "wep": 0.25}))
+    said = "the mixture names domain 'wep', which the lake does not have; did you mean 'web'?"
+    assert refusal(curator_command(tmp_path, *asked, tmp_path / "wrong.json"), 2) == said
     asked.append(tmp_path / "mixture.json")
     planned = values_of(curator_command(tmp_path, *asked, "--dry-run", "--json"))
     assert not (tmp_path / "out").exists()
@@ -393,7 +396,8 @@ def test_the_command_writes_what_the_call_does(folder, tmp_path):
     ("options", "said"),
     [
         ([], "none was given"),
-        (["--curated", 1, "--top-k", 0.1], "--curated and --top-k was given"),
+        (["--mixture", "a.json"], "--mixture divides a --token-budget"),
+        (["--curated", 1, "--top-k", 0.1], "--curated and --top-k were given"),
         (["--curated", 1, "--seed", 1], "--seed means nothing to --curated"),
         (["--curated", 1, "--mixture", "a.json"], "--mixture divides a --token-budget"),
         (["--top-k", 7], "above 0 and at most 1"),

@@ -1,5 +1,6 @@
 """Half of the rows of one domain are damaged: a run and a refresh, which know nothing of it, weigh them down."""
 
+import importlib.util
 import random
 import re
 import shutil
@@ -14,11 +15,17 @@ from lake_cases import sentences, write_rows, write_target
 import curator as sdk
 from curator import row_gaps
 from curator.carry import weights_now
-from curator.errors import InputError, StorageError, UsageError
+from curator.errors import InputError, MissingExtraError, StorageError, UsageError
 from curator.progress import silent
+from curator.row_gaps import MeasuredRows
 from curator.rules import changed_settings
+from curator.tokens import TokenCache
+from optim.row_gaps import RowGaps
 
 pytest.importorskip("megatron.core", reason="needs the extra [train]")
+
+import torch
+from safetensors.torch import save_file
 
 
 def damaged(text, rng):
@@ -78,8 +85,7 @@ def test_damaged_rows_weigh_less_than_the_sound_ones_of_their_domain(tmp_path):
     factor = seen["sample_weight"] / seen["before"]  # the worth of a row within its domain is kept
     assert factor.to_numpy() == pytest.approx(factor.mean(), rel=1e-5)
     assert factor.std() < 1e-5 < seen["sample_weight"].std()
-    known = everything.join(new, on="sample_id", how="anti")  # repeats of rows that were seen are as good as seen
-    mean = (known["sample_weight"] * known["num_tokens"]).sum() / known["num_tokens"].sum()
+    mean = (seen["sample_weight"] * seen["num_tokens"]).sum() / seen["num_tokens"].sum()  # of the run's own rows
     assert new["sample_weight"].to_numpy() == pytest.approx(mean, rel=1e-5)
     is_sound = rows["is_sound"].to_numpy()
     assert auc(rows["sample_weight"].to_numpy(), is_sound) > 0.95
@@ -222,16 +228,45 @@ def test_rows_that_came_later_are_compared_under_the_kept_copies(whole, tmp_path
     assert ratio.to_numpy() == pytest.approx(ratio.mean(), rel=1e-3)
 
 
+def test_carried_rows_of_a_domain_are_on_one_scale(whole, tmp_path):
+    """Whatever repeats came and whatever left: measured and predicted rows stand to each other as scored ones do."""
+    lake, run = whole
+    heaviest = lake.sql(
+        "SELECT text FROM samples WHERE domain = 'north' ORDER BY sample_weight DESC LIMIT 1"
+    ).fetchall()
+    write_rows(tmp_path / "lake" / "repeats.parquet", text=[heaviest[0][0]] * 200, domain=["north"] * 200)
+    (tmp_path / "lake" / "south.parquet").unlink()
+    half = pl.read_parquet(tmp_path / "lake" / "north.parquet").filter(pl.col("is_sound"))
+    half.write_parquet(tmp_path / "lake" / "north.parquet")
+    lake.ingest()
+    lake.score(run, tmp_path / "out", way="text")
+    scored = pl.read_parquet(tmp_path / "out" / "**" / "*.parquet").filter(pl.col("domain") == "north")
+    assert sorted(scored["origin"].unique()) == ["measured", "predicted"]
+    by_text = lake.run(run.run_id)
+    del by_text.record["rows"]["copies"]
+    carried = pl.from_arrow(weights_now(lake, by_text, [], silent).samples).join(scored, on="sample_id")
+    ratio = carried["sample_weight"] / carried["row_weight"]
+    assert len(ratio) == 80 + 60 + 200
+    assert ratio.to_numpy() == pytest.approx(ratio.mean(), rel=1e-5)
+
+
 def test_copies_that_are_damaged_are_told(whole):
     lake, run = whole
     place = lake.workdir / "runs" / run.run_id / row_gaps.COPIES
     whole_file = place.read_bytes()
     size = int.from_bytes(whole_file[:8], "little")
+    flipped = bytearray(whole_file)
+    flipped[-100] ^= 1
     newer = whole_file.replace(b'\\"schema_version\\": 1', b'\\"schema_version\\": 2')
-    assert newer != whole_file
+    other = whole_file.replace(run.run_id.encode(), run.run_id[:-1].encode() + b"_")
+    swapped = whole_file.replace(b'\\"north\\", \\"south\\"', b'\\"south\\", \\"north\\"')
+    assert whole_file not in (newer, other, swapped)
     for content, told in (
         (whole_file[:100], "copies.safetensors is damaged"),
         (whole_file[: 8 + size], "copies.safetensors is damaged"),
+        (bytes(flipped), f"copies.safetensors is damaged (ValueError: it is not what run {run.run_id} wrote)"),
+        (other, f"it is not what run {run.run_id} wrote"),
+        (swapped, f"it is not what run {run.run_id} wrote"),
         (newer, "written by another Lake Curator (schema_version 2, this one reads 1)"),
     ):
         place.write_bytes(content)
@@ -240,6 +275,42 @@ def test_copies_that_are_damaged_are_told(whole):
     place.unlink()
     with pytest.raises(InputError, match=r"copies\.safetensors"):
         run.scorer()
+
+
+@pytest.mark.parametrize("missing", ["torch", "safetensors", "tokenizers", "transformers"])
+def test_a_machine_without_what_copies_take_reads_the_text(whole, missing, monkeypatch):
+    _, run = whole
+    there = importlib.util.find_spec
+    monkeypatch.setattr("curator.run.find_spec", lambda name: None if name == missing else there(name))
+    assert run.ways_to_score == ("text", "copies")
+    with pytest.raises(MissingExtraError, match=f"needs the package '{missing}'"):
+        run.scorer("copies")
+
+
+def test_a_run_stands_without_copies_that_were_damaged(whole, tmp_path):
+    from curator import copies
+
+    _, run = whole
+    folder = tmp_path / "run" / "pairs"
+    folder.mkdir(parents=True)
+    corpus = TokenCache.open(next((run.lake.workdir / "tokens").glob("*/corpus")))
+    gaps = RowGaps.none(2)
+    for _ in range(2):
+        gaps = gaps.added(np.ones(2), np.ones(2), corpus.domain[:2], corpus.num_targets[:2])
+    measured = MeasuredRows(places=np.arange(2), gaps=gaps)
+
+    def kept():
+        place = tmp_path / "kept"
+        return copies.keep(
+            "r", folder.parent, place, measured, corpus, {}, sequence_length=8, reliability=1, sharpness=1
+        )
+
+    assert kept() is None
+    for pair in range(2):
+        save_file({"model.a": torch.ones(3)}, folder / f"pair-{pair}.safetensors")
+    assert kept()["pairs"] == 2
+    (folder / "pair-1.safetensors").write_bytes(b"cut off")
+    assert kept() is None
 
 
 def test_what_a_run_cannot_score_by_is_told(whole):
@@ -273,7 +344,7 @@ def refreshed_once(tmp_path_factory):
     write_rows(folder / "lake" / "south.parquet", **south)
     write_target(folder / "target.parquet")
     first = refresh(folder)
-    assert (first.outcome, first.action, first.version) == ("published", "learn", 1)
+    assert (first.outcome, first.action, first.version, first.way) == ("published", "learn", 1, None)
     return folder
 
 
@@ -288,6 +359,7 @@ def test_a_refresh_publishes_weights_of_new_rows_by_their_text(refreshed):
     write_rows(refreshed / "lake" / "new.parquet", text=new, domain=["north"] * 60, is_sound=is_sound)
     second = refresh(refreshed)
     assert (second.outcome, second.action, second.version, second.num_new_rows) == ("published", "publish", 2, 60)
+    assert second.way == "text"
     rows = pl.read_parquet(Path(second.location) / "**" / "new*.parquet")
     assert auc(rows["sample_weight"].to_numpy(), rows["is_sound"].to_numpy()) > 0.9
     with sdk.open_lake(str(refreshed / "lake")) as lake:
