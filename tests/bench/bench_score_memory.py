@@ -1,10 +1,10 @@
-"""Peak memory of `Lake.score` on a lake that grows from one gigabyte of text to ten.
+"""Peak memory of `Lake.ingest` and `Lake.score` on a lake that grows from one gigabyte of text to ten.
 
 Run: python tests/bench/bench_score_memory.py [--gigabytes 1,10]
 
 A run of few steps learns on a small file, then the lake grows: files of 100 MB of text, slices of shuffled
-documentation of the Python standard library, as Parquet (zstd). Each size is ingested and scored by text, by one
-process of its own, whose peak memory is compared with that of the first size; shards that are there are left.
+documentation of the Python standard library, as Parquet (zstd). Each size is ingested and then scored by text, each by
+a process of its own, whose peak memory is compared with that of the first size; shards that are there are left.
 It needs the extra [train], and 2 GB of disk for 10 GB of text.
 """
 
@@ -69,17 +69,17 @@ def learned(lake: Path, parts: Sequence[str]) -> str:
         return opened.learn(str(target), **_LEARN).run_id
 
 
-def measured(lake: Path, run_id: str, out: Path) -> tuple[int, float, float]:
-    """Rows that were scored, seconds, and peak memory in MiB, of a process of its own."""
+def measured(lake: Path, run_id: str | None, out: Path) -> tuple[int, float, float]:
+    """Rows that were ingested, or by a run scored, seconds, and peak memory in MiB, of a process of its own."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_measure, (str(lake), run_id, str(out)))
 
 
-def _measure(lake: str, run_id: str, out: str) -> tuple[int, float, float]:
+def _measure(lake: str, run_id: str | None, out: str) -> tuple[int, float, float]:
     started = time.monotonic()
     with curator.open_lake(lake) as opened:
-        done = opened.score(run_id, out, way="text")
-    return done.num_rows, time.monotonic() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        num_rows = opened.score(run_id, out, way="text").num_rows if run_id else opened.ingest().rows_indexed
+    return num_rows, time.monotonic() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def main() -> None:
@@ -87,7 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--gigabytes", type=lambda text: [float(part) for part in text.split(",")], default=[1, 10])
     with tempfile.TemporaryDirectory() as folder:
-        lake, first = Path(folder) / "lake", 0.0
+        lake, first = Path(folder) / "lake", dict[str, float]()
         lake.mkdir()
         parts = paragraphs()
         run_id, num_files = learned(lake, parts), 0
@@ -95,13 +95,14 @@ def main() -> None:
             while num_files * _FILE_BYTES < gigabytes * 1e9:
                 num_files += 1
                 write_rows(lake / f"more-{num_files}.parquet", rows(parts[::2], 1 + num_files, _FILE_BYTES))
-            num_rows, taken, peak = measured(lake, run_id, Path(folder) / "out")
-            first = first or peak
-            print(
-                f"{gigabytes:g} GB of text: peak {peak:,.0f} MiB, {peak / first:.2f} × that of the first size; "
-                f"{num_rows:,} rows ingested and scored in {taken:,.0f} s",
-                flush=True,
-            )
+            for what, run in (("ingest", None), ("score", run_id)):
+                num_rows, taken, peak = measured(lake, run, Path(folder) / "out")
+                first.setdefault(what, peak)
+                print(
+                    f"{gigabytes:g} GB of text, {what}: peak {peak:,.0f} MiB, {peak / first[what]:.2f} × that of the "
+                    f"first size; {num_rows:,} rows in {taken:,.0f} s",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":
