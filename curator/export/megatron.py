@@ -44,7 +44,7 @@ def _check(place: str) -> None:
     if not place or any(char.isspace() for char in place):
         raise ConfigError(
             f"the prefix {place!r} has white space or is empty, which the blend file cannot hold",
-            hint="rename the data",
+            hint="rename the data; --places may be a JSON file of {domain: place}",
         )
     if place.endswith((".bin", ".idx")):
         raise ConfigError(f"the prefix {place!r} must not end in .bin or .idx: Megatron adds those itself")

@@ -112,7 +112,8 @@ def _headline(found: Findings) -> tuple[str, Tone]:
     begun, is_settled = _BEGUN[found.status], found.status == "converged"
     begun = begun.format("settled" if found.is_stepwise else "were found")
     if found.judgement in _REFUTED:
-        return f"{begun}, but the newest comparison found {_REFUTED[found.judgement]}", "bad"
+        link = "but" if is_settled else "and"
+        return f"{begun}, {link} the newest comparison found {_REFUTED[found.judgement]}", "bad"
     if found.is_useful:
         beaten = "those of the prior" if found.is_taken else "those of equal parts of all domains"
         link = "and" if is_settled else "but"
