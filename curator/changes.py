@@ -84,7 +84,7 @@ def find_changes(
                 num_rows=count,
                 num_new=new.get(name, 0),
                 domain_weight=learned.get(name),
-                drift=drift.get(name),
+                drift=drift.get(name) if new.get(name) else None,  # what the run left out as leaks is no news
             )
             for name, count in counts.items()
         ),

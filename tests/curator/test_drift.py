@@ -170,6 +170,20 @@ def test_what_was_found_is_kept_for_the_next_look_at_the_same_rows(grown, monkey
     assert second != first
 
 
+def test_rows_that_the_run_left_out_as_leaks_are_no_drift(grown):
+    write_rows(grown / "lake" / "other.parquet", text=sentences("pqrst", 40), domain=["north"] * 40)
+    record = next((grown / "lake" / "_curator" / "runs").glob("*/run.json"))
+    for left_out, is_drift in ((40, False), (39, True)):
+        values = json.loads(record.read_text())
+        values["leaks"] |= {"by_domain": {"north": left_out}, "num_exact": left_out}
+        record.write_text(json.dumps(values))
+        with curator.open_lake(str(grown / "lake")) as lake:
+            lake.ingest()
+            found = lake.status(str(grown / "target.parquet"), learn=LearnConfig(**FAST))
+        [north] = [state for state in found.changes.domains if state.domain == "north"]
+        assert (north.num_new, north.drift is not None) == (40 - left_out, is_drift)
+
+
 def test_a_run_of_before_its_rows_looks_were_kept_is_refreshed_as_ever(grown):
     record = next((grown / "lake" / "_curator" / "runs").glob("*/run.json"))
     values = json.loads(record.read_text())
