@@ -46,8 +46,8 @@ _LOGITS = 1 << 22
 """At a time: 16 MB of them, which is faster than 64 MB by a tenth, and 256 MB by half (`tiny`, one core)."""
 
 
-def fit(num_parameters: int, num_pairs: int) -> bool:
-    """Whether the copies of a model of that size are small enough to be kept, in float32."""
+def are_small(num_parameters: int, num_pairs: int) -> bool:
+    """Whether the copies of a model of that size, in float32, are small enough to be kept."""
     return len(Copy) * 4 * num_parameters * num_pairs <= MAX_BYTES
 
 
@@ -92,9 +92,10 @@ def keep(
     width, num_domains = spread(gaps.mean_relative_R, tokens_R), len(corpus.domains)
     ratio_R = weight_ratios(reliability * gaps.mean_relative_R, width, sharpness=sharpness)
     is_measured_D = np.bincount(domain_R, minlength=num_domains) > 0
-    values = {
-        "offset_D": _padded(domain_means(gaps.mean_R, domain_R, tokens_R), num_domains),
-        "mean_ratio_D": np.where(is_measured_D, _padded(domain_means(ratio_R, domain_R, tokens_R), num_domains), 1.0),
+    offset_D, mean_ratio_D = (_padded(domain_means(x, domain_R, tokens_R), num_domains) for x in (gaps.mean_R, ratio_R))
+    values = {  # a domain none of whose rows was measured is taken for all of them together, as the scorer does
+        "offset_D": np.where(is_measured_D, offset_D, np.average(gaps.mean_R, weights=tokens_R)),
+        "mean_ratio_D": np.where(is_measured_D, mean_ratio_D, 1.0),
     }
     tensors |= {name: torch.from_numpy(value) for name, value in values.items()}
     tokenizer = read_tokenizer(corpus.folder)

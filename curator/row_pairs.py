@@ -112,7 +112,7 @@ class RowPairs:
     def _measure(self, backend: Backend, step: int) -> None:
         """Take the losses of the rows under the copies, and leave these for rows that come later."""
         learn = self._learn
-        if learn.rows.keep_copies and copies.fit(backend.info.num_parameters, len(self._starts)):
+        if learn.rows.keep_copies and copies.are_small(backend.info.num_parameters, len(self._starts)):
             pair, is_writer = self._gaps.num_snapshots, dist.get_rank() == 0
             copies.write_pair(backend, self._run_dir, pair, is_writer=is_writer)
         losses = []

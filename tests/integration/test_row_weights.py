@@ -13,6 +13,7 @@ import pytest
 from lake_cases import sentences, write_rows, write_target
 
 import curator as sdk
+from connectors.store import open_store
 from curator import row_gaps
 from curator.carry import weights_now
 from curator.errors import InputError, MissingExtraError, StorageError, UsageError
@@ -294,10 +295,10 @@ def test_a_run_stands_without_copies_that_were_damaged(whole, tmp_path):
     folder = tmp_path / "run" / "pairs"
     folder.mkdir(parents=True)
     corpus = TokenCache.open(next((run.lake.workdir / "tokens").glob("*/corpus")))
-    gaps = RowGaps.none(2)
+    gaps, places = RowGaps.none(2), np.flatnonzero(corpus.domain == 0)[:2]
     for _ in range(2):
-        gaps = gaps.added(np.ones(2), np.ones(2), corpus.domain[:2], corpus.num_targets[:2])
-    measured = MeasuredRows(places=np.arange(2), gaps=gaps)
+        gaps = gaps.added(np.ones(2), np.ones(2), corpus.domain[places], corpus.num_targets[places])
+    measured = MeasuredRows(places=places, gaps=gaps)
 
     def kept():
         place = tmp_path / "kept"
@@ -309,6 +310,8 @@ def test_a_run_stands_without_copies_that_were_damaged(whole, tmp_path):
     for pair in range(2):
         save_file({"model.a": torch.ones(3)}, folder / f"pair-{pair}.safetensors")
     assert kept()["pairs"] == 2
+    read = copies.KeptCopies.read(open_store(str(tmp_path)), "kept", "r")
+    assert read.offset_D.tolist() == [1, 1]  # of the second domain no row was measured
     (folder / "pair-1.safetensors").write_bytes(b"cut off")
     assert kept() is None
 
@@ -323,8 +326,8 @@ def test_what_a_run_cannot_score_by_is_told(whole):
 def test_large_copies_are_not_kept():
     from curator import copies
 
-    assert copies.fit(8_388_608, 4)  # 256 MiB in float32
-    assert not copies.fit(8_388_609, 4)
+    assert copies.are_small(8_388_608, 4)  # 256 MiB in float32
+    assert not copies.are_small(8_388_609, 4)
 
 
 def refresh(folder, **settings):
