@@ -125,6 +125,39 @@ def ablation_table(values: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def write_transfer(experiment: str, compared: Mapping[str, Comparison], runs: Mapping[str, Sequence[Run]]) -> Path:
+    """Write the record of models trained on each other's weights, and say where it is."""
+    trained = {}
+    for name, comparison in compared.items():
+        results = [{k: v for k, v in row.items() if k != "run_id"} for row in comparison.to_json()["results"]]
+        trained[name] = {"tokens": comparison.tokens, "test_rows": comparison.num_test_rows, "results": results}
+    values = {
+        "experiment": experiment,
+        **provenance(),
+        "seeds": next(iter(compared.values())).compare["seeds"],
+        "trained": trained,
+        "runs": {model: [_run(run) for run in own] for model, own in runs.items()},
+    }
+    place = FOLDER / "transfer" / f"{experiment}.json"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return place
+
+
+def transfer_table(values: Mapping[str, Any]) -> str:
+    """A model that was trained, on weights by each: regret is its loss less that on its own weights."""
+    lines = ["| trained | weights by | test loss | difference to uniform, 95 % interval | regret |", "|---" * 5 + "|"]
+    for name, found in values["trained"].items():
+        ranked = sorted(found["results"], key=lambda result: result["test_loss"])
+        own = next((result["test_loss"] for result in ranked if result["mixture"] == name), None)
+        for result in ranked:
+            is_reference = result["judgement"] == "reference"
+            difference = "" if is_reference else f"{short(result['difference'])} {interval(result)}"
+            regret = "" if own is None else short(result["test_loss"] - own)
+            lines.append(f"| {name} | {result['mixture']} | {result['test_loss']:.3f} | {difference} | {regret} |")
+    return "\n".join(lines)
+
+
 def mean_weights(values: Mapping[str, Any], method: str = "scalebio") -> dict[str, float]:
     """Over the seeds, largest first."""
     runs = [run["weights"] for run in values["runs"][method]]

@@ -1,26 +1,30 @@
 """Do weights learned with one model serve another? Weights by each model, and models of each kind trained on them.
 
-Run: python tests/bench/experiments/transfer.py [--models tiny,gpt2,small] [--experiment domains] [--seeds 2]
+Run: python tests/bench/experiments/transfer.py [--models tiny,gpt2,small] [--trained …] [--experiment domains]
 
-Weights are learned with every model by the default procedure. Then every model is trained on the weights of each, and
-the regret is what it loses by not using its own: test loss on the other's weights less that on its own, nats per token.
-Runs and trainings of `run.py` in the same work folder are used again.
+Weights are learned with every model by the default procedure. Then every model of `--trained`, which are the same
+unless named, is trained on the weights of each, and the regret is what it loses by not using its own: test loss on the
+other's weights less that on its own, nats per token. Runs and trainings of `run.py` in the same work folder are used
+again.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from lakes import BUILDERS, is_ready
+from results import transfer_table, write_transfer
 from run import DEFAULT_TOKENS_PER_STEP, TOKENS_PER_STEP, Teller, budget_tokens, learned
 
 import curator
 from curator.comparison import Comparison
 from curator.run import Run
 from curator.tokens import read_tokenizer
+from optim.launch import device_count
 
 LEARNING_RATE = 4e-3
 """Of the gpt2, which starts from scratch as the presets do."""
@@ -37,27 +41,22 @@ def main() -> int:
     settings: dict[str, dict[str, Any]] = {}
     runs: dict[str, list[Run]] = {}
     with curator.open_lake(str(folder / "lake"), text="text", domain="domain") as lake:
-        for name in arguments.models:
+        told = {"weights": {"budget_tokens": budget_tokens(arguments.experiment)}}
+        for name in dict.fromkeys((*arguments.models, *arguments.trained)):
             settings[name] = _settings(name, folder)
-            settings[name]["weights"] = {"budget_tokens": budget_tokens(arguments.experiment)}
-            runs[name] = learned(lake, folder, "scalebio", arguments.seeds, **settings[name])
-        compared = {name: _compare(lake, folder, runs, arguments, over) for name, over in settings.items()}
-    print("| trained | weights by | test loss | difference to uniform | regret |")
-    print("|---|---|---|---|---|")
-    for name, comparison in compared.items():
-        own = comparison[name].test_loss
-        for result in comparison.ranked:
-            print(
-                f"| {name} | {result.mixture} | {result.test_loss:.3f} | {result.difference:+.3f} "
-                f"[{result.difference_low:+.3f}, {result.difference_high:+.3f}] | {result.test_loss - own:+.3f} |"
-            )
+            if name in arguments.models:
+                runs[name] = learned(lake, folder, "scalebio", arguments.seeds, **settings[name], **told)
+        compared = {name: _compare(lake, folder, runs, arguments, settings[name]) for name in arguments.trained}
+    place = write_transfer(arguments.experiment, compared, runs)
+    print(transfer_table(json.loads(place.read_text(encoding="utf-8"))))
+    print(f"recorded in {place}")
     return 0
 
 
 def _settings(name: str, folder: Path) -> dict[str, Any]:
     if name != "gpt2":
         return {"model": name}
-    return {"model": str(_gpt2(folder)), "learning_rate": LEARNING_RATE, "data_parallel": 2}
+    return {"model": str(_gpt2(folder)), "learning_rate": LEARNING_RATE, "data_parallel": min(2, device_count("cpu"))}
 
 
 def _gpt2(folder: Path) -> Path:
@@ -88,14 +87,14 @@ def _compare(
     over: dict[str, Any],
 ) -> Comparison:
     tell = Teller(f"compare {over['model']}")
-    trained = {key: value for key, value in over.items() if key not in ("data_parallel", "weights")}
+    trained = {key: value for key, value in over.items() if key != "data_parallel"}
     comparison = lake.compare(
         *(f"{name}={','.join(run.run_id for run in found)}" for name, found in runs.items()),
         target=str(folder / "target.parquet"),
         test=str(folder / "test.parquet"),
         seeds=arguments.seeds,
         tokens_per_step=TOKENS_PER_STEP.get(arguments.experiment, DEFAULT_TOKENS_PER_STEP),
-        at_once=2,
+        at_once=min(2, device_count("cpu")),
         on_progress=tell,
         **trained,
     )
@@ -106,10 +105,13 @@ def _compare(
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--models", type=lambda text: text.split(","), default=["tiny", "gpt2", "small"])
+    parser.add_argument("--trained", type=lambda text: text.split(","), help="models to train (default: --models)")
     parser.add_argument("--experiment", choices=BUILDERS, default="domains")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path("bench-work"))
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    arguments.trained = arguments.trained or arguments.models
+    return arguments
 
 
 if __name__ == "__main__":
