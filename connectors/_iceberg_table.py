@@ -1,7 +1,6 @@
 """An Iceberg table as the package pyiceberg reads and writes it; only this and `_iceberg_catalog` import it."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -30,6 +29,7 @@ from connectors._table import OURS, Table
 from connectors.errors import ConflictError, UnsupportedError
 from connectors.parquet import ParquetFile
 from connectors.store import Store, leads_out
+from connectors.threads import REMOTE_THREADS, in_threads
 
 FIELD_ID = b"PARQUET:field_id"
 _DOC = f"published by {OURS}"
@@ -49,7 +49,6 @@ _COLUMN_STATS = (
     "upper_bounds",
 )
 _NOT_OURS = -1
-_MANIFEST_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -95,9 +94,10 @@ def read_files(store: Store, table: Table, snapshot_id: int | None = None) -> li
     snapshot = table.current_snapshot() if snapshot_id is None else table.snapshot_by_id(snapshot_id)
     if snapshot is None:
         return []
-    with iceberg_errors(store.url, table.io.properties), ThreadPoolExecutor(_MANIFEST_THREADS) as pool:
-        manifests = pool.map(lambda manifest: manifest.fetch_manifest_entry(table.io), snapshot.manifests(table.io))
-        entries = [entry.data_file for manifest in manifests for entry in manifest]
+    with iceberg_errors(store.url, table.io.properties):
+        manifests = snapshot.manifests(table.io)
+        read = in_threads(lambda manifest: manifest.fetch_manifest_entry(table.io), manifests, REMOTE_THREADS)
+        entries = [entry.data_file for manifest in read for entry in manifest]
     if num_deletes := sum(entry.content != DataFileContent.DATA for entry in entries):
         raise UnsupportedError(
             f"the Iceberg table {store.url} has {num_deletes} delete file(s), so that rows of its data files are not "

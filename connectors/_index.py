@@ -12,12 +12,13 @@ import pyarrow as pa
 
 from connectors._copy import drop_copy, update_copy
 from connectors._database import Connection, database_errors, transaction
-from connectors._parquet_file import REMOTE_THREADS, OnProgress, ParquetFile, is_small, untold
+from connectors._parquet_file import OnProgress, ParquetFile, is_small, untold
 from connectors._rows import Columns, IdHash, index_batches
 from connectors._schemas import check_schemas
 from connectors.errors import BadRowsError
 from connectors.plain import Corpus
 from connectors.store import Store
+from connectors.threads import REMOTE_THREADS
 
 OnBadRows = Literal["error", "skip"]
 

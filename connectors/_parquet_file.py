@@ -2,7 +2,6 @@
 
 import errno
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from urllib.parse import unquote
@@ -24,6 +23,7 @@ from connectors.errors import (
     suggest,
 )
 from connectors.store import ObjectInfo, Store, object_errors, open_object, read_bytes, stat_object
+from connectors.threads import in_threads, num_threads
 
 SUFFIXES = (".parquet", ".parq", ".pq")
 # What Hive and Spark write in a path for a row whose partition column is null.
@@ -36,8 +36,6 @@ _MIN_FILE_BYTES = 12  # magic, footer length, magic
 _MAX_FOOTER_BYTES = 128 * 1024 * 1024
 _MAX_SCHEMA_ELEMENTS = 100_000
 _SCHEMA_FIELD = 2  # of parquet.thrift's FileMetaData
-# A footer is one round trip to object storage; more at a time than cores, since they wait.
-REMOTE_THREADS = 16
 _SMALL_BYTES = 2 * 1024 * 1024
 
 OnProgress = Callable[[int, int], None]
@@ -117,11 +115,10 @@ def read_parquet_infos(
     """
     files: list[ParquetFile] = []
     schemas: dict[bytes, pa.Schema] = {}
-    with ThreadPoolExecutor(max_workers=REMOTE_THREADS if store.is_remote else 1) as pool:
-        for file in pool.map(lambda info: read_parquet_info(store, info), listed):
-            schema = schemas.setdefault(file.schema.serialize().to_pybytes(), file.schema)
-            files.append(replace(file, schema=schema))
-            on_progress(len(files), len(listed))
+    for file in in_threads(lambda info: read_parquet_info(store, info), listed, num_threads(store)):
+        schema = schemas.setdefault(file.schema.serialize().to_pybytes(), file.schema)
+        files.append(replace(file, schema=schema))
+        on_progress(len(files), len(listed))
     return files
 
 

@@ -11,7 +11,6 @@ before it: from then on nobody reads the files of those, and they may be removed
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -30,6 +29,7 @@ from connectors.manifest import (
     manifest_to_json,
 )
 from connectors.store import Store, list_objects, put_if_absent, read_bytes, write_object
+from connectors.threads import in_threads, num_threads
 
 LOG_FOLDER = "log"
 MANIFEST_FOLDER = "manifests"
@@ -38,7 +38,6 @@ _COLLECTING_SCHEMA_VERSION = 2
 _SUFFIX = ".json"
 _MAX_ATTEMPTS = 50
 _MAX_BACKOFF_SECONDS = 0.5
-_READ_THREADS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,10 +325,8 @@ def _entry_numbers(store: Store) -> list[int]:
 
 
 def _read_entries(store: Store, numbers: Sequence[int]) -> list[Version]:
-    if not store.is_remote or len(numbers) < 2:
-        return [read_version(store, number) for number in numbers]
-    with ThreadPoolExecutor(max_workers=_READ_THREADS) as pool:
-        return list(pool.map(lambda number: read_version(store, number), numbers))
+    threads = num_threads(store) if len(numbers) > 1 else 1
+    return list(in_threads(lambda number: read_version(store, number), numbers, threads))
 
 
 def entry_values(version: Version) -> dict[str, Any]:

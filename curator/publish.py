@@ -12,6 +12,7 @@ import io
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -22,6 +23,7 @@ from connectors.errors import NotFoundError
 from connectors.manifest import Manifest, PublishedFile
 from connectors.parquet import ParquetFile, add_columns
 from connectors.store import stat_object, write_object
+from connectors.threads import in_threads
 from curator.catalog import WEIGHT_COLUMNS, carried_tokens_path, check_published_files
 from curator.config import LakeConfig
 from curator.errors import InputError, TryAgainError
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 WEIGHT_SCHEMA = pa.schema({"sample_weight": pa.float32(), "domain_weight": pa.float32(), "weight_run_id": pa.string()})
 
 SIDECAR_SCHEMA = pa.schema([pa.field("sample_id", pa.string()), pa.field("row", pa.int64()), *WEIGHT_SCHEMA])
+_LOCAL_THREADS, _REMOTE_THREADS = 2, 8
+"""Files at once: locally one is written to disk while the next is copied; elsewhere each is a few round trips."""
 _REUSED_SECONDS = 12 * 3600
 """Age up to which a copy of a crashed attempt is kept; half the grace of `Lake.gc`, so that the rest fits into it."""
 
@@ -152,6 +156,7 @@ class RowWeights:
     def __init__(self, lake: Lake, run_id: str, samples: pa.Table) -> None:
         self._run_id = run_id
         self._connection = lake.connection
+        self._lock = Lock()  # a connection answers one thread at a time
         self._num_samples: int = samples.num_rows
         self._connection.register("run_samples", samples)
         self._connection.execute(
@@ -180,12 +185,13 @@ class RowWeights:
 
     def beside(self, file: ParquetFile) -> pa.Table:
         """The columns of a file's sidecar (`SIDECAR_SCHEMA`), in the order of its rows."""
-        table: pa.Table = self._connection.sql(
-            "SELECT sample_id, row, sample_weight, domain_weight, "
-            "CASE WHEN sample_weight IS NOT NULL THEN $run_id END AS weight_run_id "
-            "FROM row_weights WHERE path = $path ORDER BY row",
-            params={"run_id": self._run_id, "path": file.path},
-        ).to_arrow_table()
+        with self._lock:
+            table: pa.Table = self._connection.sql(
+                "SELECT sample_id, row, sample_weight, domain_weight, "
+                "CASE WHEN sample_weight IS NOT NULL THEN $run_id END AS weight_run_id "
+                "FROM row_weights WHERE path = $path ORDER BY row",
+                params={"run_id": self._run_id, "path": file.path},
+            ).to_arrow_table()
         return table.cast(SIDECAR_SCHEMA)
 
 
@@ -217,10 +223,8 @@ def _stage(
     lake: Lake, run: Run, weights: RowWeights, folder: str, on_progress: ProgressCallback, mode: Mode
 ) -> tuple[PublishedFile, ...]:
     """Write a copy with the weight columns, or a sidecar, of every file of the lake; one that is there is kept."""
-    staged: list[PublishedFile] = []
-    total = lake.corpus.num_rows
-    done = 0
-    for file in lake.corpus.files:
+
+    def stage(file: ParquetFile) -> PublishedFile:
         path = lake.connector.published_path(folder, file)
         if not _is_staged(lake, path):
             if mode == "copy":
@@ -228,18 +232,22 @@ def _stage(
                 _add_weights(lake, run, file, weights.of(file).cast(schema), path)
             else:
                 write_sidecar(lake, file, weights.beside(file), path, run.run_id)
-        staged.append(
-            PublishedFile(
-                source_path=file.path,
-                source_size_bytes=file.size_bytes,
-                source_version=file.version,
-                published_path=path,
-                size_bytes=stat_object(lake.connector.data, path).size_bytes,
-                num_rows=file.num_rows,
-            )
+        return PublishedFile(
+            source_path=file.path,
+            source_size_bytes=file.size_bytes,
+            source_version=file.version,
+            published_path=path,
+            size_bytes=stat_object(lake.connector.data, path).size_bytes,
+            num_rows=file.num_rows,
         )
+
+    threads = _REMOTE_THREADS if lake.connector.data.is_remote else _LOCAL_THREADS
+    staged: list[PublishedFile] = []
+    done = 0
+    for file in in_threads(stage, lake.corpus.files, threads):
+        staged.append(file)
         done += file.num_rows
-        on_progress(Progress(stage="publish", done=done, total=total, detail=file.path))
+        on_progress(Progress(stage="publish", done=done, total=lake.corpus.num_rows, detail=file.source_path))
     return tuple(staged)
 
 

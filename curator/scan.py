@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -11,6 +10,7 @@ import pyarrow as pa
 from connectors.manifest import Manifest, PublishedFile
 from connectors.parquet import parse_partition, read_parquet_info
 from connectors.store import ObjectInfo, Store
+from connectors.threads import in_threads, num_threads
 from curator.catalog import WEIGHT_COLUMNS
 from curator.sidecar import check_fresh, is_sidecar
 
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     import polars as pl
 
     from curator.lake import Lake
-
-_REMOTE_THREADS = 16
 
 
 def scan_version(lake: Lake, manifest: Manifest) -> pl.LazyFrame:
@@ -71,8 +69,8 @@ def _groups(destination: Store, manifest: Manifest) -> list[tuple[dict[str, str 
 
 def _schemas(destination: Store, files: Sequence[PublishedFile]) -> list[pa.Schema]:
     listed = [ObjectInfo(file.published_path, file.size_bytes, "") for file in files]
-    with ThreadPoolExecutor(max_workers=_REMOTE_THREADS if destination.is_remote else 1) as pool:
-        return [info.schema for info in pool.map(lambda item: read_parquet_info(destination, item), listed)]
+    footers = in_threads(lambda info: read_parquet_info(destination, info), listed, num_threads(destination))
+    return [footer.schema for footer in footers]
 
 
 def _scan_files(destination: Store, paths: Sequence[str]) -> pl.LazyFrame:

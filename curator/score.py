@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
@@ -33,6 +33,7 @@ import pyarrow.parquet as pq
 from connectors import duck
 from connectors.parquet import ParquetFile, iter_batches
 from connectors.store import Store, delete, list_objects, open_object, staged_file
+from connectors.threads import in_threads, num_threads
 from curator import catalog, row_gaps
 from curator.errors import TryAgainError, UsageError
 from curator.progress import Progress, ProgressCallback
@@ -45,7 +46,6 @@ SCHEMA = pa.schema({"sample_id": pa.string(), "domain": pa.string(), "row_weight
 """`origin` is "measured" or "predicted"; it and the weight are null in a domain that the run did not know."""
 _FOOTER = b"lake-curator"
 _BATCH_ROWS = 1024
-_REMOTE_THREADS = 16
 _CONTENTS = "SELECT file_id, path, bit_xor(hash(row, sample_id, domain, usable))::VARCHAR FROM files " + (
     "LEFT JOIN sample_index USING (file_id) GROUP BY ALL"
 )
@@ -206,8 +206,8 @@ def _wanted(lake: Lake, run: Run, way: Way) -> list[_Shard]:
 def _found(place: Store, lake: str) -> dict[str, str | None]:
     """Path → the footer of a Parquet file there, None if it is no shard of this lake."""
     paths = [info.path for info in list_objects(place, ".parquet")]
-    with ThreadPoolExecutor(max_workers=_REMOTE_THREADS if place.is_remote else 1) as pool:
-        return dict(zip(paths, pool.map(lambda path: _footer(place, path, lake), paths), strict=True))
+    footers = in_threads(lambda path: _footer(place, path, lake), paths, num_threads(place))
+    return dict(zip(paths, footers, strict=True))
 
 
 def _footer(place: Store, path: str, lake: str) -> str | None:

@@ -6,7 +6,6 @@ which means something only while the source is the one that was read: every read
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Literal
 
 import pyarrow as pa
@@ -16,6 +15,7 @@ from connectors.errors import NotFoundError
 from connectors.manifest import Manifest, PublishedFile
 from connectors.parquet import ParquetFile
 from connectors.store import staged_file, stat_object
+from connectors.threads import in_threads, num_threads
 from curator.errors import InputError, TryAgainError, UsageError
 from curator.places import VIEWS
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 Mode = Literal["copy", "sidecar"]
 CANNOT_SHOW = "weights that lie beside source files, since a plain DuckDB would not notice when those change"
-_REMOTE_THREADS = 16
 
 
 def is_sidecar(manifest: Manifest) -> bool:
@@ -83,11 +82,10 @@ def check_fresh(lake: Lake, manifest: Manifest) -> None:
             return False
         return (now.size_bytes, now.version) == (file.source_size_bytes, file.source_version)
 
-    with ThreadPoolExecutor(max_workers=_REMOTE_THREADS if store.is_remote else 1) as pool:
-        for file, fresh in zip(manifest.files, pool.map(is_fresh, manifest.files), strict=True):
-            if not fresh:
-                raise InputError(
-                    f"the weights of this version lie beside {store.describe(file.source_path)}, which has changed "
-                    "since or is gone",
-                    hint="publish the run again, or restore the file",
-                )
+    for file, fresh in zip(manifest.files, in_threads(is_fresh, manifest.files, num_threads(store)), strict=True):
+        if not fresh:
+            raise InputError(
+                f"the weights of this version lie beside {store.describe(file.source_path)}, which has changed since "
+                "or is gone",
+                hint="publish the run again, or restore the file",
+            )

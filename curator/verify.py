@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Literal
@@ -17,6 +16,7 @@ from connectors.errors import ConnectorError
 from connectors.manifest import Manifest, PublishedFile
 from connectors.parquet import ParquetFile, iter_batches, read_parquet_info
 from connectors.store import ObjectInfo, Store, list_objects
+from connectors.threads import in_threads, num_threads
 from curator.catalog import WEIGHT_COLUMNS, unchanged_files
 from curator.errors import CuratorError, one_line
 from curator.progress import Progress, ProgressCallback
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from curator.lake import Lake
 
 _BATCH_ROWS = 65_536
-_REMOTE_THREADS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,14 +108,14 @@ def _check_files(store: Store, manifest: Manifest, on_progress: ProgressCallback
         return _footer(store, file, listed.get(file.published_path))
 
     done, total = 0, sum(file.num_rows for file in manifest.files)
-    with ThreadPoolExecutor(max_workers=_REMOTE_THREADS if store.is_remote else 1) as pool:
-        for file, opened in zip(manifest.files, pool.map(footer, manifest.files), strict=True):
-            said = [opened] if isinstance(opened, str) else _check_rows(store, manifest, opened, weights, deep=deep)
-            for sentence in said:
-                sound = False
-                yield Finding(level="error", path=file.published_path, said=sentence)
-            done += file.num_rows
-            on_progress(Progress(stage="verify", done=done, total=total, detail=file.published_path))
+    footers = in_threads(footer, manifest.files, num_threads(store))
+    for file, opened in zip(manifest.files, footers, strict=True):
+        said = [opened] if isinstance(opened, str) else _check_rows(store, manifest, opened, weights, deep=deep)
+        for sentence in said:
+            sound = False
+            yield Finding(level="error", path=file.published_path, said=sentence)
+        done += file.num_rows
+        on_progress(Progress(stage="verify", done=done, total=total, detail=file.published_path))
     yield from _check_identities(manifest, weights, is_whole=sound)
 
 
