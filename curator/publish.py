@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 WEIGHT_SCHEMA = pa.schema({"sample_weight": pa.float32(), "domain_weight": pa.float32(), "weight_run_id": pa.string()})
 
 SIDECAR_SCHEMA = pa.schema([pa.field("sample_id", pa.string()), pa.field("row", pa.int64()), *WEIGHT_SCHEMA])
-_LOCAL_THREADS, _REMOTE_THREADS = 2, 8
+LOCAL_THREADS, REMOTE_THREADS = 2, 8
 """Files at once: locally one is written to disk while the next is copied; elsewhere each is a few round trips."""
 _REUSED_SECONDS = 12 * 3600
 """Age up to which a copy of a crashed attempt is kept; half the grace of `Lake.gc`, so that the rest fits into it."""
@@ -241,7 +241,7 @@ def _stage(
             num_rows=file.num_rows,
         )
 
-    threads = _REMOTE_THREADS if lake.connector.data.is_remote else _LOCAL_THREADS
+    threads = REMOTE_THREADS if lake.connector.data.is_remote else LOCAL_THREADS
     staged: list[PublishedFile] = []
     done = 0
     for file in in_threads(stage, lake.corpus.files, threads):
