@@ -26,7 +26,7 @@ import torch
 import xxhash
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load, save_file
+from safetensors.torch import load
 from torch import Tensor
 
 from connectors.store import Store, read_bytes
@@ -37,6 +37,7 @@ from curator.sampler import RowSet
 from curator.scorer import Domains, places_in
 from curator.tokens import TokenCache, Tokenizer, parse_tokenizer, read_tokenizer
 from optim.backend import AdamWSettings, Backend, Copy, ModelSource
+from optim.checkpoint import save_tensors
 from optim.row_gaps import Floats, domain_means, spread, weight_ratios
 
 MAX_BYTES = 256 << 20
@@ -258,9 +259,7 @@ def _padded(value_D: Floats, num_domains: int) -> Floats:
 def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     place = path.with_name(f".{path.name}-{os.getpid()}")
     try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, place, metadata=dict(metadata))
+        save_tensors(tensors, place, metadata)
         place.replace(path)
-    except SafetensorError as error:
-        raise OSError(f"{path.name}: {error}") from error
     finally:
         place.unlink(missing_ok=True)

@@ -177,12 +177,12 @@ def write_shards(
         nonlocal shard, size, count
         if shard:
             path = folder / f"{prefix}-{count:05d}.safetensors"
-            _save(shard, path)
+            save_tensors(shard, path, {"format": "pt"})
             file_of.update(dict.fromkeys(shard, path.name))
             shard, size, count = {}, 0, count + 1
 
     for name, tensor in tensors:
-        shard[name] = tensor.detach().cpu().contiguous()
+        shard[name] = tensor.detach().cpu()
         size += tensor.numel() * tensor.element_size()
         if size >= shard_bytes:
             flush()
@@ -190,10 +190,10 @@ def write_shards(
     return file_of
 
 
-def _save(shard: dict[str, Tensor], path: Path) -> None:
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
     """Write a file and wait until it is on disk; safetensors has its own error for a disk that does not take it."""
     try:
-        save_file(shard, path, metadata={"format": "pt"})
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata=dict(metadata))
     except SafetensorError as error:
         raise OSError(f"{path.name}: {error}") from error
     with path.open("rb") as file:
