@@ -1,8 +1,8 @@
 """The copies of a run's pairs, kept to measure rows that came later as the run measured its own.
 
 Text tells what a row speaks of, and little of whether its words are in order; the losses under w and u tell both. So
-the gap of a later row is taken by forward passes under the copies of every pair, (ℓ_i(w) − ℓ_i(u))/T_i, and from there
-on it is weighed as a measured one (`optim.row_gaps`). That takes torch, and with the smallest model more than a
+the gap of a later row is taken by forward passes under the copies of every pair, and from there on it is weighed as a
+measured one (`optim.row_gaps`). That takes torch, and with the smallest model more than a
 thousand times as long as a scorer takes to read the text (`curator.scorer`).
 
 The workers leave a file for each pair in the run folder; with what the weights are made by, they become one that goes
@@ -38,11 +38,11 @@ from curator.scorer import Domains, places_in
 from curator.tokens import TokenCache, Tokenizer, parse_tokenizer, read_tokenizer
 from optim.backend import AdamWSettings, Backend, Copy, ModelSource
 from optim.checkpoint import save_tensors
-from optim.row_gaps import Floats, domain_means, spread, weight_ratios
+from optim.row_gaps import Floats, domain_means, spread, tilted_means, tilted_sums, weight_ratios
 
 MAX_BYTES = 256 << 20
 """Of all copies together, above which they are not kept."""
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _LOGITS = 1 << 22
 """At a time: 16 MB of them, which is faster than 64 MB by a tenth, and 256 MB by half (`tiny`, one core)."""
 
@@ -72,6 +72,7 @@ def keep(
     hf_config: Mapping[str, Any],
     *,
     sequence_length: int,
+    tilt: float,
     reliability: float,
     sharpness: float,
 ) -> dict[str, Any] | None:
@@ -109,6 +110,7 @@ def keep(
         "boundary_id": tokenizer.boundary_id,
         "sequence_length": sequence_length,
         "domains": corpus.domains,
+        "tilt": tilt,
         "reliability": reliability,
         "width": width,
         "sharpness": sharpness,
@@ -136,7 +138,7 @@ class KeptCopies:
         return places_in(self.domains, labels)
 
     def gaps(self, texts: pa.Array) -> Floats:
-        """(ℓ_i(w) − ℓ_i(u))/T_i of each row, the mean over the pairs, (N,) in nats per token.
+        """The gap g_i of each row (`optim.row_gaps`), the mean over the pairs, (N,) in nats per token.
 
         Equal to what the run measured up to rounding, which differs with the machine and the rows beside.
         """
@@ -145,14 +147,15 @@ class KeptCopies:
         rows, place_N = self._rows(texts)
         rows_at_once = max(1, _LOGITS // (rows.vocab_size * int(self.settings["sequence_length"])))
         windows = RowSet(rows, int(self.settings["sequence_length"]))
-        total_N = np.zeros(len(texts))
+        tilt = float(self.settings["tilt"])
+        gap_N = np.zeros(len(texts))
         for pair in self._pairs:
-            for copy, sign in ((Copy.MODEL, 1), (Copy.AUX, -1)):
-                losses = [pair.losses(copy, batch).numpy() for batch in windows.batches(rows_at_once)]
-                total_N += sign * windows.by_row(np.concatenate(losses))
-        gap_N = np.empty(len(texts))
-        gap_N[place_N] = total_N / (len(self._pairs) * rows.num_targets)
-        return gap_N
+            sums = []
+            for batch in windows.batches(rows_at_once):
+                loss_w_BS, loss_u_BS = (pair.token_losses(copy, batch).numpy() for copy in Copy)
+                sums.append(tilted_sums(loss_w_BS, loss_u_BS, tilt))
+            gap_N[place_N] += tilted_means(windows.by_row(np.concatenate(sums)), rows.num_targets, tilt)
+        return gap_N / len(self._pairs)
 
     def row_weights(self, texts: pa.Array, domain_N: Domains) -> Floats:
         """In-domain weights v (N,), on the scale on which the run's rows have mean 1 over their domain's tokens."""

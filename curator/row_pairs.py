@@ -21,7 +21,7 @@ from optim.backend import Backend, Copy
 from optim.learners.learner import FORWARD_SHARE, StepResult
 from optim.learners.scalebio import ScaleBiO
 from optim.pairs import PairSettings, train_pair
-from optim.row_gaps import Floats, RowGaps
+from optim.row_gaps import Floats, RowGaps, tilted_means, tilted_sums
 from optim.schedules import LearningRate
 from optim.state import SolverState
 
@@ -115,20 +115,18 @@ class RowPairs:
         if learn.rows.keep_copies and copies.are_small(backend.info.num_parameters, len(self._starts)):
             pair, is_writer = self._gaps.num_snapshots, dist.get_rank() == 0
             copies.write_pair(backend, self._run_dir, pair, is_writer=is_writer)
-        losses = []
-        for done, copy in enumerate(Copy):
-            losses.append(self._losses(backend, copy, step, done * self._windows.num_windows) / self._rows.num_targets)
-        loss_w_R, loss_u_R = losses
-        self._gaps = self._gaps.added(loss_w_R - loss_u_R, loss_u_R, self._rows.domain, self._rows.num_targets)
-        self._compute_tokens += 2 * FORWARD_SHARE * float(self._rows.num_targets.sum())
-
-    def _losses(self, backend: Backend, copy: Copy, step: int, done: int) -> Floats:
-        """The summed loss of every row, (R,) in nats."""
-        losses = []
+        losses: list[Floats] = []
+        sums: list[Floats] = []
         for batch in self._windows.batches():
-            losses.append(backend.losses(copy, batch).numpy())
-            self._note(step, done + sum(map(len, losses)))
-        return self._windows.by_row(np.concatenate(losses))
+            loss_w_BS, loss_u_BS = (backend.token_losses(copy, batch).numpy() for copy in Copy)
+            losses.append(loss_u_BS.sum(axis=1))
+            sums.append(tilted_sums(loss_w_BS, loss_u_BS, learn.rows.tilt))
+            self._note(step, 2 * sum(map(len, losses)))
+        tokens_R = self._rows.num_targets
+        gap_R = tilted_means(self._windows.by_row(np.concatenate(sums)), tokens_R, learn.rows.tilt)
+        loss_u_R = self._windows.by_row(np.concatenate(losses)) / tokens_R
+        self._gaps = self._gaps.added(gap_R, loss_u_R, self._rows.domain, tokens_R)
+        self._compute_tokens += 2 * FORWARD_SHARE * float(tokens_R.sum())
 
     def _note(self, step: int, measured: int) -> None:
         """Tell the parent how far the pairs are: after `step` steps, and this many windows of a measurement."""

@@ -112,6 +112,9 @@ class Backend(Protocol):
     def losses(self, copy: Copy, batch: Batch) -> Tensor:
         """The same (B,) summed token losses of one copy, without gradients."""
 
+    def token_losses(self, copy: Copy, batch: Batch) -> Tensor:
+        """mask_it · ℓ_it of one copy, (B, S) float64 on the CPU, in nats; without gradients."""
+
     def update(self, copy: Copy, *, learning_rate: float) -> UpdateReport:
         """Clip, take one AdamW step on the active block of `copy`, and clear its gradients."""
 

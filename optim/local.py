@@ -98,7 +98,7 @@ class LocalBackend:
         for term in terms:
             parts = []
             for rows in self._micro_batches(term.batch):
-                loss_B = self._row_losses(term.copy, term.batch, rows)
+                loss_B = self._token_losses(term.copy, term.batch, rows).sum(dim=1)
                 weight_B = term.token_weight_B[rows].to(loss_B)
                 (weight_B * loss_B).sum().backward()  # type: ignore[no-untyped-call]
                 parts.append(loss_B.detach())
@@ -112,7 +112,18 @@ class LocalBackend:
         Raises:
             DivergedError: if a loss is not finite.
         """
-        return _checked(torch.cat([self._row_losses(copy, batch, rows) for rows in self._micro_batches(batch)]))
+        return self.token_losses(copy, batch).sum(dim=1)
+
+    @torch.no_grad()
+    def token_losses(self, copy: Copy, batch: Batch) -> Tensor:
+        """Token losses of one copy, (B, S) float64, 0 where masked, without gradients.
+
+        Raises:
+            DivergedError: if a loss is not finite.
+        """
+        losses_BS = torch.cat([self._token_losses(copy, batch, rows) for rows in self._micro_batches(batch)])
+        _checked(losses_BS.sum(dim=1))
+        return losses_BS.cpu()
 
     def update(self, copy: Copy, *, learning_rate: float) -> UpdateReport:
         """Clip, take one AdamW step on the active block of `copy`, and clear its gradients.
@@ -220,8 +231,8 @@ class LocalBackend:
         for start in range(0, batch.num_rows, step):
             yield slice(start, min(start + step, batch.num_rows))
 
-    def _row_losses(self, copy: Copy, batch: Batch, rows: slice) -> Tensor:
-        """Σ_t mask · ℓ of `rows`, in float64, differentiable."""
+    def _token_losses(self, copy: Copy, batch: Batch, rows: slice) -> Tensor:
+        """mask · ℓ of `rows`, (b, S) float64, differentiable."""
         tokens_BS = batch.tokens_BS[rows].to(self._device)
         mask_BS = batch.mask_BS[rows].to(self._device)
         logits_BSV = self._models[copy](input_ids=tokens_BS[:, :-1], use_cache=False).logits
@@ -229,8 +240,7 @@ class LocalBackend:
         # Flat, since over an inner dimension of 49,152 torch's float32 softmax is off by 3e-5.
         loss_T = functional.cross_entropy(logits_BSV.flatten(0, 1), tokens_BS[:, 1:].flatten(), reduction="none")
         loss_BS = loss_T.view(mask_BS.shape)
-        counted_BS = torch.where(mask_BS > 0, loss_BS * mask_BS, 0.0)
-        return counted_BS.sum(dim=1, dtype=torch.float64)
+        return torch.where(mask_BS > 0, loss_BS * mask_BS, 0.0).double()
 
 
 def _finite_norm(gradients: Iterable[Tensor], copy: Copy) -> float:

@@ -1,9 +1,10 @@
 """What single rows are worth: their losses under w and u at the ends of branches, and in-domain weights out of those.
 
 At the end of a branch w and u have come from the same place on the same batches, w along the target's gradient as well.
-So g_i = (ℓ_i(w) − ℓ_i(u))/T_i is low for a row whose loss the target's gradient lowers, the per-row form of the gap
-that moves the domain weights. One end is noisy: several are averaged, and how much they differ says how far their mean
-can be trusted. Shapes: R rows, D domains.
+So g_i, the mean of ℓ_t(w) − ℓ_t(u) over a row's tokens, is low for a row whose loss the target's gradient lowers, the
+per-row form of the gap that moves the domain weights. Damage often sits in a part of a row, which the plain mean hides
+behind the rest, so the mean is tilted towards the tokens that w explains worse. One end is noisy: several are averaged,
+and how much they differ says how far their mean can be trusted. Shapes: R rows, D domains.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+
+_MAX_TILTED = 20.0
+"""No token counts for more than this many nats over the tilt, for better or worse."""
 
 MAX_RATIO = 8.0
 """A row weighs at most this many times as much as one whose gap is its domain's mean, and at least the reciprocal."""
@@ -49,7 +53,7 @@ class RowGaps:
         """With one more snapshot.
 
         Args:
-            gap_R: (ℓ_i(w) − ℓ_i(u))/T_i.
+            gap_R: g_i (`tilted_means`).
             loss_R: ℓ_i(u)/T_i.
             domain_R: each row's domain, from 0.
             tokens_R: target tokens T_i.
@@ -94,6 +98,39 @@ class RowGaps:
         scatter_R = self.square_R - self.relative_R**2 / self.num_snapshots
         error_R: Floats = np.sqrt(np.maximum(scatter_R, 0) / (self.num_snapshots - 1) / self.num_snapshots)
         return error_R
+
+
+def tilted_sums(loss_w_BS: Floats, loss_u_BS: Floats, tilt: float) -> Floats:
+    """Σ_t (exp(tilt·d_t) − 1)/tilt of each sequence, d_t = ℓ_t(w) − ℓ_t(u), (B,); without tilt Σ_t d_t.
+
+    A row's windows add up to what `tilted_means` takes.
+
+    Args:
+        loss_w_BS: token losses, 0 where masked in both.
+        loss_u_BS: the same.
+        tilt: at least 0.
+    """
+    gap_BS = loss_w_BS - loss_u_BS
+    if tilt:
+        gap_BS = np.expm1(np.clip(tilt * gap_BS, -_MAX_TILTED, _MAX_TILTED)) / tilt
+    sum_B: Floats = gap_BS.sum(axis=1)
+    return sum_B
+
+
+def tilted_means(sum_R: Floats, tokens_R: NDArray[np.int64], tilt: float) -> Floats:
+    """g_i = log(mean_t exp(tilt·d_t))/tilt of each row, (R,) in nats per token; without tilt the mean of d_t.
+
+    Exponential tilting (Li et al. 2021, arXiv:2007.01162): the mean gap over the row's tokens, of which those count
+    more that w explains worse than u, max_q Σ_t q_t·d_t − KL(q ‖ uniform)/tilt. With tilt 1 it is the log of the mean
+    likelihood ratio p_u/p_w of a token.
+
+    Args:
+        sum_R: of `tilted_sums`.
+        tokens_R: target tokens T_i.
+        tilt: as there.
+    """
+    mean_R: Floats = sum_R / tokens_R
+    return np.log1p(tilt * mean_R) / tilt if tilt else mean_R
 
 
 def domain_means(value_R: Floats, domain_R: NDArray[np.int32], tokens_R: NDArray[np.int64]) -> Floats:

@@ -149,7 +149,7 @@ def run_schedule(copies: TwoCopies, micro_batches: Sequence[MicroBatch], *, forw
     """Run `micro_batches` forward, and backward unless `forward_only`, adding to the gradients.
 
     Returns:
-        On the last stage each micro-batch's summed token losses, (b,) float64; elsewhere nothing.
+        On the last stage each micro-batch's token losses, (num_tokens,), 0 where masked; elsewhere nothing.
 
     Collective: every rank of one replica, with the same micro-batches.
     """
@@ -161,9 +161,7 @@ def run_schedule(copies: TwoCopies, micro_batches: Sequence[MicroBatch], *, forw
         def weighted_loss(found: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
             loss_T, total = found
             counted_T = torch.where(micro_batch.mask_T > 0, loss_T * micro_batch.mask_T, 0.0)
-            losses.append(
-                torch.segment_reduce(counted_T[: micro_batch.num_tokens].double(), "sum", lengths=micro_batch.length_B)
-            )
+            losses.append(counted_T[: micro_batch.num_tokens].detach())
             num_tokens = torch.ones((), dtype=torch.int, device=total.device)  # of no consequence: nothing is divided
             return total, num_tokens, {}
 
@@ -195,8 +193,31 @@ def gather_losses(
     Collective: every rank of the world. Exact: each slot is added to zeros only.
     """
     total = torch.zeros(num_slots, dtype=torch.float64, device=device)
-    for loss_B, micro_batch in zip(losses, micro_batches, strict=False):  # no losses but on the last stage
+    for loss_T, micro_batch in zip(losses, micro_batches, strict=False):  # no losses but on the last stage
+        loss_B = torch.segment_reduce(loss_T.double(), "sum", lengths=micro_batch.length_B)
         total[micro_batch.slots_B.to(device)] = loss_B
+    return _on_every_rank(total, groups)
+
+
+def gather_token_losses(
+    losses: Sequence[Tensor],
+    micro_batches: Sequence[MicroBatch],
+    shape: torch.Size,
+    groups: ProcessGroups,
+    device: torch.device,
+) -> Tensor:
+    """Token losses of one term, `shape` (B, S), float64 on the CPU, on every rank.
+
+    Collective: every rank of the world. Exact: each place is added to zeros only.
+    """
+    total = torch.zeros(shape, dtype=torch.float64, device=device)
+    for loss_T, micro_batch in zip(losses, micro_batches, strict=False):  # no losses but on the last stage
+        row_T = micro_batch.slots_B.to(device).repeat_interleave(micro_batch.length_B)
+        total[row_T, micro_batch.positions_T[: micro_batch.num_tokens]] = loss_T.double()
+    return _on_every_rank(total, groups)
+
+
+def _on_every_rank(total: Tensor, groups: ProcessGroups) -> Tensor:
     if groups.data_size > 1:
         dist.all_reduce(total, group=groups.data)
     if groups.num_stages > 1:

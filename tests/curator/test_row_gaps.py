@@ -63,21 +63,21 @@ def backend_for(corpus, seed):
     return LocalBackend(source, optimizer=AdamWSettings(), micro_batch_rows=5)
 
 
-def loss_of(backend, copy, cache, row):
-    """The summed loss of a row of the cache, window by window in batches of one."""
+def losses_of(backend, copy, cache, row):
+    """The losses of the tokens of a row of the cache, each as the summed loss of a row that counts it alone."""
     start, total = int(cache.start[row]), int(cache.num_targets[row])
-    loss = 0.0
+    losses = []
     for first in range(0, total, 16):
         length = min(16, total - first)
         ids = torch.tensor(cache.tokens[start + first : start + first + length + 1].astype(np.int64))[None]
         batch = Batch(
-            tokens_BS=ids,
-            mask_BS=torch.ones(1, length),
-            domain_B=torch.zeros(1, dtype=torch.int64),
-            row_weight_B=torch.ones(1),
+            tokens_BS=ids.expand(length, -1),
+            mask_BS=torch.eye(length),
+            domain_B=torch.zeros(length, dtype=torch.int64),
+            row_weight_B=torch.ones(length),
         )
-        loss += float(backend.losses(copy, batch))
-    return loss
+        losses += backend.losses(copy, batch).tolist()
+    return np.array(losses)
 
 
 def pairs_of(caches, folder, learn):
@@ -86,16 +86,18 @@ def pairs_of(caches, folder, learn):
     return sampler, RowPairs(caches[0], sampler, learn, folder)
 
 
-def test_rows_are_measured_under_pairs_that_begin_anew(caches, tmp_path):
-    """Against the steps of a pair, and single windows through its copies, by hand."""
+@pytest.mark.parametrize("tilt", [0.0, 1.0, 2.5])
+def test_rows_are_measured_under_pairs_that_begin_anew(caches, tmp_path, tilt):
+    """Against the steps of a pair, and single tokens through its copies, by hand."""
     corpus, _ = caches
+    learn = LEARN.model_copy(update={"rows": LEARN.rows.model_copy(update={"tilt": tilt})})
     assert (LEARN.num_solver_steps(2), LEARN.pair_starts(2), LEARN.num_total_steps(2)) == (11, (11, 18), 25)
     assert (LEARN.num_solver_steps(1), LEARN.pair_starts(1), LEARN.num_total_steps(1)) == (0, (0, 7), 14)
     weights_D = torch.tensor([0.3, 0.7], dtype=torch.float64)
     targets = np.asarray(corpus.num_targets)
     by_hand = RowGaps.none(corpus.num_rows)
     with _world():
-        sampler, pairs = pairs_of(caches, tmp_path, LEARN)
+        sampler, pairs = pairs_of(caches, tmp_path, learn)
         state = replace(SolverState.initial(weights_D), step=LEARN.steps)
         seen, trained = [], 0.0
         for seed, first in enumerate(LEARN.pair_starts(2)):
@@ -109,11 +111,13 @@ def test_rows_are_measured_under_pairs_that_begin_anew(caches, tmp_path):
                     other, sampler.at(first + step), weights_D, prior_D=weights_D, step=step, learning_rate=rate
                 )
                 trained += taken.compute_tokens
-            loss_w_R, loss_u_R = (
-                np.array([loss_of(other, copy, corpus, row) for row in range(corpus.num_rows)]) / targets
-                for copy in (Copy.MODEL, Copy.AUX)
-            )
-            by_hand = by_hand.added(loss_w_R - loss_u_R, loss_u_R, np.asarray(corpus.domain), targets)
+            gap_R, loss_u_R = np.zeros(corpus.num_rows), np.zeros(corpus.num_rows)
+            for row in range(corpus.num_rows):
+                loss_w_T, loss_u_T = (losses_of(other, copy, corpus, row) for copy in (Copy.MODEL, Copy.AUX))
+                d_T = loss_w_T - loss_u_T
+                gap_R[row] = np.log(np.mean(np.exp(tilt * d_T))) / tilt if tilt else d_T.mean()
+                loss_u_R[row] = loss_u_T.mean()
+            by_hand = by_hand.added(gap_R, loss_u_R, np.asarray(corpus.domain), targets)
         pairs.save(tmp_path)
     measured = MeasuredRows.read(tmp_path)
     assert seen == list(range(12, 26))

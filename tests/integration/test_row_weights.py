@@ -303,7 +303,7 @@ def test_a_run_stands_without_copies_that_were_damaged(whole, tmp_path):
     def kept():
         place = tmp_path / "kept"
         return copies.keep(
-            "r", folder.parent, place, measured, corpus, {}, sequence_length=8, reliability=1, sharpness=1
+            "r", folder.parent, place, measured, corpus, {}, sequence_length=8, tilt=1, reliability=1, sharpness=1
         )
 
     assert kept() is None

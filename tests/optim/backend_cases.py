@@ -97,6 +97,8 @@ class Trajectory:
     weights: dict[str, Tensor]
     distance: float
     one_row_loss: Tensor
+    row_losses: Tensor
+    token_losses: Tensor
     info: BackendInfo
 
 
@@ -121,7 +123,7 @@ def train(backend: Backend, *, num_steps: int) -> Trajectory:
         losses.append(torch.cat(loss_terms))
         norms.append([report.grad_norm for report in reports])
         clipped.append([report.clipped for report in reports])
-    one_row = make_batch(1, 9, generator)
+    one_row, rows = make_batch(1, 9, generator), make_batch(7, 21, generator)
     return Trajectory(
         initial_digest=digest,
         losses=torch.stack(losses),
@@ -130,6 +132,8 @@ def train(backend: Backend, *, num_steps: int) -> Trajectory:
         weights={f"{copy}/{name}": tensor for copy in Copy for name, tensor in backend.parameters(copy)},
         distance=backend.distance(),
         one_row_loss=backend.losses(Copy.MODEL, one_row),
+        row_losses=backend.losses(Copy.AUX, rows),
+        token_losses=backend.token_losses(Copy.AUX, rows),
         info=backend.info,
     )
 

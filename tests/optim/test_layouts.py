@@ -76,6 +76,8 @@ def assert_trained_alike(ours, one):
     torch.testing.assert_close(ours.losses, one.losses, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(ours.grad_norms, one.grad_norms, rtol=1e-5, atol=0)
     torch.testing.assert_close(ours.one_row_loss, one.one_row_loss, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours.token_losses, one.token_losses, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours.token_losses.sum(1), ours.row_losses, rtol=1e-9, atol=1e-9)
     assert ours.distance == pytest.approx(one.distance, rel=1e-4)
     assert list(ours.weights) == list(one.weights)
     for name, expected in one.weights.items():

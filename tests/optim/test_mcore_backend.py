@@ -110,6 +110,8 @@ def test_a_checkpoint_keeps_its_function_and_comes_back_bit_for_bit(name, tmp_pa
     expected_B = (loss_BS * batch.mask_BS).sum(1).double()
     with open_backend(name, folder=tmp_path) as backend:
         torch.testing.assert_close(backend.losses(Copy.MODEL, batch), expected_B, rtol=1e-5, atol=1e-5)
+        expected_BS = (loss_BS * batch.mask_BS).double()
+        torch.testing.assert_close(backend.token_losses(Copy.MODEL, batch), expected_BS, rtol=1e-5, atol=1e-5)
         exported = dict(backend.parameters(Copy.AUX))
     parameters = dict(model.named_parameters())
     assert exported.keys() == parameters.keys()
