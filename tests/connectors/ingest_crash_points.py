@@ -1,8 +1,8 @@
-"""Kill processes that ingest from S3 before and after each of their requests, and look at what is left.
+"""Kill processes that ingest from an object store before and after their requests, and look at what is left.
 
 Run as a program: `python ingest_crash_points.py FOLDER URL OPTIONS STEP`. FOLDER has `old.duckdb`, the catalog of the
 lake before a file changed and another came. Every attempt is a forked process that ingests into a copy of it and is
-gone at its k-th request; of the ks every STEP-th. Prints how many died.
+gone at its k-th request; of the ks every STEP-th. Prints how many died. Tests also import what is checked.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def main(folder: Path, url: str, options: dict[str, Any], step: int) -> None:
             shutil.copyfile(folder / "old.duckdb", path)
 
             def attempt(path: Path = path, k: int = k, kind: Any = kind) -> None:
-                with requests_of("s3") as requests:
+                with requests_of(url.partition("://")[0]) as requests:
                     requests.befalls = {k: kind}
                     ingest(path, url, options)
 

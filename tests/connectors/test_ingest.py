@@ -2,13 +2,11 @@
 
 import hashlib
 import itertools
-import json
 import os
 import subprocess
 import sys
 import uuid
 from dataclasses import replace
-from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -374,22 +372,6 @@ def test_a_killed_ingest_leaves_the_old_index(tmp_path, put):
     assert subprocess.run([sys.executable, "-c", KILLED, catalog, lake], check=False).returncode == 9
     with duck.connect(catalog) as connection:
         assert index(connection) == before
-
-
-@pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.slow)])
-def test_an_ingest_killed_at_any_request_leaves_the_old_index_or_the_new(s3_place, tmp_path, put, step):
-    """Before and after it was carried out; the next one completes what was begun."""
-    url, options = s3_place.url, s3_place.options
-    put(url, "a.parquet", options, text=["a"], source=["x"])
-    put(url, "b.parquet", options, text=["b"], source=["x"])
-    with duck.connect(tmp_path / "old.duckdb") as connection:
-        ingest(connection, url, options)
-    put(url, "a.parquet", options, text=["changed", "b"], source=["x", "x"])
-    put(url, "c.parquet", options, text=["c"], source=["x"])
-    command = [sys.executable, str(Path(__file__).with_name("ingest_crash_points.py")), str(tmp_path), url]
-    ended = subprocess.run([*command, json.dumps(options), str(step)], capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr[-2000:]
-    assert int(ended.stdout) >= 2 * (5 // step)  # a listing, three footers and two files at least
 
 
 def test_a_file_changed_since_it_was_listed_is_a_conflict(url, connection, put):

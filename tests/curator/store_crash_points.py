@@ -1,8 +1,9 @@
-"""Kill processes that publish on S3 before and after their requests, and look at what is left.
+"""Kill processes that publish on an object store before or after their requests, and look at what is left.
 
-Run as a program: `python store_crash_points.py TEMPLATE OPTIONS STEP`. Every attempt is a forked process that publishes
-in a copy of the lake at TEMPLATE and is gone at its k-th request, before or after the server did it; of the ks every
-STEP-th. What holds afterwards is checked in another process. Prints how many died.
+Run as a program: `python store_crash_points.py TEMPLATE OPTIONS STEP KIND...`. Every attempt is a forked process that
+publishes in a copy of the lake at TEMPLATE and is gone at its k-th request, before or after the server did it (KIND:
+"exits before", "exits after"); of the ks every STEP-th. What holds afterwards is checked in another process. Prints how
+many died.
 """
 
 from __future__ import annotations
@@ -31,31 +32,29 @@ def checked(status: int, where: str) -> bool:
 
 def publish_in_copy(template: str, url: str, options: dict[str, Any], k: int, kind: Any) -> None:
     template_of(open_store(template, options)).copy_to(url, options)
-    with requests_of("s3") as requests, open_copy(url, options) as lake:
+    with requests_of(url.partition("://")[0]) as requests, open_copy(url, options) as lake:
         requests.befalls = {k: kind}
         assert lake.publish(NEW).created
 
 
-def main(template: str, options: dict[str, Any], step: int) -> None:
-    num_killed = 0
-    for kind in ("exits before", "exits after"):
-        for k in itertools.count(step, step):
-            url = f"{template}-{kind.replace(' ', '-')}-{k}/lake"
+def num_killed(template: str, options: dict[str, Any], step: int, kind: Any) -> int:
+    """Every attempt up to the one that is over before its k-th request."""
+    for k in itertools.count(step, step):
+        url = f"{template}-{kind.replace(' ', '-')}-{k}/lake"
 
-            def attempt(url: str = url, k: int = k, kind: Any = kind) -> None:
-                publish_in_copy(template, url, options, k, kind)
+        def attempt(url: str = url, k: int = k) -> None:
+            publish_in_copy(template, url, options, k, kind)
 
-            def look(url: str = url) -> None:
-                check_after_failure(url, options)
+        def look(url: str = url) -> None:
+            check_after_failure(url, options)
 
-            died = checked(in_child(attempt), f"{kind} request {k}")
-            if checked(in_child(look), f"after the process that {kind} request {k}"):
-                sys.exit("the process that looks has died")
-            num_killed += died
-            if not died:
-                break
-    print(num_killed)
+        if not checked(in_child(attempt), f"{kind} request {k}"):
+            return k // step - 1
+        if checked(in_child(look), f"after the process that {kind} request {k}"):
+            sys.exit("the process that looks has died")
+    raise AssertionError("no end of requests")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3]))
+    lake, given, every, *kinds = sys.argv[1:]
+    print(sum(num_killed(lake, json.loads(given), int(every), kind) for kind in kinds))
