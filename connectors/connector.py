@@ -57,8 +57,8 @@ class Connector(Protocol):
         """`columns` as the copy of `file` in `folder` is to have them: a table may number its columns."""
         ...
 
-    def check_writable(self) -> None:
-        """Live test that `commit` can work.
+    def check_writable(self, *, single_writer: bool = False) -> None:
+        """Live test that `commit` can work; for a `single_writer` also where two would overwrite each other.
 
         Raises:
             UnsupportedError: it cannot, on this storage or in this table.

@@ -37,15 +37,15 @@ class DeltaConnector(TableConnector[FileAction]):
         super().__init__(root, destination, columns)
         self._options = delta_log.delta_options(root)
 
-    def check_writable(self) -> None:
+    def check_writable(self, *, single_writer: bool = False) -> None:
         """Live test that the table's storage honours conditional writes and that its rows may be replaced."""
         if delta_log.is_append_only(self._open()):
             raise UnsupportedError(
                 f"the Delta table {self.data.url} is append-only (delta.appendOnly), and publishing replaces its files",
                 hint="copy the table, or let go of the property",
             )
-        check_put_if_absent(self._destination)
-        check_put_if_absent(self.data, COPIES)
+        check_put_if_absent(self._destination, single_writer=single_writer)
+        check_put_if_absent(self.data, COPIES, single_writer=single_writer)
 
     def diff(self, since: int) -> TableDiff:
         """What the table has gained and lost since its version `since`.

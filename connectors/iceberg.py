@@ -74,11 +74,11 @@ class IcebergConnector(TableConnector[IcebergFile]):
         ids = dict(zip(self._columns, _told_ids(folder), strict=True))
         return pa.schema([field.with_metadata({iceberg.FIELD_ID: str(ids[field.name])}) for field in columns])
 
-    def check_writable(self) -> None:
+    def check_writable(self, *, single_writer: bool = False) -> None:
         """Live test that both places can be written, and that the table's files can be replaced."""
         iceberg.check_publishable(self.data, self._open())
-        check_put_if_absent(self._destination)
-        check_put_if_absent(self.data, COPIES)
+        check_put_if_absent(self._destination, single_writer=single_writer)
+        check_put_if_absent(self.data, COPIES, single_writer=single_writer)
 
     def diff(self, since: int) -> TableDiff:
         """What the table has gained and lost since its snapshot of sequence number `since`.

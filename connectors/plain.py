@@ -95,9 +95,9 @@ class PlainConnector:
         """The columns as they are."""
         return columns
 
-    def check_writable(self) -> None:
+    def check_writable(self, *, single_writer: bool = False) -> None:
         """See `check_put_if_absent`."""
-        check_put_if_absent(self.data)
+        check_put_if_absent(self.data, single_writer=single_writer)
 
     def read_log(self) -> list[Version]:
         """See `connectors.commit.read_log`."""

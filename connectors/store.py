@@ -298,11 +298,17 @@ def delete(store: Store, path: str) -> None:
         store.fs.rm_file(store.full_path(path))
 
 
-def check_put_if_absent(store: Store, prefix: str = "") -> None:
-    """Live test, leaving nothing: the store honours `put_if_absent`. Some S3 look-alikes silently overwrite.
+def check_put_if_absent(store: Store, prefix: str = "", *, single_writer: bool = False) -> bool:
+    """Live test, leaving nothing: whether the store honours `put_if_absent`. Some S3 look-alikes silently overwrite.
+
+    Args:
+        store: where to try.
+        prefix: a folder of it.
+        single_writer: the caller vouches that nobody else ever writes there at the same time; then a store that
+            overwrites is let pass.
 
     Raises:
-        UnsupportedError: the second write of the same probe was accepted.
+        UnsupportedError: the second write of the same probe was accepted, and there may be more than one writer.
         ReadOnlyError: the destination cannot be written.
     """
     name = f"{PROBE_PREFIX}{uuid4().hex}"
@@ -313,15 +319,20 @@ def check_put_if_absent(store: Store, prefix: str = "") -> None:
         with suppress(ConflictError):
             put_if_absent(store, probe, b"first")
             put_if_absent(store, probe, b"second")
+            if single_writer:
+                return False
             raise UnsupportedError(
                 f"{store.describe()} ignores conditional writes, so two writers could publish over each other",
-                hint="publish to a local folder or to storage that honours If-None-Match",
+                hint="publish to a local folder or to storage that honours If-None-Match; or, if only one process at "
+                "a time ever writes there, say so: single_writer = true in [lake] of the settings, or "
+                "open_lake(…, single_writer=True)",
             )
     except ReadOnlyError as error:  # the probe's name is nobody's business
         raise ReadOnlyError(f"{str(error).replace(f'/{name}', '')} (--destination)") from error
     finally:
         with suppress(ConnectorError):  # the failure that brought us here matters more than the probe
             delete(store, probe)
+    return True
 
 
 def object_errors(store: Store, path: str, action: Action) -> AbstractContextManager[None]:

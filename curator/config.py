@@ -71,6 +71,11 @@ class LakeConfig(_Section):
         None,
         description="where versions are published; None: _curator inside the lake, _curator_NAME for a file or glob",
     )
+    single_writer: bool = Field(
+        False,
+        description="publish also where the storage ignores conditional writes: you vouch that only one process at a "
+        "time ever writes there, or versions are lost",
+    )
     skip_bad_rows: bool = Field(False, description="leave out rows without text or domain instead of refusing them")
     min_domain_rows: int = Field(8, ge=1, description="least usable rows of a domain")
     storage_options: dict[str, Any] = Field(default_factory=dict, description="passed to fsspec", repr=False)

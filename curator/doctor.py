@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from connectors.errors import AccessError, ConnectorError, MissingExtraError
+from connectors.errors import AccessError, ConnectorError, MissingExtraError, UnsupportedError
 from connectors.store import Store, check_put_if_absent, open_store, redact_url
 from curator.errors import ConfigError, one_line
 from curator.files import user_folder
@@ -274,12 +274,14 @@ def _of_settings() -> Iterator[Check]:
         yield Check(name="settings", outcome="failed", found=str(error), fix="mend that, and check again")
         return
     if lake and lake.destination:
-        yield _store(lake.destination, lake.storage_options, is_made=True)
+        yield _store(lake.destination, lake.storage_options, is_made=True, single_writer=lake.single_writer)
     elif lake and lake.url and not is_table(lake.url):
-        yield _store(lake.url, lake.storage_options)
+        yield _store(lake.url, lake.storage_options, single_writer=lake.single_writer)
 
 
-def _store(place: str, options: Mapping[str, Any] | None = None, *, is_made: bool = False) -> Check:
+def _store(
+    place: str, options: Mapping[str, Any] | None = None, *, is_made: bool = False, single_writer: bool = False
+) -> Check:
     """Whether a place can be written; a folder that is not there is a mistake, unless the first version makes it."""
     other = "choose another --destination"
     rights = "the credentials above and their rights"
@@ -293,15 +295,18 @@ def _store(place: str, options: Mapping[str, Any] | None = None, *, is_made: boo
             if not Path(store.path).exists():
                 fix = f"check the address, make the folder if it is a new destination, or {other}"
                 return Check(name="destination", outcome="failed", found=f"{store.url} does not exist", fix=fix)
-        check_put_if_absent(store)
+        keeps = check_put_if_absent(store, single_writer=single_writer)
     except MissingExtraError as error:
         return Check(name="destination", outcome="failed", found=str(error), fix="install that, and check again")
     except AccessError as error:
         fix = f"check {rights}, or {other}"
         return Check(name="destination", outcome="failed", found=str(error), fix=fix)
+    except UnsupportedError as error:
+        return Check(name="destination", outcome="failed", found=error.message, fix=f"{error.hint}; or {other}")
     except ConnectorError as error:
         return Check(name="destination", outcome="failed", found=str(error), fix=other)
-    return Check(name="destination", outcome="ok", found=f"{store.url} can be written and keeps create-if-absent")
+    how = "keeps create-if-absent" if keeps else "ignores create-if-absent, for one writer at a time (single_writer)"
+    return Check(name="destination", outcome="ok", found=f"{store.url} can be written and {how}")
 
 
 def _new_folder(folder: Path) -> Check:

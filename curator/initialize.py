@@ -172,6 +172,7 @@ domain = {toml_string(proposal.domain)}
 # id_hash = "sha256"        # that hash, where texts may be made to collide; default: "xxh3_128"
 # mode = "table"        # keep all columns in the catalog (table), or nothing between sessions (view); default: "index"
 # destination = "s3://bucket/curated"        # where versions are published; default: _curator inside the lake
+# single_writer = true        # where the storage ignores conditional writes, and only one process at a time writes it
 # skip_bad_rows = true        # leave out rows without text or domain instead of refusing them
 
 [target]

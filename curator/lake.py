@@ -84,6 +84,7 @@ def open_lake(
     id_hash: Literal["xxh3_128", "sha256"] | None = None,
     mode: Literal["index", "table", "view"] | None = None,
     destination: str | None = None,
+    single_writer: bool | None = None,
     skip_bad_rows: bool | None = None,
     min_domain_rows: int | None = None,
     storage_options: Mapping[str, Any] | None = None,
@@ -104,6 +105,8 @@ def open_lake(
             every session indexes anew, in a temporary folder. By default as last used, else "index".
         destination: where versions and run records go; by default `_curator` inside the lake, or for a
             single file or a glob a folder beside its files that is named by it, `_curator_FILE`.
+        single_writer: vouch that only one process at a time ever writes the destination, and the table if the lake is
+            one; then versions also go where the storage ignores conditional writes, which is refused otherwise.
         skip_bad_rows: leave out rows without text or domain instead of refusing them.
         min_domain_rows: least usable rows of a domain that is learned on.
         storage_options: passed to fsspec (credentials, endpoint); never logged or stored.
@@ -121,6 +124,7 @@ def open_lake(
         "id_hash": id_hash,
         "mode": mode,
         "destination": destination,
+        "single_writer": single_writer,
         "skip_bad_rows": skip_bad_rows,
         "min_domain_rows": min_domain_rows,
         "storage_options": dict(storage_options) if storage_options else None,
@@ -1056,7 +1060,7 @@ class Lake:
             StorageError: the destination cannot be written.
         """
         with self.writing():
-            self.connector.check_writable()
+            self.connector.check_writable(single_writer=self.config.single_writer)
 
     @contextmanager
     def writing(self) -> Iterator[None]:

@@ -232,9 +232,16 @@ class CarelessFileSystem(MemoryFileSystem):
 
 def test_check_put_if_absent_refuses_storage_that_ignores_the_condition():
     store = Store("careless://x", "/careless", CarelessFileSystem())
-    with pytest.raises(UnsupportedError, match="ignores conditional writes"):
+    with pytest.raises(UnsupportedError, match=r"ignores conditional writes.*single_writer = true"):
         check_put_if_absent(store)
     assert list_objects(store) == []
+
+
+def test_check_put_if_absent_lets_one_writer_pass_and_says_whether_it_would_two(store):
+    careless = Store("careless://x", "/careless", CarelessFileSystem())
+    assert check_put_if_absent(careless, single_writer=True) is False
+    assert check_put_if_absent(store, single_writer=True) is True
+    assert list_objects(careless) + list_objects(store) == []
 
 
 def test_listing_passes_over_what_a_killed_process_left(tmp_path):
