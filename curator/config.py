@@ -416,6 +416,9 @@ class RefreshConfig(_Section):
         ("converged", "not converged"), description="verdicts of runs that are published"
     )
     mode: Literal["copy", "sidecar"] = Field("copy", description="how versions are published")
+    bloom_filters: tuple[Literal["sample_weight", "domain_weight", "weight_run_id"], ...] = Field(
+        (), description="weight columns that get a bloom filter in the copies, for engines that look for single values"
+    )
     lease_minutes: float = Field(
         10.0, gt=0, description="minutes after which the lock of a refresh that was killed is taken over"
     )

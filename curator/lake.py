@@ -9,7 +9,7 @@ import difflib
 import hashlib
 import os
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -534,6 +534,7 @@ class Lake:
         run: Run | str,
         *,
         mode: Mode = "copy",
+        bloom_filters: Collection[str] = (),
         dry_run: bool = False,
         on_progress: ProgressCallback = silent,
     ) -> Publication:
@@ -544,11 +545,14 @@ class Lake:
             mode: "copy" writes copies of the lake's files with the weights as columns; "sidecar" writes the weights
                 alone (sample_id, row, the three columns), to be joined by file and row number as long as the lake's
                 files stay as they are.
+            bloom_filters: of "sample_weight", "domain_weight" and "weight_run_id", those that get a bloom filter in the
+                copies. A run that was published without is published once more with them.
             dry_run: say what would be written.
             on_progress: told how far the work is.
 
         Raises:
-            UsageError: an unknown mode, one that a table cannot have or the file of views in the work folder show.
+            UsageError: an unknown mode or column, or a mode that a table cannot have or the file of views in the work
+                folder show.
             NotFoundError: no such run.
             StorageError: the destination cannot be written; the version before stays.
         """
@@ -559,13 +563,13 @@ class Lake:
         if mode not in ("copy", "sidecar"):
             raise UsageError(f"mode {mode!r} is unknown", hint='"copy" and "sidecar" are allowed')
         with translated():
-            self._check_mode(mode)
+            self._check_mode(mode, bloom_filters)
             chosen = self.run(run) if isinstance(run, str) else run
             if dry_run:
-                return publish(self, chosen, on_progress, mode=mode, dry_run=True)
+                return publish(self, chosen, on_progress, mode=mode, bloom_filters=bloom_filters, dry_run=True)
         weights = self.destination.describe(f"{catalog.RUN_FOLDER}/{chosen.run_id}")
         with lineage("publish", self.config.url, weights) as told, translated():
-            made = publish(self, chosen, on_progress, mode=mode)
+            made = publish(self, chosen, on_progress, mode=mode, bloom_filters=bloom_filters)
             renew_views(self)
             told.snapshot_id = made.snapshot_id
             told.outputs.append(
@@ -617,7 +621,7 @@ class Lake:
         chosen = override(config or RefreshConfig(), **settings)
         goal, how = self._goal(target, target_text), learn or LearnConfig()
         with translated():
-            self._check_mode(chosen.mode)
+            self._check_mode(chosen.mode, chosen.bloom_filters)
             if dry_run:
                 return refresh(self, goal, how, chosen, on_progress, force=force, dry_run=True)
         with lineage("refresh", self.config.url, goal.url) as told, translated():
@@ -1102,11 +1106,18 @@ class Lake:
             )
         return place
 
-    def _check_mode(self, mode: Mode) -> None:
-        """Refuse sidecars where a table or a file of views cannot have them."""
+    def _check_mode(self, mode: Mode, bloom_filters: Collection[str]) -> None:
+        """Refuse sidecars where a table or a file of views cannot have them, and bloom filters of what has none."""
         from curator.sidecar import check_no_views
 
+        given = {bloom_filters} if isinstance(bloom_filters, str) else set(bloom_filters)
+        unknown = sorted(given - set(catalog.WEIGHT_COLUMNS))
+        if unknown:
+            allowed = ", ".join(map(repr, catalog.WEIGHT_COLUMNS))
+            raise UsageError(f"{unknown[0]!r} is no column that gets a bloom filter", hint=f"name some of {allowed}")
         if mode == "sidecar":
+            if bloom_filters:
+                raise UsageError("bloom filters are for copies, and a sidecar has none", hint="publish copies")
             self._check_owns_log("sidecars are", "publish copies")
             check_no_views(self)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -72,19 +72,21 @@ def publish(
     on_progress: ProgressCallback,
     *,
     mode: Mode = "copy",
+    bloom_filters: Collection[str] = (),
     dry_run: bool = False,
     weights_now: LakeWeights | None = None,
     label: str = "",
 ) -> Publication:
     """Publish the weights of `run` as a new version of `lake`.
 
-    Exactly once for a run, a snapshot and a label: a repeated call returns the version that is there.
+    Exactly once for a run, a snapshot, a layout and a label: a repeated call returns the version that is there.
 
     Args:
         lake: is ingested first.
         run: of this lake.
         on_progress: told how far the work is.
         mode: copies of the files with the columns, or the columns alone.
+        bloom_filters: the columns of `WEIGHT_SCHEMA` that get one in the copies.
         dry_run: say what would be written.
         weights_now: the run's weights for the rows that the lake has now; by default rows that came since get none.
         label: tells this version from another of the same run and snapshot; letters, digits and hyphens.
@@ -100,7 +102,7 @@ def publish(
     check_column_names(lake)
     if weights_now and weights_now.snapshot_id != lake.snapshot_id:
         raise TryAgainError(f"{lake.url} has changed since weights were made for its rows", hint="try again")
-    kind = ("" if mode == "copy" else f"{mode}-") + (f"{label}-" if label else "")
+    kind = layout_of(mode, bloom_filters) + (f"{label}-" if label else "")
     folder = lake.connector.folder(f"{run.run_id}-{kind}{lake.snapshot_id}")
     key, known = _find_known(lake.connector.read_log(), f"{run.run_id}/{kind}{lake.snapshot_id}")
     weights = RowWeights(lake, run.run_id, weights_now.samples if weights_now else run.samples())
@@ -120,7 +122,7 @@ def publish(
     with lake.writing():
         if weights_now and weights_now.is_carried:
             _write_tokens(lake, run, weights_now)
-        files = _stage(lake, run, weights, folder, on_progress, mode)
+        files = _stage(lake, run, weights, folder, on_progress, mode, bloom_filters)
     domains = list(weights_now.domains) if weights_now else run.record["domains"]
     manifest = Manifest(
         run_id=run.run_id,
@@ -132,12 +134,25 @@ def publish(
             "domains": domains,
             "mode": mode,
             "carried": bool(weights_now and weights_now.is_carried),
+            **({"bloom_filters": in_order(bloom_filters)} if bloom_filters else {}),
         },
     )
     check_published_files(lake.connector.data, manifest)  # a collection with too short a grace may have taken one
     version = lake.connector.commit(manifest, idempotency_key=key)
     lake.forget_views()
     return _publication(lake, run, weights, folder, files, version=version.number, created=version.created)
+
+
+def layout_of(mode: Mode, bloom_filters: Collection[str]) -> str:
+    """What tells the files of one layout from those of another in a version's key; "" is that of plain copies."""
+    parts: list[str] = [] if mode == "copy" else [mode]
+    parts += ["bloom", *in_order(bloom_filters)] if bloom_filters else []
+    return "".join(f"{part}-" for part in parts)
+
+
+def in_order(columns: Collection[str]) -> list[str]:
+    """Some of the weight columns in the order of the files."""
+    return [name for name in WEIGHT_SCHEMA.names if name in columns]
 
 
 def _find_known(log: Sequence[Version], work: str) -> tuple[str, Version | None]:
@@ -220,7 +235,13 @@ def check_column_names(lake: Lake) -> None:
 
 
 def _stage(
-    lake: Lake, run: Run, weights: RowWeights, folder: str, on_progress: ProgressCallback, mode: Mode
+    lake: Lake,
+    run: Run,
+    weights: RowWeights,
+    folder: str,
+    on_progress: ProgressCallback,
+    mode: Mode,
+    bloom_filters: Collection[str],
 ) -> tuple[PublishedFile, ...]:
     """Write a copy with the weight columns, or a sidecar, of every file of the lake; one that is there is kept."""
 
@@ -229,7 +250,7 @@ def _stage(
         if not _is_staged(lake, path):
             if mode == "copy":
                 schema = lake.connector.staged_schema(folder, file, WEIGHT_SCHEMA)
-                _add_weights(lake, run, file, weights.of(file).cast(schema), path)
+                _add_weights(lake, run, file, weights.of(file).cast(schema), path, frozenset(bloom_filters))
             else:
                 write_sidecar(lake, file, weights.beside(file), path, run.run_id)
         return PublishedFile(
@@ -266,7 +287,9 @@ def _is_staged(lake: Lake, path: str) -> bool:
         return False
 
 
-def _add_weights(lake: Lake, run: Run, file: ParquetFile, weights: pa.Table, path: str) -> None:
+def _add_weights(
+    lake: Lake, run: Run, file: ParquetFile, weights: pa.Table, path: str, bloom_filters: frozenset[str]
+) -> None:
     def columns(_: int, first_row: int, num_rows: int) -> pa.Table:
         return weights.slice(first_row, num_rows)
 
@@ -279,6 +302,7 @@ def _add_weights(lake: Lake, run: Run, file: ParquetFile, weights: pa.Table, pat
         columns,
         footer_metadata=footer,
         replace=lake.connector.replaceable,
+        bloom_filters=bloom_filters,
     )
 
 

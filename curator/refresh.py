@@ -27,7 +27,7 @@ from curator.learn import RECORD
 from curator.places import JOB
 from curator.prepare import distinct_texts, find_goal, fingerprint, row_batch
 from curator.progress import ProgressCallback
-from curator.publish import check_column_names, publish
+from curator.publish import check_column_names, in_order, layout_of, publish
 from curator.rules import Gate, Reason, changed_settings, check_gates, data_reasons, drift_from, settings_reasons
 from curator.tokens import TokenCache
 from curator.views import renew_views
@@ -232,7 +232,8 @@ class _Job:
             return self.ended("refused", found, **told)
         lease.check()
         label = _label(self.lake, run, weights, found, self.settings)
-        made = publish(self.lake, run, self.tell, mode=self.settings.mode, weights_now=weights, label=label)
+        how: dict[str, Any] = {"mode": self.settings.mode, "bloom_filters": self.settings.bloom_filters}
+        made = publish(self.lake, run, self.tell, weights_now=weights, label=label, **how)
         renew_views(self.lake)
         return self.ended(
             "published",
@@ -328,14 +329,16 @@ def _is_published(
         return False
     is_same = (newest.run_id, newest.snapshot_id) == (run.run_id, lake.snapshot_id)
     is_whole = run.record["snapshot_id"] == lake.snapshot_id or bool(manifest.extra.get("carried"))
-    return is_same and is_whole and manifest.extra.get("mode", "copy") == settings.mode
+    is_alike = manifest.extra.get("mode", "copy") == settings.mode
+    is_alike &= manifest.extra.get("bloom_filters", []) == in_order(settings.bloom_filters)
+    return is_same and is_whole and is_alike
 
 
 def _label(lake: Lake, run: Run, weights: LakeWeights, found: Plan, settings: RefreshConfig) -> str:
     """Tells carried weights from the run's own; and once more what was the newest version before, and is not now."""
     label = "carried" if weights.is_carried else ""
-    kind = "" if settings.mode == "copy" else f"{settings.mode}-"
-    key = f"{run.run_id}/{kind}{label}{'-' if label else ''}{lake.snapshot_id}"
+    layout = layout_of(settings.mode, settings.bloom_filters)
+    key = f"{run.run_id}/{layout}{label}{'-' if label else ''}{lake.snapshot_id}"
     if found.newest is None or not any(version.idempotency_key == key for version in lake.connector.read_log()):
         return label
     return f"{label}{'-' if label else ''}after-{found.newest.number}"

@@ -34,6 +34,10 @@ def publish(
     destination: DestinationOption = None,
     config: ConfigOption = None,
     *,
+    bloom_filter: Annotated[
+        list[str] | None,
+        typer.Option("--bloom-filter", help="A weight column that gets one; may be repeated.", show_default=False),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written; write nothing.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -43,7 +47,8 @@ def publish(
     from curator import console
 
     with open_given(read_settings(lake_url, config), destination=destination) as lake, console.progress() as tell:
-        publication = lake.publish(run, mode=mode, dry_run=dry_run, on_progress=tell)
+        filters = bloom_filter or ()
+        publication = lake.publish(run, mode=mode, bloom_filters=filters, dry_run=dry_run, on_progress=tell)
         newest = max((version.version for version in lake.history()), default=None)
     if as_json:
         console.print_json({"status": "ok", "dry_run": dry_run, **dataclasses.asdict(publication)})
