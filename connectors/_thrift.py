@@ -151,6 +151,39 @@ def list_length(data: bytes, number: int) -> int:
     raise ThriftError(f"lacks a list in field {number}")
 
 
+Located: TypeAlias = dict[int, tuple[int, int, "Located | None"]]
+"""Field number → (its type, where its value begins, what was located in it)."""
+
+
+def locate(data: bytes, at: int, shape: Shape) -> tuple[Located, int]:
+    """The fields that `shape` names of the struct at `at`, and of structs in them; and where the struct ends.
+
+    Several times as fast as `loads`, which makes a value of every field.
+
+    Raises:
+        ThriftError: as `loads`, but that the same field stands there twice only if `shape` names it.
+    """
+    try:
+        return _locate(data, at, shape, 0)
+    except IndexError:
+        raise ThriftError("ends in the middle of a value") from None
+
+
+def integer_at(data: bytes, kind: int, at: int) -> int:
+    """The number of this type that begins there. Raises ThriftError if it is none."""
+    if kind not in (I16, I32, I64):
+        raise ThriftError(f"has type {kind}, where an integer belongs")
+    unsigned, _ = _read_varint(data, at)
+    return (unsigned >> 1) ^ -(unsigned & 1)
+
+
+def list_at(data: bytes, kind: int, at: int) -> tuple[int, int, int]:
+    """(Number of values, their type, where they begin) of the list that begins there. Raises ThriftError if none."""
+    if kind != LIST:
+        raise ThriftError(f"has type {kind}, where a list belongs")
+    return _read_list_head(data, at)
+
+
 def dumps(struct: Struct) -> bytes:
     """The inverse of `loads`, except that field and list headers are written in their shortest form."""
     out = bytearray()
@@ -184,6 +217,34 @@ def _read_struct(data: bytes, at: int, shape: Shape, depth: int, last: int = 2**
             raise ThriftError(f"has type {kind} in field {number}, where a struct or a list belongs")
         fields[number] = (kind, value)
     return Struct(fields), at + 1
+
+
+def _locate(data: bytes, at: int, shape: Shape, depth: int) -> tuple[Located, int]:
+    found: Located = {}
+    number = 0
+    while head := data[at]:
+        kind, at = head & 15, at + 1
+        if head > 15:
+            number += head >> 4
+        else:
+            unsigned, at = _read_varint(data, at)
+            number = (unsigned >> 1) ^ -(unsigned & 1)
+        start, inner = at, None
+        if number in shape and shape[number] and kind == STRUCT:
+            inner, at = _locate(data, at, shape[number], depth + 1)
+        elif I16 <= kind <= I64:
+            while data[at] > 127:
+                at += 1
+            at += 1
+        elif kind == BINARY and data[at] < 128:
+            at += data[at] + 1
+        else:
+            at = _skip(data, at, kind, depth)
+        if number in shape:
+            if number in found:
+                raise ThriftError(f"has field {number} twice")
+            found[number] = (kind, start, inner)
+    return found, at + 1
 
 
 def _read_structs(data: bytes, at: int, shape: Shape, depth: int) -> tuple[list[Struct], int]:

@@ -28,8 +28,11 @@ from connectors._thrift import (
     TRUE,
     ThriftError,
     dumps,
+    integer_at,
+    list_at,
     loads,
     loads_head,
+    locate,
 )
 
 FOOTER_SHAPE = {2: {}, 4: {1: {3: {12: {}}}}, 5: {}, 7: {}}
@@ -127,6 +130,42 @@ def test_any_struct_comes_back_byte_for_byte_opened_or_not(fields):
     data = encode(STRUCT, fields)
     assert dumps(loads(data, {})) == data
     assert dumps(loads(data, opening(fields))) == data
+
+
+def naming(fields):
+    """The shape that names every field of the struct and of structs in it."""
+    return {number: naming(value) if kind == STRUCT else {} for number, kind, value in fields}
+
+
+def check_located(data, fields, located):
+    assert located.keys() == {number for number, _, _ in fields}
+    for number, kind, value in fields:
+        kind_read, at, inner = located[number]
+        assert kind_read == kind
+        if kind not in (TRUE, FALSE):
+            assert data[at:].startswith(encode(kind, value))
+        if kind == STRUCT and value:
+            check_located(data, value, inner)
+
+
+@settings(max_examples=40)
+@given(FIELDS.map(as_struct))
+def test_what_is_located_stands_where_it_was_written(fields):
+    data = b"before" + encode(STRUCT, fields)
+    located, end = locate(data + b"behind", len(b"before"), naming(fields))
+    assert end == len(data)
+    check_located(data, fields, located)
+    for number, kind, value in fields:
+        if kind in INTEGERS:
+            assert integer_at(data, *located[number][:2]) == value
+        if kind == LIST:
+            assert list_at(data, *located[number][:2])[0] == len(value[1])
+
+
+@pytest.mark.parametrize("data", [b"", b"\x15", b"\x18\x05abc", b"\x1c\x15"])
+def test_what_is_cut_short_is_not_located(data):
+    with pytest.raises(ThriftError, match="ends in the middle of a value"):
+        locate(data, 0, {1: {1: {}}})
 
 
 @settings(max_examples=40)
