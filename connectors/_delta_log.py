@@ -44,6 +44,8 @@ _S3_OPTIONS = {
 _DELTA_TYPES = {pa.float32(): "float", pa.float64(): "double", pa.int64(): "long", pa.string(): "string"}
 _COLORS = re.compile(r"\x1b\[[0-9;]*m")
 _HISTORY_ENTRIES = 1000
+_NO_ANSWER = "Error interacting with object store"
+"""What deltalake (1.6.6) says of a table's storage where its exception says no more than that something is wrong."""
 
 
 @dataclass(frozen=True)
@@ -208,7 +210,7 @@ def _translate(error: Exception, place: str, said: str) -> ConnectorError:
         return ConflictError(f"another writer committed to the Delta table {place} first ({said})", hint="try again")
     if isinstance(error, DeltaProtocolError):
         return UnsupportedError(f"the Delta table {place} has a feature that deltalake cannot handle: {said}")
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) or _NO_ANSWER in str(error):
         return UnavailableError(f"cannot reach the Delta table {place}: {said}", hint="check credentials and network")
     return CorruptFileError(f"the Delta table {place} cannot be used: {said}")
 

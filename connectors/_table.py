@@ -141,6 +141,10 @@ class TableConnector(ABC, Generic[File]):
                 hint="restore it from a backup (the table itself can be read)",
             ) from error
 
+    def named_manifests(self) -> frozenset[str]:
+        """Of our commits that the table's history still has."""
+        return frozenset(version.manifest_path for version in self.read_log())
+
     def current(self, corpus: Corpus) -> Manifest | None:
         """The snapshot's files that have the columns, also those that another writer made of ours by compacting."""
         table = self._open()

@@ -74,6 +74,10 @@ class Connector(Protocol):
         """What a version consists of."""
         ...
 
+    def named_manifests(self) -> frozenset[str]:
+        """Paths of the manifests that must stay: those of every version that can be read or become the newest again."""
+        ...
+
     def current(self, corpus: Corpus) -> Manifest | None:
         """The files that hold the lake's published columns now; None if there are none."""
         ...

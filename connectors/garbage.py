@@ -6,12 +6,13 @@ which must be longer than a publication takes. Entries of the log are never garb
 
 import re
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from connectors._local import TEMPORARY_PREFIX, remove_empty_folders
+from connectors._table import COPIES
 from connectors.commit import LOG_FOLDER, MANIFEST_FOLDER, read_log, read_manifest
 from connectors.errors import NotFoundError
 from connectors.lease import LOCK_FOLDER
@@ -28,6 +29,7 @@ from connectors.store import (
 
 DATA_FOLDER = "data"
 _MANIFEST = re.compile(rf"{MANIFEST_FOLDER}/[0-9a-f]{{32}}\.json")
+_TABLE_MANIFEST = re.compile(rf"{MANIFEST_FOLDER}/[0-9a-f]{{32}}-\d+\.json")
 
 
 _CLOCK_SECONDS = 1.0
@@ -78,18 +80,41 @@ def find_garbage(
     kept = [version for version in log if version.collected_by is None and version.number not in without]
     for version in {version.manifest_path: version for version in kept}.values():
         named |= {file.published_path for file in read_manifest(store, version).files}
-    garbage = [
-        Garbage(
-            kind="temporary" if _is_temporary(info.path) else "object",
-            path=info.path,
-            size_bytes=info.size_bytes,
-            modified_at=info.modified_at,
-        )
-        for info in found
-        if info.path not in named
+    garbage = [_object(info) for info in found if info.path not in named]
+    uploads = [
+        upload
+        for upload in _uploads(store, DATA_FOLDER)
+        if upload.modified_at < before and staged.fullmatch(upload.path)
     ]
-    uploads = [upload for upload in _uploads(store) if upload.modified_at < before and staged.fullmatch(upload.path)]
     return sorted([*garbage, *uploads], key=lambda item: (item.path, item.upload_id))
+
+
+def find_table_garbage(
+    destination: Store, table: Store, named_manifests: Callable[[], Collection[str]], *, grace_seconds: float
+) -> list[tuple[Store, Garbage]]:
+    """What may be removed of a table's: manifests that no commit names, and what killed writers had not finished.
+
+    Copies that no snapshot names are not among it: only the table's own cleaning knows which snapshots are read.
+
+    Args:
+        destination: where the manifests are.
+        table: the table's folder.
+        named_manifests: the manifests that commits of the table name; asked after the listing.
+        grace_seconds: as for `find_garbage`.
+
+    Returns:
+        Each with the store that its path is relative to.
+    """
+    before = time.time() - grace_seconds
+    manifests = list_objects(destination, prefix=MANIFEST_FOLDER, with_temporaries=True)
+    locks = list_objects(destination, prefix=LOCK_FOLDER, with_temporaries=True)
+    left = [info for info in (*manifests, *locks, *list_folder(destination)) if _is_temporary(info.path)]
+    staged = [info for info in list_objects(table, prefix=COPIES, with_temporaries=True) if _is_temporary(info.path)]
+    named = named_manifests()
+    unnamed = [info for info in manifests if _TABLE_MANIFEST.fullmatch(info.path) and info.path not in named]
+    found = [(destination, _object(info)) for info in (*left, *unnamed)] + [(table, _object(info)) for info in staged]
+    found += [(table, upload) for upload in _uploads(table, COPIES)]
+    return [(store, item) for store, item in found if item.modified_at < before]
 
 
 def remove_garbage(store: Store, item: Garbage) -> bool:
@@ -127,21 +152,30 @@ def _candidates(store: Store, staged: re.Pattern[str]) -> Iterator[ObjectInfo]:
     yield from (info for info in list_folder(store) if _is_temporary(info.path))
 
 
+def _object(info: ObjectInfo) -> Garbage:
+    return Garbage(
+        kind="temporary" if _is_temporary(info.path) else "object",
+        path=info.path,
+        size_bytes=info.size_bytes,
+        modified_at=info.modified_at,
+    )
+
+
 def _is_temporary(path: str) -> bool:
     """A name that nobody but us makes: 32 hexadecimal digits after the prefix."""
     name = path.rpartition("/")[2]
     return any(re.fullmatch(rf"{re.escape(prefix)}[0-9a-f]{{32}}", name) for prefix in (TEMPORARY_PREFIX, PROBE_PREFIX))
 
 
-def _uploads(store: Store) -> Iterator[Garbage]:
-    """Multipart uploads below `data/` that were begun and neither completed nor aborted; S3 alone has them."""
+def _uploads(store: Store, folder: str) -> Iterator[Garbage]:
+    """Multipart uploads below a folder that were begun and neither completed nor aborted; S3 alone has them."""
     if not hasattr(store.fs, "call_s3"):
         return
     bucket, _, root = store.full_path().partition("/")
     start = f"{root}/" if root else ""
-    request: dict[str, Any] = {"Bucket": bucket, "Prefix": f"{start}{DATA_FOLDER}/"}
+    request: dict[str, Any] = {"Bucket": bucket, "Prefix": f"{start}{folder}/"}
     while True:
-        with object_errors(store, DATA_FOLDER, "list"):
+        with object_errors(store, folder, "list"):
             answer = store.fs.call_s3("list_multipart_uploads", **request)
         for upload in answer.get("Uploads") or ():
             if upload["Key"].startswith(request["Prefix"]):

@@ -129,7 +129,15 @@ class IcebergConnector(TableConnector[IcebergFile]):
     def _files(self, table: Table) -> list[IcebergFile]:
         return iceberg.read_files(self.data, table)
 
+    def named_manifests(self) -> frozenset[str]:
+        """Of all snapshots of ours, also those that the owner rolled back behind and may bring back."""
+        versions = self._of_snapshots(self._open().snapshots())
+        return frozenset(version.manifest_path for version in versions)
+
     def _versions(self, table: Table) -> list[Version]:
+        return self._of_snapshots(iceberg.read_history(table))
+
+    def _of_snapshots(self, snapshots: Sequence[Any]) -> list[Version]:
         return [
             parse_version(
                 snapshot.summary[OURS],
@@ -137,7 +145,7 @@ class IcebergConnector(TableConnector[IcebergFile]):
                 snapshot.timestamp_ms,
                 f"snapshot {snapshot.snapshot_id} of {self.data.url}",
             )
-            for snapshot in iceberg.read_history(table)
+            for snapshot in snapshots
             if snapshot.summary and OURS in snapshot.summary.additional_properties
         ]
 

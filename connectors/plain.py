@@ -107,6 +107,10 @@ class PlainConnector:
         """See `connectors.commit.read_manifest`."""
         return read_manifest(self.data, version)
 
+    def named_manifests(self) -> frozenset[str]:
+        """Of every entry of the log."""
+        return frozenset(version.manifest_path for version in self.read_log())
+
     def current(self, corpus: Corpus) -> Manifest | None:  # noqa: ARG002  # of the protocol
         """The newest version's manifest, also if files of the lake have changed since."""
         log = self.read_log()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from connectors.commit import beyond
 from connectors.commit import collect as let_go
-from connectors.garbage import DATA_FOLDER, Garbage, find_garbage, remove_garbage
+from connectors.garbage import DATA_FOLDER, Garbage, find_garbage, find_table_garbage, remove_garbage
 from curator.catalog import carried_tokens_path
 from curator.errors import UsageError
 
@@ -29,8 +29,8 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 class Removal:
     """What a collection removed, or with a dry run would remove.
 
-    `items` are objects, temporary files and unfinished uploads, their paths relative to the destination. `versions` are
-    the numbers of those that were let go.
+    `items` are objects, temporary files and unfinished uploads, their paths relative to the destination, or to the
+    table where copies of a table are staged. `versions` are the numbers of those that were let go.
     """
 
     items: tuple[Garbage, ...]
@@ -54,6 +54,11 @@ def collect(lake: Lake, grace: str | timedelta, keep: int | None, *, dry_run: bo
     seconds = _seconds(grace)
     if keep is not None and keep < 1:
         raise UsageError(f"keep {keep} would let go the newest version, too", hint="keep at least 1")
+    if not lake.connector.owns_log:
+        named = lake.connector.named_manifests
+        left = find_table_garbage(lake.destination, lake.connector.data, named, grace_seconds=seconds)
+        removed = [item for store, item in left if dry_run or remove_garbage(store, item)]
+        return Removal(items=tuple(removed), dry_run=dry_run)
     versions: tuple[int, ...] = ()
     if keep is not None and dry_run:
         versions = beyond(lake.connector.read_log(), keep)

@@ -747,6 +747,7 @@ class Lake:
         lists them, and nobody can read or restore them. That is final.
 
         Garbage is copies and manifests that no version names, temporary files, and on S3 unfinished multipart uploads.
+        The copies of a table are left to its own cleaning: VACUUM (Delta), or removing orphan files (Iceberg).
 
         Args:
             grace: only what is older goes, such as "24h" or "7d"; a publication that is under way is younger. With
@@ -755,18 +756,18 @@ class Lake:
             dry_run: say what would be removed.
 
         Raises:
-            UsageError: `grace` is not a duration, `keep` is less than 1, or the lake is a table, which its own tools
-                clean.
+            UsageError: `grace` is not a duration, or `keep` is less than 1 or given for a table.
             StorageError: the log is damaged, or the destination cannot be written.
         """
         from curator.garbage import collect
         from curator.views import renew_views
 
         with translated():
-            self._check_owns_log(
-                "garbage collection is",
-                "VACUUM (Delta) or removing orphan files (Iceberg) removes the copies that no snapshot names",
-            )
+            if keep is not None:
+                self._check_owns_log(
+                    "letting go of versions is",
+                    "VACUUM (Delta), or expiring snapshots and removing orphan files (Iceberg), does that",
+                )
             done = collect(self, grace, keep, dry_run=dry_run)
             if done.versions and not dry_run:
                 renew_views(self)

@@ -27,7 +27,8 @@ from storage_faults import EXITED, OTHER_FAILURE
 from table_cases import ROWS, case_class, connect, publish
 
 from connectors.errors import ConnectorError
-from connectors.store import list_objects, open_store
+from connectors.garbage import find_table_garbage, remove_garbage
+from connectors.store import list_objects, open_store, substore
 
 REFUSED = 3
 WEIGHTS = {"a": 0, "b": 1, "c": 2}
@@ -87,7 +88,7 @@ def disturb_catalog(kind: str) -> None:
 def look(table: Any, was_published: bool) -> None:
     """A reader sees the old snapshot or the new one; the same call again makes it the new one, by one commit of ours.
 
-    Of our files only those stay that the newest snapshot names, but for what `README.md` says that nobody removes.
+    A collection of garbage leaves those of our files alone that the newest snapshot or its commit names.
     """
     ours, rows = table.num_ours(), table.rows()
     if ours:
@@ -101,9 +102,14 @@ def look(table: Any, was_published: bool) -> None:
     assert (version.number, version.created, table.number()) == (before + 1, not ours, before + 1), version
     assert table.num_ours() == 1
     assert table.weights() == WEIGHTS
-    store = table.connector().data
-    copies = {info.path for info in list_objects(store, prefix="curator")}
-    assert {path for path in copies if not path.rpartition("/")[2].startswith(".probe-")} == set(table.paths())
+    connector = table.connector()
+    root, destination = connector.data, substore(connector.data, "_curator")
+    for store, item in find_table_garbage(destination, root, connector.named_manifests, grace_seconds=-5):
+        assert remove_garbage(store, item)
+    assert {info.path for info in list_objects(root, prefix="curator")} == set(table.paths())
+    assert {info.path for info in list_objects(destination)} == {version.manifest_path}
+    bucket, _, key = root.full_path().partition("/")
+    assert not root.fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=f"{key}/").get("Uploads")
 
 
 def tried(case: Any, place: Any, folder: Path, proxy: Proxy, number: int, kind: Any) -> bool:

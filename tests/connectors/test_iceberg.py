@@ -444,3 +444,13 @@ def test_credentials_of_the_catalog_reach_the_files(s3_place, tmp_path):
         [sys.executable, "-c", code], env=os.environ | variables, capture_output=True, text=True, check=False
     )
     assert done.stdout == "3\n", done.stderr
+
+
+def test_the_manifest_of_a_version_that_the_owner_rolled_back_behind_is_no_garbage(local):
+    local.create()
+    connector = local.connector()
+    one, two = (publish(connector, run) for run in ("one", "two"))
+    table = local.open()
+    table.manage_snapshots().rollback_to_snapshot(table.snapshots()[-2].snapshot_id).commit()
+    assert [version.run_id for version in connector.read_log()] == ["one"]
+    assert connector.named_manifests() == {one.manifest_path, two.manifest_path}

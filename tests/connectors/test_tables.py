@@ -10,7 +10,8 @@ from table_cases import NEW, ROWS, case_class, connect, prepare, publish
 
 from connectors import duck
 from connectors.errors import ConflictError, ConnectorError, CorruptFileError, NotFoundError, UnavailableError
-from connectors.store import delete, list_objects, read_bytes
+from connectors.garbage import find_table_garbage, remove_garbage
+from connectors.store import delete, list_objects, read_bytes, substore, write_object
 
 LIBRARIES = {"delta": "deltalake", "iceberg": "pyiceberg"}
 
@@ -264,6 +265,40 @@ def test_the_manifest_that_a_commit_names_is_checked(local):
     named = f"version {local.number()} of the {local.format_name.title()} table"
     with pytest.raises(CorruptFileError, match=f"is not what {named}"):
         connector.read_manifest(replace(version, manifest_hash="0" * 32))
+
+
+# garbage -----------------------------------------------------------------------------------------------------------
+
+
+def test_of_a_table_that_goes_which_no_commit_names_and_copies_stay(table):
+    table.create()
+    connector = table.connector()
+    for run in ("one", "two"):
+        publish(connector, run)
+    root, destination = connector.data, substore(connector.data, "_curator")
+    left = [(destination, f"manifests/{'0' * 32}-7.json"), (destination, f".probe-{'1' * 32}")]
+    left += [(root, f"curator/.probe-{'2' * 32}")]
+    theirs = [(destination, "manifests/notes.json"), (destination, "runs/x.json"), (root, "curator/left/a.parquet")]
+    kept = {(store.url, info.path) for store in (root, destination) for info in list_objects(store)}
+    for store, path in left + theirs:
+        write_object(store, path, b"x")
+    if root.is_remote:
+        bucket, _, key = root.full_path("curator/one/a.parquet").partition("/")
+        root.fs.call_s3("create_multipart_upload", Bucket=bucket, Key=key)
+
+    def find(grace):
+        return find_table_garbage(destination, root, connector.named_manifests, grace_seconds=grace)
+
+    assert find(60) == []
+    found = find(-5)
+    uploads = [(root, "curator/one/a.parquet")] if root.is_remote else []
+    assert {(store.url, item.path) for store, item in found} == {(store.url, path) for store, path in left + uploads}
+    assert all(remove_garbage(store, item) for store, item in found)
+    now = {(store.url, info.path) for store in (root, destination) for info in list_objects(store)}
+    assert kept <= now
+    assert {(store.url, path) for store, path in theirs} <= now
+    assert find(-5) == []
+    assert {row["weight_run_id"] for row in table.rows()} == {"two"}
 
 
 # credentials -------------------------------------------------------------------------------------------------------
