@@ -114,8 +114,8 @@ def look(table: Any, was_published: bool) -> None:
         assert not root.fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=f"{key}/").get("Uploads")
 
 
-def tried(case: Any, place: Any, folder: Path, proxy: Proxy, number: int, kind: Any) -> bool:
-    """Whether the attempt was disturbed: it is not once a publication has fewer requests."""
+def tried(case: Any, place: Any, folder: Path, proxy: Proxy, number: int, kind: Any) -> int | None:
+    """How the attempt ended; None if it was not disturbed, since a publication has fewer requests."""
     name = f"{kind.replace(' ', '-').replace(':', '-')}-{number}"
     (folder / name).mkdir(parents=True)
     table = case(folder / name, SimpleNamespace(url=f"{place.url}/{name}", options=place.options))
@@ -132,9 +132,9 @@ def tried(case: Any, place: Any, folder: Path, proxy: Proxy, number: int, kind: 
     assert code in (0, EXITED, REFUSED), f"{where}: {code}"
     if not of_catalog and len(proxy.names) < number:
         assert code == 0
-        return False
+        return None
     assert forked(lambda: look(table, code == 0)) == 0, f"after {where}"
-    return True
+    return code
 
 
 def main(format_name: str, folder: Path, url: str, options: dict[str, Any], step: int, kinds: list[str]) -> None:
@@ -144,10 +144,10 @@ def main(format_name: str, folder: Path, url: str, options: dict[str, Any], step
     with proxy_of(options["endpoint_url"]) as proxy:
         for kind in kinds:
             number = step
-            while tried(case, place, folder, proxy, number, kind):
+            while (code := tried(case, place, folder, proxy, number, kind)) is not None:
                 num_tried += 1
                 number += step
-                if kind.startswith("catalog:") or (number > len(proxy.names) and not kind.startswith("exits")):
+                if kind.startswith("catalog:") or (code == 0 and number > len(proxy.names)):
                     break
     print(num_tried)
 
