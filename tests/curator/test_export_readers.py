@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import importlib.metadata
 import importlib.util
 import json
 import sys
@@ -161,6 +162,53 @@ def test_olmo_core_selects_tokens_by_it(lake, tmp_path):
     counts = {each.name: sum(path.tokens for path in each.path_tokens) for each in built.sources}
     total = sum(counts.values())
     assert {name: count / total for name, count in counts.items()} == pytest.approx(LEARNED, abs=0.002)
+
+
+BRIDGE = {
+    "bridge": (),
+    "bridge.data": (),
+    "bridge.data.samplers": ("build_pretraining_data_loader",),
+    "bridge.recipes": (),
+    "bridge.recipes.utils": (),
+    "bridge.training.config": ("ConfigContainer", "GPTDatasetConfig"),
+    "bridge.training.state": ("TrainState",),
+    "bridge.training.utils.sig_utils": ("DistributedSignalHandler",),
+    "bridge.utils.common_utils": ("print_rank_0",),
+}
+"""What the readers of Megatron-Bridge stand in or import for training, which needs CUDA, and the names they take."""
+
+
+@pytest.mark.parametrize("parted", [True, False])
+def test_megatron_bridge_reads_its_blends(tmp_path, monkeypatch, parted):
+    try:
+        root = importlib.metadata.distribution("megatron-bridge").locate_file("megatron")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("needs megatron-bridge")
+    for name, taken in BRIDGE.items():
+        module = types.ModuleType(f"megatron.{name}")
+        module.__path__ = [str(Path(root, *name.split(".")))]
+        for each in taken:
+            setattr(module, each, None)
+        monkeypatch.setitem(sys.modules, f"megatron.{name}", module)
+    reader = importlib.import_module("megatron.bridge.recipes.utils.dataset_utils").get_blend_fields_from_data_paths
+
+    run, _ = make_run()
+    export(run, "megatron", tmp_path / "blend.txt", places="data/{domain}")
+    done = export(
+        run, "megatron-splits", tmp_path / "splits.json", places="data/{split}/{domain}" if parted else "data/{domain}"
+    )
+    blend, nothing, split = reader(data_args_path=str(tmp_path / "blend.txt"))
+    assert (nothing, split) == (None, "9999,8,2")
+    assert dict(zip(*blend, strict=True)) == pytest.approx(
+        {f"data/{domain}": weight for domain, weight in done.weights.items()}, rel=1e-9
+    )
+    nothing, per_split, split = reader(per_split_data_args_path=str(tmp_path / "splits.json"))
+    assert (nothing, split) == (None, None)
+    assert [each is not None for each in per_split] == [True, parted, parted]
+    for name, each in zip(("train", "valid", "test"), per_split, strict=True):
+        if each is not None:
+            place = f"data/{name}" if parted else "data"
+            assert each == ([f"{place}/{domain}" for domain in done.weights], blend[1])
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torchtitan") is None, reason="needs torchtitan")

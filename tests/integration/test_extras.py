@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 READERS = {
+    "megatron_bridge": ("megatron-bridge==0.3.1", []),
     "trl": ("trl==1.16.0", []),
     "axolotl_loads": ("axolotl==0.19.0", ["addict", "colorama", "distro", "numba", "peft", "posthog", "trl==1.16.0"]),
     "olmo_core": ("ai2-olmo-core==3.0.0", ["bettermap", "cached-path", "dataclass-extensions", "importlib_resources"]),
