@@ -143,12 +143,7 @@ class Clusters:
             self._fold_known([getattr(row, name) for row in parts]) for name in ("ci_low", "ci_high", "tokens_seen")
         )
         return tuple(
-            replace(
-                row,
-                ci_low=low,
-                ci_high=None if high is None else min(1.0, high),
-                tokens_seen=None if tokens is None else round(tokens),
-            )
+            row.measured(low, high, tokens)
             for row, low, high, tokens in zip(domains, low_D, high_D, tokens_D, strict=True)
         )
 

@@ -38,6 +38,7 @@ _LEAST_DONE = 0.05
 _WIDE = 100_000
 """Columns of what is no terminal, so that a table's row is one line."""
 _MOST_CLUSTERS = 24
+_UNITS = ((1e9, "GB", 1), (1e6, "MB", 1), (1e3, "kB", 0), (1, "B", 0))
 
 
 def out() -> Console:
@@ -134,14 +135,23 @@ def print_json(values: Mapping[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def print_rows(names: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:
-    """A table; numbers to the right. Into a pipe every row is one line, however long."""
+def size(num_bytes: float, *more: float) -> str:
+    """So many bytes in the unit of the last, largest one: `812 B`, `55 kB`, `1.2 to 1.4 MB`."""
+    sizes = (num_bytes, *more)
+    unit, name, digits = next((each for each in _UNITS if sizes[-1] >= each[0]), _UNITS[-1])
+    return f"{' to '.join(f'{each / unit:,.{digits}f}' for each in sizes)} {name}"
+
+
+def print_rows(
+    names: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None, *, grouped: bool = False
+) -> None:
+    """A table; numbers to the right, `grouped` ones with commas. Into a pipe every row is one line, however long."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="bold")
     for index, name in enumerate(names):
         numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
         table.add_column(printable(name), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(_cell(value) for value in row))
+        table.add_row(*(f"{value:,}" if grouped and isinstance(value, int) else _cell(value) for value in row))
     out().print(table)
 
 
@@ -233,8 +243,8 @@ def print_forecast(found: Forecast, memory_bytes: int) -> None:
         f"rows      {found.num_rows:,} in {found.num_files:,} files, {found.num_domains:,} domains; "
         f"target {found.num_target_rows:,} rows\n"
         f"tokens    {tokens.mean:,.0f}{source} tokenized\n"
-        f"steps     {found.steps:,} of at most {found.step_tokens:,} tokens{searched}\n"
-        f"publish   writes {sizes.low / 1e6:,.1f} to {sizes.high / 1e6:,.1f} MB, the lake's files with the weights\n"
+        f"steps     {found.steps:,} (learn.steps, or --steps) of at most {found.step_tokens:,} tokens{searched}\n"
+        f"publish   writes {size(sizes.low, sizes.high)}, the lake's files with the weights\n"
         f"memory    {memory_bytes / 2**30:,.2f} GiB for {workers} at most"
     )
     if found.seconds is None or found.calibration is None:

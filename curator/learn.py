@@ -397,8 +397,7 @@ def _weight_table(corpus: TokenCache, result: WorkerResult, row_weights: NDArray
     unknown = [None] * len(table.domains)
     ends = zip(found.ci_low or unknown, found.ci_high or unknown, found.tokens, strict=True)
     domains = (
-        dataclasses.replace(domain, ci_low=low, ci_high=high, tokens_seen=round(tokens))
-        for domain, (low, high, tokens) in zip(table.domains, ends, strict=True)
+        domain.measured(low, high, tokens) for domain, (low, high, tokens) in zip(table.domains, ends, strict=True)
     )
     return dataclasses.replace(table, domains=tuple(domains))
 

@@ -11,7 +11,7 @@ so that the weighted tokens Σ_{i∈d} sample_weight_i·T_i of a domain are in t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -50,8 +50,9 @@ class DomainWeight:
 
     `domain_weight` and `natural_share` are shares of tokens and sum to 1 over the domains; `ratio` is their quotient,
     above 1 for a domain that should be seen more often than it occurs. `ci_low` … `ci_high` is the interval of the
-    weight that the run's own noise leaves (`optim.diagnostics.weight_intervals`), `tokens_seen` the target tokens that
-    the run drew; None where the weights were not learned.
+    weight that the run's own noise leaves (`optim.diagnostics.weight_intervals`), of each domain by itself: the ends
+    of several do not hold together, and do not sum to 1. `tokens_seen` are the target tokens that the run drew. None
+    where the weights were not learned.
     """
 
     domain: str
@@ -63,6 +64,15 @@ class DomainWeight:
     ci_low: float | None = None
     ci_high: float | None = None
     tokens_seen: int | None = None
+
+    def measured(self, low: float | None, high: float | None, tokens_seen: float | None) -> DomainWeight:
+        """With what a run says of it. The weight is in its interval, which rounding of log-odds may miss by a hair."""
+        return replace(
+            self,
+            ci_low=None if low is None else max(0.0, min(low, self.domain_weight)),
+            ci_high=None if high is None else min(1.0, max(high, self.domain_weight)),
+            tokens_seen=None if tokens_seen is None else round(tokens_seen),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

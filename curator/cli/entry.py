@@ -90,7 +90,8 @@ def main() -> None:
         for name in ("aiohttp", "asyncio", "azure", "fsspec", "gcsfs", "s3fs"):
             logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     try:
-        sys.exit(app(arguments or ["--help"], standalone_mode=False))
+        # Named so also where `python -m curator` was typed: completion is of a word, and that one is installed.
+        sys.exit(app(arguments or ["--help"], standalone_mode=False, prog_name="curator"))
     except BrokenPipeError:  # the reader of our output is gone, as in `curator history LAKE | head -1`
         sys.stderr.close()
         os._exit(1)

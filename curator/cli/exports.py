@@ -180,7 +180,7 @@ def report(
     for sentence in done.next_steps:
         print_(console.printable(sentence))
     written = "would write" if dry_run else "wrote"
-    size = f"{done.size_bytes / 1000:,.0f} kB"
+    size = console.size(done.size_bytes)
     print_(f"\n{written} {console.printable(done.path)}, {size}, about run {console.printable(done.run_id)}")
     if done.commands:
         print_next(*map(console.printable, done.commands))

@@ -62,7 +62,7 @@ def ingest(
         console.err().print(
             "note: no row can be used: the files hold none, or all were left out; nothing can be learned"
         )
-    console.print_rows(["domain", "usable rows"], counts)
+    console.print_rows(["domain", "usable rows"], counts, grouped=True)
     console.out().print(
         f"\n{report.num_files} files, {report.num_rows:,} rows ({report.num_unusable:,} left out); "
         f"{report.added} files new, {report.changed} changed, {report.removed} gone, {report.unchanged} as before"
@@ -104,6 +104,7 @@ def sql(
         ),
     ] = None,
     out: Annotated[str | None, typer.Option("--out", help="File or URL to write.", show_default=False)] = None,
+    config: ConfigOption = None,
     *,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
     as_json: JsonOption = False,
@@ -119,8 +120,8 @@ def sql(
     from curator import answers, console
 
     shown = answers.shown_format(format_, out, as_json=as_json)
-    lake_named, query = lake_and("QUERY", lake_url, query)
-    with open_given(read_settings(lake_named, None), destination=destination) as lake:
+    lake_named, query = lake_and("QUERY", lake_url, query, config)
+    with open_given(read_settings(lake_named, config), destination=destination) as lake:
         _note_unpublished(lake, query)
         if out is not None:
             saved = lake.save(
@@ -136,7 +137,7 @@ def sql(
         console.print_json({"status": "ok", **dataclasses.asdict(saved)})
     elif out is not None:
         console.out().print(
-            f"wrote {saved.num_rows:,} rows, {saved.size_bytes / 1e6:,.1f} MB of {saved.format} to "
+            f"wrote {saved.num_rows:,} rows, {console.size(saved.size_bytes)} of {saved.format} to "
             f"{console.printable(saved.location)}"
         )
     elif as_json:

@@ -55,7 +55,9 @@ def learn(
     ] = None,
     granularity: GranularityOption = None,
     model: ModelOption = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="Steps of the solver.", show_default=False)] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", help="Steps of the solver (learn.steps).", show_default=False)
+    ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of everything random.", show_default=False)] = None,
     tensor_parallel: Annotated[int | None, TENSOR_PARALLEL] = None,
     pipeline_parallel: Annotated[int | None, PIPELINE_PARALLEL] = None,
@@ -202,7 +204,9 @@ def compare(
         typer.Option("--target-text", help="Text column of target and test; default: the lake's.", show_default=False),
     ] = None,
     model: ModelOption = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="Steps of each training.", show_default=False)] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", help="Steps of each training (compare.steps).", show_default=False)
+    ] = None,
     tokens_per_step: Annotated[
         int | None, typer.Option("--tokens-per-step", help="Tokens of a step.", show_default=False)
     ] = None,
@@ -270,7 +274,9 @@ def plan(
         str | None,
         typer.Option("--model", help="Preset, model folder, llama-3-8b, qwen2.5-32b or yi-34b.", show_default=False),
     ] = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="Steps of the solver.", show_default=False)] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", help="Steps of the solver (learn.steps).", show_default=False)
+    ] = None,
     granularity: GranularityOption = None,
     calibration_steps: Annotated[
         int | None,

@@ -113,8 +113,8 @@ def _normal(url: str) -> str:
     return url.rstrip("/") if "://" in url else str(Path(url).absolute())
 
 
-def lake_and(what: str, first: str | None, second: str | None) -> tuple[str | None, str]:
-    """(LAKE_URL, what is asked of it) of two arguments; of one alone, None for the lake of ./curator.toml."""
+def lake_and(what: str, first: str | None, second: str | None, config: Path | None) -> tuple[str | None, str]:
+    """(LAKE_URL, what is asked of it) of two arguments; of one alone, None for the lake of the settings file."""
     from curator.config import DEFAULT_FILE
     from curator.errors import UsageError
 
@@ -122,10 +122,11 @@ def lake_and(what: str, first: str | None, second: str | None) -> tuple[str | No
         raise UsageError(f"no {what} was given", hint=f"pass LAKE_URL and {what}")
     if second is not None:
         return first, second
-    if not Path(DEFAULT_FILE).exists():
+    if config is None and not Path(DEFAULT_FILE).exists():
         raise UsageError(
             f"{first!r} was given alone",
-            hint=f"name the lake, too: LAKE_URL {what}, or go to the folder of its {DEFAULT_FILE}",
+            hint=f"name the lake, too: LAKE_URL {what}, or its settings file by --config, or go to the folder of its "
+            f"{DEFAULT_FILE}",
         )
     return None, first
 

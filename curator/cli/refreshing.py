@@ -163,7 +163,7 @@ def _print_status(found: Status, url: str) -> None:
     if any(each.drift for each in changes.domains):
         columns.append("drift")
         rows = [[*row, _drift(each.drift)] for row, each in zip(rows, changes.domains, strict=True)]
-    console.print_rows(columns, rows)
+    console.print_rows(columns, rows, grouped=True)
     if found.version is None:
         print_("\nVersion   none")
     else:

@@ -122,7 +122,7 @@ def materialize(
     if dry_run:
         console.out().print(f"\nwould write {said} to {console.printable(done.location)}; nothing was written")
     else:
-        size = f"{done.num_files} files, {done.size_bytes / 1e6:,.1f} MB"
+        size = f"{done.num_files} files, {console.size(done.size_bytes)}"
         console.out().print(f"\nwrote {said}: {size} in {console.printable(done.location)}")
 
 

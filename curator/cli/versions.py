@@ -59,7 +59,7 @@ def publish(
         print_(f"would write {files} to {publication.location}; nothing was written")
     elif publication.created:
         print_(
-            f"version {publication.version}: {files}, {publication.size_bytes / 1e6:,.1f} MB in {publication.location}"
+            f"version {publication.version}: {files}, {console.size(publication.size_bytes)} in {publication.location}"
         )
     else:
         print_(f"version {publication.version} holds this run for these files already: {publication.location}")
@@ -104,11 +104,14 @@ def history(
         ["run", "created", "method", "model", "steps", "verdict"],
         [[r["run_id"], r["created_at"], *_learned_by(r["learn"]), r["verdict"]["status"]] for r in runs],
         title=f"Runs of {lake.url}",
+        grouped=True,
     )
     print()  # noqa: T201
     names = ["version", "created_at", "run_id", "num_files", "num_rows", "restores", "gone_since", "location"]
     shown = [{name: "" if row[name] is None else row[name] for name in names} for row in versions]
-    console.print_rows(names, [[row[name] for name in names] for row in shown], title="Published versions")
+    console.print_rows(
+        names, [[row[name] for name in names] for row in shown], title="Published versions", grouped=True
+    )
 
 
 def rollback(
@@ -121,6 +124,7 @@ def rollback(
         typer.Argument(metavar="VERSION", help="Number of the version to go back to.", show_default=False),
     ] = None,
     destination: DestinationOption = None,
+    config: ConfigOption = None,
     *,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
@@ -131,10 +135,10 @@ def rollback(
     from curator import console
     from curator.errors import UsageError
 
-    lake_named, number = lake_and("VERSION", lake_url, version)
+    lake_named, number = lake_and("VERSION", lake_url, version, config)
     if not number.isdecimal():
         raise UsageError(f"{number!r} is no number of a version", hint="`curator history` lists them")
-    with open_given(read_settings(lake_named, None), destination=destination) as lake:
+    with open_given(read_settings(lake_named, config), destination=destination) as lake:
         done = lake.rollback(int(number), dry_run=dry_run)
     if as_json:
         console.print_json({"status": "ok", "dry_run": dry_run, **dataclasses.asdict(done)})
@@ -183,7 +187,9 @@ def gc(
         console.print_json({"status": "ok", **dataclasses.asdict(removal), "size_bytes": removal.size_bytes})
         return
     if removal.items:
-        console.print_rows(["kind", "path", "bytes"], [[i.kind, i.path, i.size_bytes] for i in removal.items])
+        console.print_rows(
+            ["kind", "path", "bytes"], [[i.kind, i.path, i.size_bytes] for i in removal.items], grouped=True
+        )
     if removal.versions:
         gone = ", ".join(map(str, removal.versions))
         console.out().print(f"{'would let' if dry_run else 'let'} go version(s) {gone}")
@@ -195,7 +201,7 @@ def gc(
         stay_until = f"{'would stay' if dry_run else 'stay'} until a later collection (--grace)"
         console.out().print(f"files younger than {grace} {stay_until}")
     done = "would remove" if dry_run else "removed"
-    console.out().print(f"{done} {len(removal.items)} items, {removal.size_bytes / 1e6:,.1f} MB, in {place}")
+    console.out().print(f"{done} {len(removal.items)} items, {console.size(removal.size_bytes)}, in {place}")
 
 
 def verify(

@@ -10,11 +10,15 @@ from curator.comparison import Judgement
 
 Tone = Literal["good", "mixed", "bad", "idle"]
 
-_REFUTED: Mapping[Judgement | None, str] = {
-    "worse": "them worse than equal parts of all domains",
-    "no gain": "no gain over equal parts of all domains",
+_EQUAL = "equal parts of all domains"
+_REFUTED: Mapping[Judgement, str] = {
+    "worse": f"them worse than {_EQUAL}",
+    "no gain": f"no gain over {_EQUAL}",
 }
 """What a comparison can find that speaks against a run's weights."""
+_LEAST_GAIN = 0.01
+"""Nats per token: a comparison whose interval has 0 and such a gain in it has refuted nothing; what a refresh lets pass
+as a rise, too (`refresh.max_val_rise`)."""
 _BEGUN = {
     "converged": "The weights {}",
     "not converged": "The weights had not settled",
@@ -25,12 +29,38 @@ _ROWS_TONES: Mapping[str, Tone] = {"unstable": "bad", "no gain": "idle"}
 
 
 @dataclass(frozen=True, kw_only=True)
+class Compared:
+    """What the newest comparison found of a run's weights against equal parts, in nats per token, below 0 if better."""
+
+    judgement: Judgement
+    low: float
+    high: float
+    num_seeds: int
+
+    @property
+    def is_open(self) -> bool:
+        """Whether 0 and a gain that would matter are both within its interval."""
+        return self.judgement == "no gain" and self.low < -_LEAST_GAIN
+
+    @property
+    def refuted(self) -> str | None:
+        """What speaks against the weights."""
+        return None if self.is_open else _REFUTED.get(self.judgement)
+
+    @property
+    def interval(self) -> str:
+        """With what it rests on."""
+        seeds = f"{self.num_seeds} seed{'s' if self.num_seeds != 1 else ''}"
+        return f"95 % interval [{self.low:+.3f}, {self.high:+.3f}] nats per token over {seeds}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Findings:
     """What the rules look at.
 
     `is_stepwise` says whether the weights moved by steps. `place` is the place that the line search took, 0 for the
-    prior; None where there was none. `judgement` is that of the newest comparison with this run, None without one;
-    with one domain there are no mixtures to compare.
+    prior; None where there was none. `compared` is the newest comparison with this run, None without one; with one
+    domain there are no mixtures to compare.
     `num_leaks_kept` are rows of the target that the lake kept. `lake`, `run_id`, `target` and `options` are what
     commands name, quoted for a shell; `options` are those of `curator learn` that the run had, but for its steps.
     """
@@ -39,7 +69,7 @@ class Findings:
     num_domains: int
     is_stepwise: bool
     place: float | None
-    judgement: Judgement | None
+    compared: Compared | None
     num_leaks_kept: int
     steps: int
     weights_rate: float
@@ -63,7 +93,22 @@ class Findings:
     @property
     def is_useful(self) -> bool:
         """Whether something has shown that they help, and the newest comparison nothing else."""
-        return (self.is_taken or self.judgement == "better") and self.judgement not in _REFUTED
+        return (self.is_taken or self.judgement == "better") and not self.refuted
+
+    @property
+    def judgement(self) -> Judgement | None:
+        """Of the newest comparison; None without one."""
+        return self.compared.judgement if self.compared else None
+
+    @property
+    def refuted(self) -> str | None:
+        """What the newest comparison found against the weights."""
+        return self.compared.refuted if self.compared else None
+
+    @property
+    def left_open(self) -> Compared | None:
+        """The newest comparison, where it tells neither a gain nor that there is none of weights that moved at all."""
+        return self.compared if self.compared and self.compared.is_open and self.status != "no gain" else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,11 +156,16 @@ def _headline(found: Findings) -> tuple[str, Tone]:
         return "No gain: the weights are those that the run began with", "idle"
     begun, is_settled = _BEGUN[found.status], found.status == "converged"
     begun = begun.format("settled" if found.is_stepwise else "were found")
-    if found.judgement in _REFUTED:
+    if found.refuted:
         link = "but" if is_settled else "and"
-        return f"{begun}, {link} the newest comparison found {_REFUTED[found.judgement]}", "bad"
+        return f"{begun}, {link} the newest comparison found {found.refuted}", "bad"
+    if found.left_open:
+        link = "but" if is_settled or found.is_taken else "and"
+        beat = f", {'and' if is_settled else 'but'} models trained on them beat those of the prior" * found.is_taken
+        said = f"the newest comparison leaves open whether they beat {_EQUAL}: {found.left_open.interval}"
+        return f"{begun}{beat}, {link} {said}", "mixed" if is_settled or found.is_taken else "bad"
     if found.is_useful:
-        beaten = "those of the prior" if found.is_taken else "those of equal parts of all domains"
+        beaten = "those of the prior" if found.is_taken else f"those of {_EQUAL}"
         link = "and" if is_settled else "but"
         return f"{begun}, {link} models trained on them beat {beaten}", "good" if is_settled else "mixed"
     link = "but" if is_settled else "and"
@@ -123,10 +173,15 @@ def _headline(found: Findings) -> tuple[str, Tone]:
 
 
 def _of_verdict(found: Findings) -> str:
-    if found.judgement in _REFUTED:
+    if found.refuted:
         return (
-            f"Do not train on these weights: the newest comparison found {_REFUTED[found.judgement]}. Show more "
+            f"Do not train on these weights: the newest comparison found {found.refuted}. Show more "
             "rows of the target or take more steps, and compare again."
+        )
+    if found.left_open:
+        return (
+            "Before you rely on these weights, compare them again on more test rows or with more seeds, whose number "
+            "you choose beforehand: an interval that includes 0 and is wide speaks neither for them nor against them."
         )
     if found.status == "no gain":
         return (
@@ -134,7 +189,7 @@ def _of_verdict(found: Findings) -> str:
             "should help, compare it."
         )
     remedy = {
-        "not converged": f"learn again with more steps (this run took {found.steps:,})",
+        "not converged": f"learn again with more steps (learn.steps; this run had {found.steps:,})",
         "unstable": f"learn again with a learning rate of the data weights below {found.weights_rate:g} "
         "(learn.weights.learning_rate), or with a lower learn.penalty",
     }.get(found.status)
@@ -155,7 +210,7 @@ def _usable(found: Findings) -> str:
 
 def _of_comparison(found: Findings) -> str:
     return {
-        "better": "The newest comparison found them better than equal parts of all domains.",
+        "better": f"The newest comparison found them better than {_EQUAL}.",
         "not judged": "The newest comparison had one seed or one test row, which tells no interval; take three seeds.",
         None: "" if found.status == "no gain" else "Hold back rows of the target as a test, and compare on them.",
     }.get(found.judgement, "")
@@ -184,13 +239,15 @@ def _of_caveat(found: Findings) -> str:
 
 def _commands(found: Findings) -> list[str]:
     commands = []
-    if found.is_useful and not found.versions:
+    if found.is_useful and not found.left_open and not found.versions:
         commands.append(f"curator publish {found.lake} --run {found.run_id}")
     if found.status == "not converged":
         commands.append(found.longer)
-    if found.judgement in (None, "not judged"):
+    if found.judgement in (None, "not judged") or found.left_open:
         learned = "" if found.status == "no gain" else f" --mixture {found.run_id}"
+        seeds = f" --seeds {2 * found.left_open.num_seeds}" if found.left_open else ""
         commands.append(
             f"curator compare {found.lake} --target {found.target} --test TEST.parquet --mixture natural{learned}"
+            f"{seeds}"
         )
     return commands

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -79,22 +79,50 @@ def _rows(rows: Sequence[Row], width: int, bottom: float, *, bars: bool) -> list
 def lines_chart(
     name: str, title: str, description: str, lines: Sequence[Line], *, x_name: str, y_name: str, from_zero: bool = False
 ) -> Markup:
-    """Lines with their names at their right ends."""
-    top, bottom, left, right = 26.0, 296.0, 48.0, WIDTH - _NAMES
-    points = [point for line in lines for point in line.points]
-    x = Axis.over([point[0] for point in points], left, right)
-    y = Axis.over([*([0.0] if from_zero else []), *(point[1] for point in points)], bottom, top)
-    if not from_zero:
-        y = y.widened(0.06)
-    parts = [element("text", y_name, class_="axis", x=0, y=12)]
-    parts.append(element("text", x_name, class_="axis", x=right, y=bottom + 32, text_anchor="end"))
+    """Lines with their names at their right ends, or for a phone below them; the page's style shows one of both."""
+    named = [line for line in lines if line.colour and math.isfinite(_last(line))]
+    named.sort(key=_last, reverse=True)
+    left, bottom = 48.0, 296.0
+    wide = [*_plot(lines, left, WIDTH - _NAMES, bottom, x_name, y_name, from_zero=from_zero)]
+    narrow = [*_plot(lines, left, NARROW - 14.0, 220.0, x_name, y_name, from_zero=from_zero)]
+    y = _upwards(lines, bottom, from_zero=from_zero)
+    wide += _names(named, _apart([y(_last(line)) for line in named], bottom), WIDTH - _NAMES + 10, _NAMES)
+    below = [272.0 + 18 * number for number in range(len(named))]
+    narrow += _names(named, below, left, NARROW - left)
+    return Markup("").join(
+        [
+            drawing(name, title, description, bottom + 40, wide, class_="wide"),
+            drawing(
+                f"{name}-narrow",
+                title,
+                description,
+                (below or [250.0])[-1] + 14,
+                narrow,
+                width=NARROW,
+                class_="narrow",
+            ),
+        ]
+    )
+
+
+def _upwards(lines: Sequence[Line], bottom: float, *, from_zero: bool) -> Axis:
+    y = Axis.over([*([0.0] if from_zero else []), *(up for line in lines for _, up in line.points)], bottom, 26.0)
+    return y if from_zero else y.widened(0.06)
+
+
+def _plot(
+    lines: Sequence[Line], left: float, right: float, bottom: float, x_name: str, y_name: str, *, from_zero: bool
+) -> Iterator[Markup]:
+    """The axes and the lines between them."""
+    x = Axis.over([across for line in lines for across, _ in line.points], left, right)
+    y = _upwards(lines, bottom, from_zero=from_zero)
+    yield element("text", y_name, class_="axis", x=0, y=12)
+    yield element("text", x_name, class_="axis", x=right, y=bottom + 32, text_anchor="end")
     for tick in y.ticks():
-        parts.append(element("line", class_="grid", x1=left, x2=right, y1=y(tick), y2=y(tick)))
-        parts.append(element("text", f"{tick:g}", class_="axis", x=left - 8, y=y(tick) + 4, text_anchor="end"))
-    parts += [_below(x, tick, bottom) for tick in x.ticks()]
-    parts += [part for line in lines for part in _line(line, x, y)]
-    parts += _names(lines, y, right + 10, bottom)
-    return drawing(name, title, description, bottom + 40, parts)
+        yield element("line", class_="grid", x1=left, x2=right, y1=y(tick), y2=y(tick))
+        yield element("text", f"{tick:g}", class_="axis", x=left - 8, y=y(tick) + 4, text_anchor="end")
+    yield from (_below(x, tick, bottom) for tick in x.ticks(6 if right > NARROW else 4))
+    yield from (part for line in lines for part in _line(line, x, y))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,21 +211,22 @@ def _line(line: Line, x: Axis, y: Axis) -> list[Markup]:
     return parts
 
 
-def _names(lines: Sequence[Line], y: Axis, left: float, bottom: float) -> list[Markup]:
-    """The names beside the ends of their lines, moved apart where they would lie on each other."""
-    ends = [(y(up), line) for line in lines if line.colour for up in [_last(line)] if math.isfinite(up)]
-    parts: list[Markup] = []
-    ends.sort(key=lambda end: end[0])
+def _apart(wanted: Sequence[float], bottom: float) -> list[float]:
+    """Places from the top down, moved apart where names would lie on each other."""
     places: list[float] = []
-    for place, _ in ends:
+    for place in wanted:
         places.append(max(place, places[-1] + 16) if places else place)
     for number in range(len(places) - 1, -1, -1):
         limit = places[number + 1] - 16 if number + 1 < len(places) else bottom
         places[number] = min(places[number], limit)
-    for place, (_, line) in zip(places, ends, strict=True):
-        parts.append(element("rect", class_=f"bar {line.colour}", x=left, y=place - 5, width=10, height=10))
-        parts.append(element("text", fitted(line.label, (_NAMES - 26) / _SIZE), x=left + 16, y=place + 4))
-    return parts
+    return places
+
+
+def _names(lines: Sequence[Line], places: Sequence[float], left: float, room: float) -> Iterator[Markup]:
+    """The names of lines, each behind its colour."""
+    for place, line in zip(places, lines, strict=True):
+        yield element("rect", class_=f"bar {line.colour}", x=left, y=place - 5, width=10, height=10)
+        yield element("text", fitted(line.label, (room - 26) / _SIZE), x=left + 16, y=place + 4)
 
 
 def _last(line: Line) -> float:

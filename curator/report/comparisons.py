@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from curator.comparison import COLUMNS, Comparison, Judgement, MixtureResult
+from curator.comparison import COLUMNS, Comparison, MixtureResult
+from curator.report.advice import Compared
 from curator.report.blocks import Block, Figure, Heading, Paragraph, Section, Table
 from curator.report.charts import Row, rows_chart
 from curator.report.text import NAME, brief, signed
@@ -19,9 +20,21 @@ def with_run(comparisons: Sequence[Comparison], run_id: str) -> list[Comparison]
     return [found for found in reversed(comparisons) if any(_is_of(result, run_id) for result in found.results)]
 
 
-def judgement_of(comparisons: Sequence[Comparison], run_id: str) -> Judgement | None:
+def newest_of(comparisons: Sequence[Comparison], run_id: str) -> Compared | None:
     """What the first of `with_run` says of the run; None where there is none."""
-    return next((result.judgement for found in comparisons for result in found.results if _is_of(result, run_id)), None)
+    of_it = ((found, result) for found in comparisons for result in found.results if _is_of(result, run_id))
+    return next(
+        (
+            Compared(
+                judgement=result.judgement,
+                low=result.difference_low,
+                high=result.difference_high,
+                num_seeds=found.compare["seeds"],
+            )
+            for found, result in of_it
+        ),
+        None,
+    )
 
 
 def comparisons_section(comparisons: Sequence[Comparison], run_id: str) -> Section | None:

@@ -87,7 +87,10 @@ def _weights(source: Source) -> Section:
         "lake by nature."
     )
     if any(row.get("ci_low") is not None for row in domains):
-        told += " Whiskers: the 95 % interval that this run's own noise leaves; other seeds and targets are not in it."
+        told += (
+            " Whiskers: the 95 % interval that this run's own noise leaves each domain by itself, not all of them "
+            "jointly; other seeds and targets are not in it."
+        )
     blocks: list[Block] = [Figure(drawing=chart, caption=f"{told}{_of_all(len(shown), len(domains))}")]
     gaining, losing = _gaining(domains), _losing(domains)
     if gaining and losing and source.record["verdict"]["status"] != "no gain":

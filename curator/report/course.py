@@ -145,7 +145,7 @@ def line_search_section(search: Mapping[str, Any] | None) -> Section | None:
             Line(label="first seed", points=losses, colour="c0", dotted=True),
             Line(label="taken", points=[pair for pair in losses if pair[0] == taken], colour="c2", dotted=True),
         ],
-        x_name="place on the way from the prior (0) to the learned weights (1)",
+        x_name="place (prior: 0, learned weights: 1)",
         y_name="nats per token",
     )
     table = Table(

@@ -16,7 +16,7 @@ from curator import __version__
 from curator.config import LearnConfig, WeightsConfig
 from curator.files import write_result
 from curator.report.advice import Advice, Findings, advice
-from curator.report.comparisons import judgement_of, with_run
+from curator.report.comparisons import newest_of, with_run
 from curator.report.content import sections, tiles
 from curator.report.rows import read_rows
 from curator.report.source import Source
@@ -88,7 +88,7 @@ def _findings(run: Run, source: Source) -> Findings:
         num_domains=len(record["domains"]),
         is_stepwise=record["summary"] is not None,
         place=search["place"] if search else None,
-        judgement=judgement_of(source.comparisons, run.run_id),
+        compared=newest_of(source.comparisons, run.run_id),
         num_leaks_kept=leaks.num_leaks if leaks and leaks.kept else 0,
         steps=learn["steps"],
         weights_rate=WeightsConfig(**weights).usual_rate,

@@ -177,7 +177,7 @@ def test_sql_answers_as_csv_json_and_parquet(learned, call, tmp_path):
     saved = values_of(call(*asked, "--out", out, "--json"))
     assert (saved["format"], saved["num_rows"], saved["location"]) == ("parquet", 3, str(out))
     assert pq.read_table(out)["n"].to_pylist() == [24, 24, 24]
-    assert call(*asked, "--out", tmp_path / "y", "--format", "csv").stdout.startswith("wrote 3 rows, 0.0 MB of csv to ")
+    assert call(*asked, "--out", tmp_path / "y", "--format", "csv").stdout.startswith("wrote 3 rows, 44 B of csv to ")
     assert "is there already; name another file" in refusal(call(*asked, "--out", out), 2)
     assert call(*asked, "--out", out, "--overwrite").returncode == 0
     for options, said in (
@@ -215,6 +215,18 @@ def test_a_terminal_gets_the_first_rows_of_a_long_answer_and_a_pipe_all(call, le
     assert "12 more rows: add LIMIT" in shown.stderr
 
 
+def test_the_lake_of_a_settings_file_is_asked_and_taken_back(call, learned, tmp_path):
+    call("publish", learned.lake)
+    (tmp_path / "corpus.toml").write_text(f'[lake]\nurl = "{learned.lake}"\n')
+    named = ("--config", tmp_path / "corpus.toml")
+    asked = values_of(call("sql", "SELECT count(sample_weight) FROM samples", *named, "--json"))
+    assert asked["rows"] == [[72]]
+    assert values_of(call("sql", learned.lake, "SELECT 1 AS one", *named, "--json"))["rows"] == [[1]]
+    assert values_of(call("rollback", "1", *named, "--json"))["created"] is False
+    (tmp_path / "empty.toml").write_text("[learn]\nsteps = 5\n")
+    assert "no lake was named" in refusal(call("sql", "SELECT 1", "--config", tmp_path / "empty.toml"), 2)
+
+
 def test_a_question_about_weights_that_there_are_not_is_told(call, learned):
     note = "note: nothing was published yet, so that no row has a weight"
     assert note in call("sql", learned.lake, "FROM curated(1.0)").stderr
@@ -231,7 +243,7 @@ def test_a_question_about_weights_that_there_are_not_is_told(call, learned):
             ("sql", "gone"),
             "usage",
             "'gone' was given alone",
-            "name the lake, too: LAKE_URL QUERY, or go to the folder of",
+            "name the lake, too: LAKE_URL QUERY, or its settings file by --config, or go to",
         ),
         (("rollback", "x", "one"), "usage", "'one' is no number of a version", "`curator history` lists them"),
         (

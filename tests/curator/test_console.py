@@ -34,6 +34,30 @@ def test_missing_values_and_numbers_are_readable(capsys):
     assert capsys.readouterr().out.split() == ["a", "b", "NULL", "0.123457", "True", "1e+09"]
 
 
+def test_grouped_numbers_have_commas_and_stay_on_the_right(capsys):
+    console.print_rows(["rows", "at"], [[1234567, "x"], [5, ""]], grouped=True)
+    assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == [
+        "     rows  at",
+        "1,234,567  x",
+        "        5",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ((0,), "0 B"),
+        ((812,), "812 B"),
+        ((54_600,), "55 kB"),
+        ((1_234_567,), "1.2 MB"),
+        ((2.5e12,), "2,500.0 GB"),
+        ((900_000, 1_400_000), "0.9 to 1.4 MB"),
+    ],
+)
+def test_sizes_are_in_a_unit_that_shows_them(sizes, said):
+    assert console.size(*sizes) == said
+
+
 def test_the_domain_table_is_sorted_by_weight(capsys):
     row = {"natural_share": 0.25, "ratio": 2.0, "num_samples": 1234, "num_tokens": 5}
     domains = [{"domain": "low", "domain_weight": 0.1, **row}, {"domain": "[top]", "domain_weight": 0.9, **row}]

@@ -9,6 +9,8 @@ import subprocess
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from lake_cases import (
     FAST,
     command,
@@ -22,6 +24,7 @@ from lake_cases import (
     write_target,
 )
 from process_cases import wait_until
+from scipy.special import softmax
 
 pytest.importorskip("megatron.core", reason="needs the extra [train]")
 
@@ -31,7 +34,37 @@ from curator.config import LearnConfig, override
 from curator.line_search import against_last, choose, line_search
 from curator.retrain import training_config
 from curator.tokens import TokenCache
+from curator.weights import DomainWeight
 from curator.worker import WorkerResult
+from optim.diagnostics import Summary, Verdict, tilt_intervals
+
+
+@given(
+    logits=st.lists(st.floats(-800, 800), min_size=2, max_size=5),
+    noise=st.floats(0, 1e3),
+    place=st.sampled_from([0.0, 0.5, 1.0, 2.0, 5.0]),
+    most=st.sampled_from([1.0, 0.6]),
+)
+def test_weights_are_within_their_intervals_and_these_within_0_and_1(logits, noise, place, most):
+    """At whatever place the line search took, capped or not, with weights that are 0 or 1 to the last digit."""
+    grads_TD = noise * np.random.default_rng(0).standard_normal((12, len(logits)))
+    learned, taken = softmax(logits), softmax(place * np.array(logits))
+    taken = np.minimum(taken, most) / np.minimum(taken, most).sum()
+    low_D, high_D = tilt_intervals(learned, grads_TD, 0.1)
+    figures = dict.fromkeys((field.name for field in dataclasses.fields(Summary)), 0.0)
+    summary = Summary(**figures | {"ci_low": low_D.tolist(), "ci_high": high_D.tolist()})
+    verdict = Verdict(status="converged", reason="")
+    result = WorkerResult(weights=learned.tolist(), summary=summary, verdict=verdict, backend=None, compute_tokens=0.0)
+    found = result.at(taken.tolist(), place)
+    if place == 0 and taken.tolist() != learned.tolist():
+        assert (found.summary.ci_low, found.summary.ci_high) == (None, None)
+        return
+    row = DomainWeight(domain="d", domain_weight=0.0, natural_share=0.5, ratio=1.0, num_samples=1, num_tokens=1)
+    for weight, low, high in zip(found.weights, found.summary.ci_low, found.summary.ci_high, strict=True):
+        assert low - 1e-12 <= weight <= high + 1e-12  # but for rounding they are by themselves
+        measured = dataclasses.replace(row, domain_weight=weight).measured(low, high, 1.0)
+        assert 0 <= measured.ci_low <= weight <= measured.ci_high <= 1
+
 
 JUDGED = {"places": [1.0], "steps": 40, "tokens_per_step": 256}
 GOOD, BAD = (0.05, 0.9, 0.05), (0.49, 0.02, 0.49)  # of east, north and south; the target is northern

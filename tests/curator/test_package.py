@@ -65,6 +65,16 @@ def test_the_version_is_that_of_the_distribution():
     assert curator.__version__ == version("lake-curator")
 
 
+def test_completion_is_of_the_word_curator_whatever_started_it(tmp_path):
+    """What bash gets from `python -m curator --show-completion` or `--install-completion` is for `curator`."""
+    asked = [sys.executable, "-m", "curator", "--show-completion", "bash"]
+    given = environment(tmp_path)
+    script = subprocess.run(asked, env=given, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert "_CURATOR_COMPLETE=complete_bash" in script
+    assert "complete -o default -F _curator_completion curator" in script
+    assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
+
+
 @pytest.mark.parametrize(
     ("shell", "variables", "offered"),
     [

@@ -29,7 +29,7 @@ import curator
 from connectors.store import open_store
 from curator import trajectory
 from curator.errors import ConfigError, StorageError
-from curator.report.advice import Findings, advice
+from curator.report.advice import Compared, Findings, advice
 from curator.report.charts import Line, lines_chart
 from curator.report.steps import read_steps
 from curator.report.svg import Axis
@@ -308,7 +308,7 @@ FOUND = Findings(
     num_domains=3,
     is_stepwise=True,
     place=1.0,
-    judgement=None,
+    compared=None,
     num_leaks_kept=0,
     steps=300,
     weights_rate=0.1,
@@ -319,6 +319,10 @@ FOUND = Findings(
     target="t.parquet",
     options="",
 )
+BETTER = Compared(judgement="better", low=-0.3, high=-0.1, num_seeds=3)
+WORSE = Compared(judgement="worse", low=0.1, high=0.3, num_seeds=3)
+NO_GAIN = Compared(judgement="no gain", low=-0.009, high=0.071, num_seeds=3)
+OPEN = Compared(judgement="no gain", low=-0.239, high=0.071, num_seeds=3)
 PUBLISH = "curator publish lake --run r1"
 LEARN = "curator learn lake --target t.parquet --steps 600"
 COMPARE = "curator compare lake --target t.parquet --test TEST.parquet --mixture natural --mixture r1"
@@ -328,7 +332,7 @@ COMPARE = "curator compare lake --target t.parquet --test TEST.parquet --mixture
     ("changes", "tone", "headline", "first", "commands"),
     [
         ({}, "good", "The weights settled, and models", "Publish these weights", [PUBLISH, COMPARE]),
-        ({"judgement": "better"}, "good", "The weights settled, and models", "Publish these weights", [PUBLISH]),
+        ({"compared": BETTER}, "good", "The weights settled, and models", "Publish these weights", [PUBLISH]),
         (
             {"versions": (2, 3)},
             "good",
@@ -336,8 +340,44 @@ COMPARE = "curator compare lake --target t.parquet --test TEST.parquet --mixture
             "Train on the published weights (versions 2, 3)",
             [COMPARE],
         ),
-        ({"judgement": "worse"}, "bad", "The weights settled, but the newest", "Do not train on these weights", []),
-        ({"judgement": "no gain"}, "bad", "The weights settled, but the newest", "Do not train on these weights", []),
+        ({"compared": WORSE}, "bad", "The weights settled, but the newest", "Do not train on these weights", []),
+        (
+            {"compared": NO_GAIN},
+            "bad",
+            "The weights settled, but the newest comparison found no gain over",
+            "Do not train on these weights",
+            [],
+        ),
+        (
+            {"compared": OPEN},
+            "mixed",
+            "The weights settled, and models trained on them beat those of the prior, but the newest comparison leaves "
+            "open whether they beat equal parts of all domains: 95 % interval [-0.239, +0.071] nats per token over 3 "
+            "seeds",
+            "Before you rely on these weights, compare them again on more test rows or with more seeds",
+            [f"{COMPARE} --seeds 6"],
+        ),
+        (
+            {"compared": OPEN, "place": None},
+            "mixed",
+            "The weights settled, but the newest comparison leaves open whether they beat equal parts of all domains",
+            "Before you rely on these weights, compare them again",
+            [f"{COMPARE} --seeds 6"],
+        ),
+        (
+            {"compared": OPEN, "place": None, "status": "not converged"},
+            "bad",
+            "The weights had not settled, and the newest comparison leaves open",
+            "Before you rely on these weights, compare them again",
+            [LEARN, f"{COMPARE} --seeds 6"],
+        ),
+        (
+            {"compared": OPEN, "place": 0.0, "status": "no gain"},
+            "idle",
+            "No gain: the weights are those that the run began with",
+            "There is nothing to publish",
+            [],
+        ),
         ({"place": None}, "mixed", "The weights settled, but nothing", "Compare these weights", [COMPARE]),
         (
             {"place": None, "is_stepwise": False},
@@ -347,7 +387,7 @@ COMPARE = "curator compare lake --target t.parquet --test TEST.parquet --mixture
             [COMPARE],
         ),
         (
-            {"place": None, "judgement": "better"},
+            {"place": None, "compared": BETTER},
             "good",
             "The weights settled, and",
             "Publish these weights",
@@ -357,7 +397,7 @@ COMPARE = "curator compare lake --target t.parquet --test TEST.parquet --mixture
             {"status": "not converged"},
             "mixed",
             "The weights had not settled, but models",
-            "Publish these weights and train on them; learn again with more steps (this run took 300)",
+            "Publish these weights and train on them; learn again with more steps (learn.steps; this run had 300)",
             [PUBLISH, LEARN, COMPARE],
         ),
         (
@@ -504,9 +544,12 @@ def test_an_axis_has_room_for_all_and_few_round_ticks(values, most):
 
 def test_names_of_lines_do_not_lie_on_each_other():
     lines = [Line(label=f"n{d}", points=[(0, 1.0), (1, 0.001 * d)], colour=f"c{d}") for d in range(8)]
-    chart = parsed(str(lines_chart("x", "t", "d", lines, x_name="step", y_name="y")))
-    labels = [text for text in chart.all("text") if re.fullmatch(r"n\d", text.text)]
-    places = sorted(float(text.attributes["y"]) for text in labels)
-    assert len(places) == 8
-    assert all(below - above >= 16 for above, below in itertools.pairwise(places))
-    assert places[-1] <= 300
+    charts = parsed(str(lines_chart("x", "t", "d", lines, x_name="step", y_name="y"))).all("svg")
+    assert [chart.attributes["class"] for chart in charts] == ["wide", "narrow"]
+    for chart in charts:
+        labels = [text for text in chart.all("text") if re.fullmatch(r"n\d", text.text)]
+        places = [float(text.attributes["y"]) for text in labels]
+        assert [text.text for text in labels] == [f"n{d}" for d in range(7, -1, -1)]
+        assert all(below - above >= 16 for above, below in itertools.pairwise(places))
+        height = float(chart.attributes["viewBox"].split()[3])
+        assert places[-1] <= height - 4
