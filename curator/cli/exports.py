@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +20,7 @@ from curator.cli.options import (
 
 if TYPE_CHECKING:
     from curator.export.croissant import Description
+    from curator.export.export import Export
 
 
 def export(
@@ -104,6 +105,12 @@ def export(
     if as_json:
         console.print_json({"status": "ok", "dry_run": dry_run, **dataclasses.asdict(done), "notes": notes})
         return
+    _print_export(done, notes, dry_run=dry_run)
+
+
+def _print_export(done: Export, notes: Sequence[str], *, dry_run: bool) -> None:
+    from curator import console
+
     for note in notes:
         console.err().print(console.printable(f"note: {note}"))
     print_ = console.out().print

@@ -177,7 +177,7 @@ def test_sql_answers_as_csv_json_and_parquet(learned, call, tmp_path):
     saved = values_of(call(*asked, "--out", out, "--json"))
     assert (saved["format"], saved["num_rows"], saved["location"]) == ("parquet", 3, str(out))
     assert pq.read_table(out)["n"].to_pylist() == [24, 24, 24]
-    assert call(*asked, "--out", tmp_path / "y", "--format", "csv").stdout.startswith("wrote 3 rows, 44 B of csv to ")
+    assert call(*asked, "--out", tmp_path / "y", "--format", "csv").stdout.startswith("wrote 3 rows, 45 B of csv to ")
     assert "is there already; name another file" in refusal(call(*asked, "--out", out), 2)
     assert call(*asked, "--out", out, "--overwrite").returncode == 0
     for options, said in (

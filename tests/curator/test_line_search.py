@@ -56,7 +56,7 @@ def test_weights_are_within_their_intervals_and_these_within_0_and_1(logits, noi
     verdict = Verdict(status="converged", reason="")
     result = WorkerResult(weights=learned.tolist(), summary=summary, verdict=verdict, backend=None, compute_tokens=0.0)
     found = result.at(taken.tolist(), place)
-    if place == 0 and taken.tolist() != learned.tolist():
+    if place == 0:  # the prior, which was not learned
         assert (found.summary.ci_low, found.summary.ci_high) == (None, None)
         return
     row = DomainWeight(domain="d", domain_weight=0.0, natural_share=0.5, ratio=1.0, num_samples=1, num_tokens=1)

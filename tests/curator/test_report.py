@@ -551,5 +551,5 @@ def test_names_of_lines_do_not_lie_on_each_other():
         places = [float(text.attributes["y"]) for text in labels]
         assert [text.text for text in labels] == [f"n{d}" for d in range(7, -1, -1)]
         assert all(below - above >= 16 for above, below in itertools.pairwise(places))
-        height = float(chart.attributes["viewBox"].split()[3])
+        height = float(chart.attributes["viewbox"].split()[3])
         assert places[-1] <= height - 4
