@@ -252,7 +252,7 @@ def shell(s3_server, tmp_path_factory):
     corpus = demo_corpus.build(made)
     rows = pq.read_table(corpus.target)
     for path in corpus.lake.iterdir():
-        pq.write_table(pq.read_table(path).slice(0, 200), path)
+        pq.write_table(pq.read_table(path).slice(0, 600), path)
     fs = S3FileSystem(**s3_server.options, use_listings_cache=False)
     fs.put(f"{corpus.lake}/", f"{bucket}/corpus/", recursive=True)
     folder = made / "here"
