@@ -193,11 +193,12 @@ class RowsConfig(_Section):
     max_rows: int = Field(
         10_000, ge=1, description="rows that are compared, about; of more, the same share of every domain is drawn"
     )
-    tilt: float = Field(
-        1.0,
-        ge=0,
-        description="how much more the tokens of a row count that w explains worse than u; 0: all alike, as in the gap "
-        "of a domain",
+    worst_share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="share of a row's tokens that its gap is the mean of, those that the copy with the target explains "
+        "worst; 1: all, as in the gap of a domain",
     )
     sharpness: float = Field(
         1.0, ge=0, description="how much a row of the usual distance from its domain gains or loses"

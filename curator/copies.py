@@ -38,7 +38,7 @@ from curator.scorer import Domains, places_in
 from curator.tokens import TokenCache, Tokenizer, parse_tokenizer, read_tokenizer
 from optim.backend import AdamWSettings, Backend, Copy, ModelSource
 from optim.checkpoint import save_tensors
-from optim.row_gaps import Floats, domain_means, spread, tilted_means, tilted_sums, weight_ratios
+from optim.row_gaps import Floats, domain_means, spread, weight_ratios, worst_means
 
 MAX_BYTES = 256 << 20
 """Of all copies together, above which they are not kept."""
@@ -72,7 +72,7 @@ def keep(
     hf_config: Mapping[str, Any],
     *,
     sequence_length: int,
-    tilt: float,
+    worst_share: float,
     reliability: float,
     sharpness: float,
 ) -> dict[str, Any] | None:
@@ -110,7 +110,7 @@ def keep(
         "boundary_id": tokenizer.boundary_id,
         "sequence_length": sequence_length,
         "domains": corpus.domains,
-        "tilt": tilt,
+        "worst_share": worst_share,
         "reliability": reliability,
         "width": width,
         "sharpness": sharpness,
@@ -147,14 +147,14 @@ class KeptCopies:
         rows, place_N = self._rows(texts)
         rows_at_once = max(1, _LOGITS // (rows.vocab_size * int(self.settings["sequence_length"])))
         windows = RowSet(rows, int(self.settings["sequence_length"]))
-        tilt = float(self.settings["tilt"])
+        share = float(self.settings["worst_share"])
         gap_N = np.zeros(len(texts))
         for pair in self._pairs:
-            sums = []
+            gaps = []
             for batch in windows.batches(rows_at_once):
                 loss_w_BS, loss_u_BS = (pair.token_losses(copy, batch).numpy() for copy in Copy)
-                sums.append(tilted_sums(loss_w_BS, loss_u_BS, tilt))
-            gap_N[place_N] += tilted_means(windows.by_row(np.concatenate(sums)), rows.num_targets, tilt)
+                gaps.append((loss_w_BS - loss_u_BS)[batch.mask_BS.numpy() > 0])
+            gap_N[place_N] += worst_means(np.concatenate(gaps), windows.row_of_tokens, len(texts), share)
         return gap_N / len(self._pairs)
 
     def row_weights(self, texts: pa.Array, domain_N: Domains) -> Floats:

@@ -232,7 +232,7 @@ def _weigh_rows(lake: Lake, begun: Begun, corpus: TokenCache, on_progress: Progr
         corpus,
         begun.job.model.hf_config,
         sequence_length=begun.job.learn.sequence_length,
-        tilt=settings.tilt,
+        worst_share=settings.worst_share,
         reliability=rows.reliability,
         sharpness=settings.sharpness,
     )

@@ -50,7 +50,7 @@ SCHEMA = pa.schema(
         "row_weight": pa.float64(),
     }
 )
-"""One row a measured sample: ℓ(u) and the gap of w and u (`optim.row_gaps.tilted_means`) in nats per token, means over
+"""One row a measured sample: ℓ(u) and the gap of w and u (`optim.row_gaps.worst_means`) in nats per token, means over
 the snapshots; the latter less the mean of its domain, with the standard error of this; and the in-domain weight v."""
 
 

@@ -21,7 +21,7 @@ from optim.backend import Backend, Copy
 from optim.learners.learner import FORWARD_SHARE, StepResult
 from optim.learners.scalebio import ScaleBiO
 from optim.pairs import PairSettings, train_pair
-from optim.row_gaps import Floats, RowGaps, tilted_means, tilted_sums
+from optim.row_gaps import Floats, RowGaps, worst_means
 from optim.schedules import LearningRate
 from optim.state import SolverState
 
@@ -116,14 +116,15 @@ class RowPairs:
             pair, is_writer = self._gaps.num_snapshots, dist.get_rank() == 0
             copies.write_pair(backend, self._run_dir, pair, is_writer=is_writer)
         losses: list[Floats] = []
-        sums: list[Floats] = []
+        gaps: list[Floats] = []
         for batch in self._windows.batches():
             loss_w_BS, loss_u_BS = (backend.token_losses(copy, batch).numpy() for copy in Copy)
             losses.append(loss_u_BS.sum(axis=1))
-            sums.append(tilted_sums(loss_w_BS, loss_u_BS, learn.rows.tilt))
+            gaps.append((loss_w_BS - loss_u_BS)[batch.mask_BS.numpy() > 0])
             self._note(step, 2 * sum(map(len, losses)))
         tokens_R = self._rows.num_targets
-        gap_R = tilted_means(self._windows.by_row(np.concatenate(sums)), tokens_R, learn.rows.tilt)
+        row_T = self._windows.row_of_tokens
+        gap_R = worst_means(np.concatenate(gaps), row_T, self._rows.num_rows, learn.rows.worst_share)
         loss_u_R = self._windows.by_row(np.concatenate(losses)) / tokens_R
         self._gaps = self._gaps.added(gap_R, loss_u_R, self._rows.domain, tokens_R)
         self._compute_tokens += 2 * FORWARD_SHARE * float(tokens_R.sum())

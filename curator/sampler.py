@@ -175,6 +175,11 @@ class RowSet:
         """Windows of all rows."""
         return len(self._windows.row)
 
+    @property
+    def row_of_tokens(self) -> Indices:
+        """The row of every target token, in the order of the batches."""
+        return np.repeat(self._windows.row, self._windows.num_targets)
+
     def by_row(self, loss_N: NDArray[np.float64]) -> NDArray[np.float64]:
         """The windows' summed losses added up by row, in the order of the cache's rows."""
         return np.bincount(self._windows.row, weights=loss_N, minlength=self._num_rows).astype(np.float64)
@@ -192,7 +197,8 @@ class _Windows:
         start = cache.start[row] + within * sequence_length
         length = np.minimum(sequence_length, targets[row] - within * sequence_length)
         self._tokens = cache.tokens
-        self._start, self._length = start[order], length[order]
+        self._start = start[order]
+        self._length: Indices = length[order]
         self.row = row[order]
         self._salt = salt
         self.num_windows = np.bincount(cache.domain[row], minlength=len(cache.domains))
@@ -204,6 +210,11 @@ class _Windows:
         size = int(self.num_windows[domain])
         picked = [self._permutation(domain, j // size, size)[j % size] for j in draws]
         return np.array(picked, dtype=np.int64) + int(self._first[domain])
+
+    @property
+    def num_targets(self) -> Indices:
+        """Target tokens of every window."""
+        return self._length
 
     def length(self, window: int) -> int:
         """Target tokens of a window."""

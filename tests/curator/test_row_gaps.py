@@ -1,6 +1,7 @@
 """Weights of rows: what is measured, what becomes of it in a lake, and what is refused."""
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -86,11 +87,11 @@ def pairs_of(caches, folder, learn):
     return sampler, RowPairs(caches[0], sampler, learn, folder)
 
 
-@pytest.mark.parametrize("tilt", [0.0, 1.0, 2.5])
-def test_rows_are_measured_under_pairs_that_begin_anew(caches, tmp_path, tilt):
+@pytest.mark.parametrize("share", [0.3, 0.5, 1.0])
+def test_rows_are_measured_under_pairs_that_begin_anew(caches, tmp_path, share):
     """Against the steps of a pair, and single tokens through its copies, by hand."""
     corpus, _ = caches
-    learn = LEARN.model_copy(update={"rows": LEARN.rows.model_copy(update={"tilt": tilt})})
+    learn = LEARN.model_copy(update={"rows": LEARN.rows.model_copy(update={"worst_share": share})})
     assert (LEARN.num_solver_steps(2), LEARN.pair_starts(2), LEARN.num_total_steps(2)) == (11, (11, 18), 25)
     assert (LEARN.num_solver_steps(1), LEARN.pair_starts(1), LEARN.num_total_steps(1)) == (0, (0, 7), 14)
     weights_D = torch.tensor([0.3, 0.7], dtype=torch.float64)
@@ -115,7 +116,7 @@ def test_rows_are_measured_under_pairs_that_begin_anew(caches, tmp_path, tilt):
             for row in range(corpus.num_rows):
                 loss_w_T, loss_u_T = (losses_of(other, copy, corpus, row) for copy in (Copy.MODEL, Copy.AUX))
                 d_T = loss_w_T - loss_u_T
-                gap_R[row] = np.log(np.mean(np.exp(tilt * d_T))) / tilt if tilt else d_T.mean()
+                gap_R[row] = np.mean(sorted(d_T)[-math.ceil(share * len(d_T)) :])
                 loss_u_R[row] = loss_u_T.mean()
             by_hand = by_hand.added(gap_R, loss_u_R, np.asarray(corpus.domain), targets)
         pairs.save(tmp_path)

@@ -185,7 +185,7 @@ def test_settings_are_those_that_there_are(tmp_path):
     changed = {name for name in RefreshConfig.model_fields if getattr(read, name) != getattr(usual, name)}
     assert changed == {"max_age_days"}
     unnamed = RefreshConfig.model_fields.keys() - tomllib.loads(shown)["refresh"].keys()
-    assert unnamed == {"mode", "lease_minutes"}
+    assert unnamed == {"mode", "bloom_filters", "lease_minutes"}
 
 
 @dataclass(frozen=True)

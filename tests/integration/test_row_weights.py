@@ -34,11 +34,11 @@ def damaged(text, rng):
     return "".join(rng.choice("abcdefghijklmnopqrstuvwxyz") if rng.random() < 0.5 else char for char in text)
 
 
-FAST = {
+FAST = {  # in so few steps the worst tokens of a row are those that no copy has seen
     "granularity": "sample",
     "steps": 30,
     "branch_steps": 6,
-    "rows": {"steps": 20},
+    "rows": {"steps": 20, "worst_share": 1},
     "sequence_length": 48,
     "rows_per_domain": 4,
     "target_rows": 8,
@@ -64,7 +64,7 @@ def test_damaged_rows_weigh_less_than_the_sound_ones_of_their_domain(tmp_path):
     with sdk.open_lake(str(tmp_path / "lake")) as lake:
         run = lake.learn(
             str(write_target(tmp_path / "target.parquet")),
-            **FAST | {"rows": {"steps": 20, "scorer": False, "keep_copies": False}},
+            **FAST | {"rows": {"steps": 20, "worst_share": 1, "scorer": False, "keep_copies": False}},
         )
         lake.publish(run)
         rows = lake.sql("SELECT is_sound, sample_weight FROM samples WHERE domain = 'north'").pl()
@@ -94,6 +94,28 @@ def test_damaged_rows_weigh_less_than_the_sound_ones_of_their_domain(tmp_path):
     [(num_sound, num_kept)] = kept
     assert num_kept == 40
     assert num_sound > 36
+
+
+def test_damage_to_all_of_a_row_or_a_part_of_it_is_found_by_the_usual_share_of_its_tokens(tmp_path):
+    rng = random.Random(0)
+    texts = sentences("north", 120)
+    for i in range(0, 120, 3):
+        texts[i] = damaged(texts[i], rng)
+    for i in range(1, 120, 3):
+        texts[i] = texts[i][: len(texts[i]) // 2] + damaged(texts[i][len(texts[i]) // 2 :], rng)
+    write_rows(
+        tmp_path / "lake" / "north.parquet", text=texts, domain=["north"] * 120, kind=["all", "part", "none"] * 40
+    )
+    with sdk.open_lake(str(tmp_path / "lake")) as lake:
+        lake.publish(lake.learn(str(write_target(tmp_path / "target.parquet")), **FAST | {"rows": {"steps": 100}}))
+        rows = lake.sql("SELECT kind, sample_weight FROM samples").pl()
+    weight, kind = rows["sample_weight"].to_numpy(), rows["kind"].to_numpy()
+    found = {
+        each: auc(weight[(kind == "none") | (kind == each)], kind[(kind == "none") | (kind == each)] == "none")
+        for each in ("all", "part")
+    }
+    assert found["all"] > 0.95, found
+    assert found["part"] > 0.9, found
 
 
 def test_a_lake_of_one_domain_has_its_rows_weighed(tmp_path):
@@ -127,7 +149,7 @@ def test_rows_that_were_not_measured_are_weighed_by_what_their_text_says(tmp_pat
     write_rows(tmp_path / "lake" / "south.parquet", text=south, domain=["south"] * 60, is_sound=[True] * 60)
     with sdk.open_lake(str(tmp_path / "lake")) as lake:
         target = str(write_target(tmp_path / "target.parquet"))
-        run = lake.learn(target, **FAST | {"rows": {"steps": 20, "max_rows": 230}})
+        run = lake.learn(target, **FAST | {"rows": {"steps": 20, "worst_share": 1, "max_rows": 230}})
         lake.publish(run)
         assert lake.verify(deep=True).is_sound
         rows = lake.sql(
@@ -165,7 +187,7 @@ def measured_whole(tmp_path_factory):
     write_rows(folder / "lake" / "north.parquet", text=texts, domain=["north"] * 160, is_sound=is_sound)
     write_rows(folder / "lake" / "south.parquet", text=south, domain=["south"] * 60, is_sound=[True] * 60)
     with sdk.open_lake(str(folder / "lake")) as lake:
-        rows = {"steps": 20, "near_duplicates": 0}
+        rows = {"steps": 20, "worst_share": 0.9, "near_duplicates": 0}
         run = lake.learn(str(write_target(folder / "target.parquet")), **FAST | {"rows": rows})
         lake.publish(run)
     later, later_is_sound = half_damaged(60, 1)
@@ -258,7 +280,7 @@ def test_copies_that_are_damaged_are_told(whole):
     size = int.from_bytes(whole_file[:8], "little")
     flipped = bytearray(whole_file)
     flipped[-100] ^= 1
-    newer = whole_file.replace(b'\\"schema_version\\": 1', b'\\"schema_version\\": 2')
+    newer = whole_file.replace(b'\\"schema_version\\": 2', b'\\"schema_version\\": 3')
     other = whole_file.replace(run.run_id.encode(), run.run_id[:-1].encode() + b"_")
     swapped = whole_file.replace(b'\\"north\\", \\"south\\"', b'\\"south\\", \\"north\\"')
     assert whole_file not in (newer, other, swapped)
@@ -268,7 +290,7 @@ def test_copies_that_are_damaged_are_told(whole):
         (bytes(flipped), f"copies.safetensors is damaged (ValueError: it is not what run {run.run_id} wrote)"),
         (other, f"it is not what run {run.run_id} wrote"),
         (swapped, f"it is not what run {run.run_id} wrote"),
-        (newer, "written by another Lake Curator (schema_version 2, this one reads 1)"),
+        (newer, "written by another Lake Curator (schema_version 3, this one reads 2)"),
     ):
         place.write_bytes(content)
         with pytest.raises(StorageError, match=re.escape(told)):
@@ -303,7 +325,16 @@ def test_a_run_stands_without_copies_that_were_damaged(whole, tmp_path):
     def kept():
         place = tmp_path / "kept"
         return copies.keep(
-            "r", folder.parent, place, measured, corpus, {}, sequence_length=8, tilt=1, reliability=1, sharpness=1
+            "r",
+            folder.parent,
+            place,
+            measured,
+            corpus,
+            {},
+            sequence_length=8,
+            worst_share=1,
+            reliability=1,
+            sharpness=1,
         )
 
     assert kept() is None
@@ -331,7 +362,7 @@ def test_large_copies_are_not_kept():
 
 
 def refresh(folder, **settings):
-    learn = sdk.LearnConfig.model_validate(FAST | {"rows": {"steps": 20, "max_rows": 230}})
+    learn = sdk.LearnConfig.model_validate(FAST | {"rows": {"steps": 20, "worst_share": 1, "max_rows": 230}})
     usual = {"verdicts": ["converged", "not converged"], "max_share_change": 1.0}
     with sdk.open_lake(str(folder / "lake")) as lake:
         return lake.refresh(str(folder / "target.parquet"), learn=learn, **usual | settings)
