@@ -15,6 +15,7 @@ EXPERIMENTS = ROOT / "tests" / "bench" / "experiments"
 RECORDS = sorted((EXPERIMENTS / "results").glob("*.json"))
 ROW_RECORDS = [path for path in sorted((EXPERIMENTS / "results" / "rows").glob("*.json")) if path.stem != "gain"]
 
+TRANSFERS = sorted((EXPERIMENTS / "results" / "transfer").glob("*.json"))
 ABLATIONS = sorted((EXPERIMENTS / "results" / "ablations").glob("*.json"))
 
 spec = importlib.util.spec_from_file_location("results", EXPERIMENTS / "results.py")
@@ -41,6 +42,12 @@ def test_the_first_page_has_the_recorded_differences(record):
 def test_the_documented_ablation_is_the_recorded_one(record):
     values = json.loads(record.read_text(encoding="utf-8"))
     assert results.ablation_table(values) in (ROOT / "optim" / "EXPERIMENTS.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("record", TRANSFERS, ids=lambda path: path.stem)
+def test_the_documented_transfer_is_the_recorded_one(record):
+    values = json.loads(record.read_text(encoding="utf-8"))
+    assert results.transfer_table(values) in (ROOT / "optim" / "EXPERIMENTS.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("record", ROW_RECORDS, ids=lambda path: path.stem)
