@@ -65,6 +65,7 @@ def test_the_version_is_that_of_the_distribution():
     assert curator.__version__ == version("lake-curator")
 
 
+@pytest.mark.skipif(not sys.stdin.isatty(), reason="needs a terminal, whose shell it asks for")
 def test_completion_is_of_the_word_curator_whatever_started_it(tmp_path):
     """What bash gets from `python -m curator --show-completion` or `--install-completion` is for `curator`."""
     asked = [sys.executable, "-m", "curator", "--show-completion", "bash"]
