@@ -42,8 +42,7 @@ class Struct:
         kind, value = self._field(number)
         if kind not in (I16, I32, I64):
             raise ThriftError(f"has type {kind} in field {number}, where an integer belongs")
-        unsigned, _ = _read_varint(cast(bytes, value), 0)
-        return (unsigned >> 1) ^ -(unsigned & 1)
+        return _read_integer(cast(bytes, value), 0)[0]
 
     def binary(self, number: int) -> bytes:
         """The bytes in field `number`. Raises ThriftError if there are none."""
@@ -173,8 +172,7 @@ def integer_at(data: bytes, kind: int, at: int) -> int:
     """The number of this type that begins there. Raises ThriftError if it is none."""
     if kind not in (I16, I32, I64):
         raise ThriftError(f"has type {kind}, where an integer belongs")
-    unsigned, _ = _read_varint(data, at)
-    return (unsigned >> 1) ^ -(unsigned & 1)
+    return _read_integer(data, at)[0]
 
 
 def list_at(data: bytes, kind: int, at: int) -> tuple[int, int, int]:
@@ -199,8 +197,7 @@ def _read_struct(data: bytes, at: int, shape: Shape, depth: int, last: int = 2**
         if head > 15:
             number += head >> 4
         else:
-            unsigned, at = _read_varint(data, at)
-            number = (unsigned >> 1) ^ -(unsigned & 1)
+            number, at = _read_integer(data, at)
         if number > last:
             break
         if number in fields:
@@ -227,8 +224,7 @@ def _locate(data: bytes, at: int, shape: Shape, depth: int) -> tuple[Located, in
         if head > 15:
             number += head >> 4
         else:
-            unsigned, at = _read_varint(data, at)
-            number = (unsigned >> 1) ^ -(unsigned & 1)
+            number, at = _read_integer(data, at)
         start, inner = at, None
         if number in shape and shape[number] and kind == STRUCT:
             inner, at = _locate(data, at, shape[number], depth + 1)
@@ -276,6 +272,11 @@ def _read_varint(data: bytes, at: int) -> tuple[int, int]:
         if byte < 128:
             return value, at
     raise ThriftError(f"has a number of more than {_MAX_VARINT_BYTES} bytes")
+
+
+def _read_integer(data: bytes, at: int) -> tuple[int, int]:
+    unsigned, at = _read_varint(data, at)
+    return (unsigned >> 1) ^ -(unsigned & 1), at
 
 
 def _skip(data: bytes, at: int, kind: int, depth: int) -> int:

@@ -151,10 +151,9 @@ class McoreBackend:
             DivergedError: on all ranks, if a loss is not finite.
         """
         terms = [schedule.evaluation_term(copy, batch)]
-        micro_batches, losses = self._pass(terms, forward_only=True)
-        total = schedule.gather_token_losses(losses, micro_batches, batch.mask_BS.shape, self._groups, self._device)
-        _check_finite(total.sum(dim=1), terms)
-        return total
+        losses_BS = self._pass(terms, forward_only=True, shape=tuple(batch.mask_BS.shape))
+        _check_finite(losses_BS.sum(dim=1), terms)
+        return losses_BS
 
     def update(self, copy: Copy, *, learning_rate: float) -> UpdateReport:
         """Clip, take one AdamW step on the active block of `copy`, and clear its gradients.
@@ -325,14 +324,13 @@ class McoreBackend:
 
     def _run(self, terms: Sequence[Term], *, forward_only: bool) -> list[Tensor]:
         """The summed token losses of the rows of each term, (B,) float64, on every rank."""
-        micro_batches, losses = self._pass(terms, forward_only=forward_only)
         num_rows = [term.batch.num_rows for term in terms]
-        total = schedule.gather_losses(losses, micro_batches, sum(num_rows), self._groups, self._device)
+        total = self._pass(terms, forward_only=forward_only, shape=(sum(num_rows),))
         _check_finite(total, terms)
         return list(torch.split(total, num_rows))
 
-    def _pass(self, terms: Sequence[Term], *, forward_only: bool) -> tuple[list[schedule.MicroBatch], list[Tensor]]:
-        """This rank's micro-batches, and on the last stage their token losses."""
+    def _pass(self, terms: Sequence[Term], *, forward_only: bool, shape: tuple[int, ...]) -> Tensor:
+        """What `terms` lose: by row of all of them, (rows,), or by token of the only one, (B, S); on every rank."""
         for term in terms:
             pretrained.check_batch(
                 term.batch, vocab_size=self._config.vocab_size, max_positions=self._config.max_positions
@@ -344,7 +342,8 @@ class McoreBackend:
             multiple=self._layout.tensor_parallel if self._layout.sequence_parallel else 1,
             device=self._device,
         )
-        return micro_batches, schedule.run_schedule(self._copies, micro_batches, forward_only=forward_only)
+        losses = schedule.run_schedule(self._copies, micro_batches, forward_only=forward_only, by_token=len(shape) == 2)
+        return schedule.gather_losses(losses, micro_batches, shape, self._groups, self._device)
 
     def _counted_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """Parameters of w that this rank counts in sums over one whole model."""

@@ -145,11 +145,14 @@ def _lengths(mask_BS: Tensor) -> Tensor:
     return ((mask_BS > 0) * position_S).amax(dim=1)
 
 
-def run_schedule(copies: TwoCopies, micro_batches: Sequence[MicroBatch], *, forward_only: bool) -> list[Tensor]:
+def run_schedule(
+    copies: TwoCopies, micro_batches: Sequence[MicroBatch], *, forward_only: bool, by_token: bool = False
+) -> list[Tensor]:
     """Run `micro_batches` forward, and backward unless `forward_only`, adding to the gradients.
 
     Returns:
-        On the last stage each micro-batch's token losses, (num_tokens,), 0 where masked; elsewhere nothing.
+        On the last stage each micro-batch's token losses summed by row, (b,) float64, or `by_token` each of them,
+        (num_tokens,) float64, 0 where masked; elsewhere nothing.
 
     Collective: every rank of one replica, with the same micro-batches.
     """
@@ -161,7 +164,10 @@ def run_schedule(copies: TwoCopies, micro_batches: Sequence[MicroBatch], *, forw
         def weighted_loss(found: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
             loss_T, total = found
             counted_T = torch.where(micro_batch.mask_T > 0, loss_T * micro_batch.mask_T, 0.0)
-            losses.append(counted_T[: micro_batch.num_tokens].detach())
+            counted_T = counted_T[: micro_batch.num_tokens].detach().double()
+            losses.append(
+                counted_T if by_token else torch.segment_reduce(counted_T, "sum", lengths=micro_batch.length_B)
+            )
             num_tokens = torch.ones((), dtype=torch.int, device=total.device)  # of no consequence: nothing is divided
             return total, num_tokens, {}
 
@@ -184,40 +190,22 @@ def run_schedule(copies: TwoCopies, micro_batches: Sequence[MicroBatch], *, forw
 def gather_losses(
     losses: Sequence[Tensor],
     micro_batches: Sequence[MicroBatch],
-    num_slots: int,
+    shape: tuple[int, ...],
     groups: ProcessGroups,
     device: torch.device,
 ) -> Tensor:
-    """Row losses of all terms, (slots,) float64 on the CPU, on every rank.
-
-    Collective: every rank of the world. Exact: each slot is added to zeros only.
-    """
-    total = torch.zeros(num_slots, dtype=torch.float64, device=device)
-    for loss_T, micro_batch in zip(losses, micro_batches, strict=False):  # no losses but on the last stage
-        loss_B = torch.segment_reduce(loss_T.double(), "sum", lengths=micro_batch.length_B)
-        total[micro_batch.slots_B.to(device)] = loss_B
-    return _on_every_rank(total, groups)
-
-
-def gather_token_losses(
-    losses: Sequence[Tensor],
-    micro_batches: Sequence[MicroBatch],
-    shape: torch.Size,
-    groups: ProcessGroups,
-    device: torch.device,
-) -> Tensor:
-    """Token losses of one term, `shape` (B, S), float64 on the CPU, on every rank.
+    """What `run_schedule` found, float64 on the CPU, on every rank: (slots,), or by token of one term (B, S).
 
     Collective: every rank of the world. Exact: each place is added to zeros only.
     """
     total = torch.zeros(shape, dtype=torch.float64, device=device)
-    for loss_T, micro_batch in zip(losses, micro_batches, strict=False):  # no losses but on the last stage
-        row_T = micro_batch.slots_B.to(device).repeat_interleave(micro_batch.length_B)
-        total[row_T, micro_batch.positions_T[: micro_batch.num_tokens]] = loss_T.double()
-    return _on_every_rank(total, groups)
-
-
-def _on_every_rank(total: Tensor, groups: ProcessGroups) -> Tensor:
+    for found, micro_batch in zip(losses, micro_batches, strict=False):  # no losses but on the last stage
+        slots_B = micro_batch.slots_B.to(device)
+        if len(shape) == 1:
+            total[slots_B] = found
+        else:
+            row_T = slots_B.repeat_interleave(micro_batch.length_B)
+            total[row_T, micro_batch.positions_T[: micro_batch.num_tokens]] = found
     if groups.data_size > 1:
         dist.all_reduce(total, group=groups.data)
     if groups.num_stages > 1:

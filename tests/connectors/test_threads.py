@@ -29,7 +29,7 @@ def test_that_many_are_under_way_together():
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_first_that_fails_ends_it_and_no_later_one_is_begun(threads):
-    begun = []
+    begun, threads_before = [], threading.active_count()
 
     def work(item):
         begun.append(item)
@@ -41,6 +41,7 @@ def test_the_first_that_fails_ends_it_and_no_later_one_is_begun(threads):
     with pytest.raises(ValueError, match="item 5"):
         list(results)
     assert len(begun) <= 6 + 2 * threads
+    assert threading.active_count() <= threads_before
 
 
 def test_a_local_disk_is_read_by_one_thread(place, store):

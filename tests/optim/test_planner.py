@@ -60,9 +60,7 @@ def test_a_plan_equals_what_lives_in_a_real_step(real):
 def test_more_micro_batches_add_only_their_own_tokens():
     real = case("llama", small(**FROZEN), FIRST_TWO, num_packs=(5, 4))
     planned = planner.plan(CONFIGS["llama"], real.setup).worst.total
-    of_a_pack = 4 * 64 * (3 * 8 + 2 * 4 + 4) + 4 * (
-        8 + 8
-    )  # ids, labels, positions; mask, weights; losses; lengths, slots
+    of_a_pack = 4 * 64 * (3 * 8 + 2 * 4) + 4 * (8 + 8)  # ids, labels, positions, mask, weights; lengths, slots
     assert 0 <= live_bytes(real) - planned <= 6 * (of_a_pack + 128)
 
 
