@@ -10,13 +10,14 @@ import os
 import re
 import runpy
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tomllib
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -196,6 +197,10 @@ class Shell:
     bucket: str
     variables: dict[str, str] = field(repr=False)
 
+    def in_copy(self, folder: Path) -> Shell:
+        """The same in a copy of its folder: what one page writes is not there when the next is run."""
+        return replace(self, folder=shutil.copytree(self.folder, folder / "here"))
+
     def here(self, text: str) -> str:
         """What a page shows, with the bucket that there is and the sizes that two cores bear."""
         for shown, smaller in SMALLER.items():
@@ -272,8 +277,9 @@ def shell(s3_server, tmp_path_factory):
 
 
 @pytest.mark.parametrize("pages", [("README.md",), IN_ORDER], ids=["readme", "guides"])
-def test_python_runs(shell, pages):
+def test_python_runs(shell, pages, tmp_path):
     """As scripts of their own, one after another on one lake."""
+    shell = shell.in_copy(tmp_path)
     codes = [block.text for page in pages for block in blocks(page, "python")]
     assert codes
     for code in codes:
@@ -312,11 +318,12 @@ def learned(shell: Shell) -> list[str]:
 @pytest.mark.parametrize(
     "page", [pytest.param(page, marks=[pytest.mark.slow] * (Path(page).stem in SLOW)) for page in WITH_COMMANDS]
 )
-def test_commands_run(prepared, page):
+def test_commands_run(prepared, page, tmp_path):
     """But for those of `NOT_RUN`, the recorded session, and torchrun's, which have tests of their own.
 
     Of Slurm nothing is run: its script is, on one machine, by stand-ins for `sbatch`, `srun` and `scontrol`.
     """
+    prepared = prepared.in_copy(tmp_path)
     if not any(line.startswith("curator learn") for block in blocks(page, "console") for line in block.commands):
         prepared.run("curator publish s3://bucket/corpus/")  # which the page takes for granted
     if page == f"{GUIDES}/your_model.md":
