@@ -52,11 +52,13 @@ class Requests:
             raise OSError(errno.EIO, f"{name} failed")
         if kind == "exits before":
             os._exit(EXITED)
-        answer = await send()
-        if kind == "exits after":
-            os._exit(EXITED)
-        if kind == "lost":
-            raise OSError(errno.EIO, f"the answer to {name} was lost")
+        try:
+            answer = await send()
+        finally:  # also where the answer is that there is no such object
+            if kind == "exits after":
+                os._exit(EXITED)
+            if kind == "lost":
+                raise OSError(errno.EIO, f"the answer to {name} was lost")
         return await send() if kind == "twice" else answer
 
 

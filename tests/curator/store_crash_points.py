@@ -32,9 +32,10 @@ def checked(status: int, where: str) -> bool:
 
 def publish_in_copy(template: str, url: str, options: dict[str, Any], k: int, kind: Any) -> None:
     template_of(open_store(template, options)).copy_to(url, options)
-    with requests_of(url.partition("://")[0]) as requests, open_copy(url, options) as lake:
-        requests.befalls = {k: kind}
-        assert lake.publish(NEW).created
+    with requests_of(url.partition("://")[0]) as requests:
+        requests.befalls = {k: kind}  # before the lake is opened, which asks for something, too
+        with open_copy(url, options) as lake:
+            assert lake.publish(NEW).created
 
 
 def num_killed(template: str, options: dict[str, Any], step: int, kind: Any) -> int:
